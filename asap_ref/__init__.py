@@ -1,0 +1,82 @@
+"""ASAP: amortized doubly-stochastic attention via sliced dual projection, a readable reference.
+
+Read the modules in this order: arrays, transport, sinkhorn, potentials, amortizer, attention, layers,
+transformer, training, compilation.
+"""
+
+from asap_ref.amortizer import (
+    Amortizer,
+    SufficientStatistics,
+    amortized_query_dual,
+    amortized_query_dual_vjp,
+    dual_features,
+    dual_features_vjp,
+    fit_amortizer,
+)
+from asap_ref.arrays import array_module, array_namespace, to_numpy
+from asap_ref.attention import (
+    Attention,
+    asap_attention,
+    asap_attention_vjp,
+    sinkhorn_attention,
+    sinkhorn_attention_vjp,
+    softmax_attention,
+    softmax_attention_vjp,
+)
+from asap_ref.potentials import (
+    kantorovich_potentials_1d,
+    kantorovich_potentials_1d_vjp,
+    slice_directions,
+    sliced_potentials,
+    sliced_potentials_vjp,
+)
+from asap_ref.sinkhorn import sinkhorn, sinkhorn_vjp
+from asap_ref.transport import (
+    Duals,
+    attention_scores,
+    attention_scores_vjp,
+    entropic_c_transform,
+    entropic_c_transform_vjp,
+    marginal_error,
+    transport_plan,
+    transport_plan_vjp,
+    two_sided_c_transform,
+    two_sided_c_transform_vjp,
+)
+
+__all__ = [
+    "Amortizer",
+    "Attention",
+    "Duals",
+    "SufficientStatistics",
+    "amortized_query_dual",
+    "amortized_query_dual_vjp",
+    "array_module",
+    "array_namespace",
+    "asap_attention",
+    "asap_attention_vjp",
+    "attention_scores",
+    "attention_scores_vjp",
+    "dual_features",
+    "dual_features_vjp",
+    "entropic_c_transform",
+    "entropic_c_transform_vjp",
+    "fit_amortizer",
+    "kantorovich_potentials_1d",
+    "kantorovich_potentials_1d_vjp",
+    "marginal_error",
+    "sinkhorn",
+    "sinkhorn_attention",
+    "sinkhorn_attention_vjp",
+    "sinkhorn_vjp",
+    "slice_directions",
+    "sliced_potentials",
+    "sliced_potentials_vjp",
+    "softmax_attention",
+    "softmax_attention_vjp",
+    "to_numpy",
+    "transport_plan",
+    "transport_plan_vjp",
+    "two_sided_c_transform",
+    "two_sided_c_transform_vjp",
+]

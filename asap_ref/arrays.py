@@ -1,0 +1,159 @@
+"""The array-module switch, and the few functions the array API standard lacks.
+
+Every operator begins with ``xp = array_namespace(q, k)`` and from then on speaks only the array API
+standard (https://data-apis.org/array-api), so the same lines run on NumPy, CuPy, torch and JAX. This is
+the only file that knows array-api-compat.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import array_api_compat as compat
+import numpy as np
+
+MODULES = {
+    "numpy": "array_api_compat.numpy",
+    "cupy": "array_api_compat.cupy",
+    "torch": "array_api_compat.torch",
+    "jax": "jax.numpy",
+    "array_api_strict": "array_api_strict",
+}
+
+
+def array_module(name):
+    """Return the array module of that name, in a form that follows the array API standard.
+
+    Parameters
+    ----------
+    name : {"numpy", "cupy", "torch", "jax", "array_api_strict"}
+
+    Raises
+    ------
+    ValueError
+        If the name is not one of these.
+    ModuleNotFoundError
+        If the library is not installed; the message says how to install it.
+
+    Examples
+    --------
+    >>> xp = array_module("numpy")
+    >>> xp.asarray([1.0, 2.0]).dtype
+    dtype('float64')
+    """
+    if name not in MODULES:
+        raise ValueError(f"array module {name!r} is not one of {', '.join(MODULES)}")
+    try:
+        return importlib.import_module(MODULES[name])
+    except ImportError as error:
+        install = {"cupy": "asap-ref[cuda12] or asap-ref[cuda13]", "array_api_strict": "array-api-strict"}
+        raise ModuleNotFoundError(
+            f"array module {name!r} cannot be imported ({error}); try: pip install '{install.get(name, name)}'"
+        ) from error
+
+
+def is_array(x):
+    """Say whether x is an array of a module we can compute with."""
+    return compat.is_array_api_obj(x)
+
+
+def array_namespace(*arrays):
+    """Return the one array module, on one device, that all the arrays belong to.
+
+    Parameters
+    ----------
+    *arrays : array or None
+        None stands for an argument that was not given, and is passed over.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array, or two come from different modules or devices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> array_namespace(np.ones(3), None).__name__
+    'array_api_compat.numpy'
+    """
+    given = [x for x in arrays if x is not None]
+    for x in given:
+        if not compat.is_array_api_obj(x):
+            raise TypeError(f"expected an array (NumPy, CuPy, torch, JAX, ...), got {type(x).__name__}: {x!r:.60}")
+    modules = {compat.array_namespace(x).__name__ for x in given}
+    if len(modules) != 1:
+        names = sorted(name.removeprefix("array_api_compat.") for name in modules)
+        raise TypeError(f"arrays of different modules cannot be mixed: got {names}; convert them to one of these")
+    devices = {str(compat.device(x)) for x in given}
+    if len(devices) != 1:
+        raise TypeError(f"arrays on different devices cannot be mixed: got {sorted(devices)}; move them to one")
+    return compat.array_namespace(*given)
+
+
+def device(x):
+    """Return the device the array lives on."""
+    return compat.device(x)
+
+
+def to_numpy(x):
+    """Copy an array of any module to the host, as a NumPy array.
+
+    Examples
+    --------
+    >>> import array_api_strict
+    >>> to_numpy(array_api_strict.asarray([1.0, 2.0]))
+    array([1., 2.])
+    """
+    if compat.is_torch_array(x):
+        return x.detach().cpu().numpy()
+    if compat.is_cupy_array(x):
+        return x.get()
+    if type(x).__module__.startswith("array_api_strict"):
+        import array_api_strict
+
+        return np.asarray(x.to_device(array_api_strict.Device("CPU_DEVICE")))
+    return np.asarray(x)
+
+
+def is_half(dtype):
+    """Say whether dtype is float16 or bfloat16 (which the standard does not know, so by name)."""
+    return str(dtype).rpartition(".")[-1] in ("float16", "bfloat16")
+
+
+def logsumexp(x, *, axis):
+    """Log of the sum of exponentials along one axis, safe for entries of any size and for -inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(logsumexp(np.asarray([1e4, 1e4]), axis=-1).round(3))
+    10000.693
+    """
+    xp = array_namespace(x)
+    top = xp.max(x, axis=axis, keepdims=True)
+    top = xp.where(top == -xp.inf, xp.zeros_like(top), top)  # an empty sum: avoids -inf - -inf
+    total = xp.sum(xp.exp(x - top), axis=axis, keepdims=True)
+    empty = total == 0
+    log = xp.where(empty, -xp.inf, xp.log(xp.where(empty, xp.ones_like(total), total)))
+    return xp.squeeze(log + top, axis=axis)
+
+
+def softmax(x, *, axis):
+    """Exponentials normalised to sum to one along one axis; all zero where every entry is -inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softmax(np.asarray([0.0, -np.inf, 0.0]), axis=-1)
+    array([0.5, 0. , 0.5])
+    """
+    xp = array_namespace(x)
+    top = xp.max(x, axis=axis, keepdims=True)
+    e = xp.exp(x - xp.where(top == -xp.inf, xp.zeros_like(top), top))
+    total = xp.sum(e, axis=axis, keepdims=True)
+    return e / xp.where(total == 0, xp.ones_like(total), total)
+
+
+def transpose(x):
+    """Swap the last two axes: (..., n, m) -> (..., m, n)."""
+    return array_namespace(x).matrix_transpose(x)
