@@ -98,6 +98,8 @@ def _inside(function, *args, **kwargs):
 
 
 def _leaves(x):
+    if isinstance(x, dict):
+        x = list(x.values())
     if isinstance(x, tuple | list):
         return [leaf for item in x for leaf in _leaves(item)]
     return [x] if x is not None else []
@@ -229,6 +231,8 @@ def _cast_half(xp, x):
 def _cast_back(xp, x, dtype):
     if dtype is None or x is None:
         return x
+    if isinstance(x, dict):
+        return {key: _cast_back(xp, item, dtype) for key, item in x.items()}
     if isinstance(x, tuple):
         parts = [_cast_back(xp, item, dtype) for item in x]
         return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)

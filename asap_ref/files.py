@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from asap_ref.arrays import to_numpy
+from asap_ref.parameters import flatten, unflatten
 
 FORMAT_VERSION = 1
 
@@ -87,26 +88,3 @@ def write_atomically(path, write):
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def flatten(tree, prefix=""):
-    """Join the keys of a nested dict: {"a": {"b": x}} -> {"a/b": x}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}/")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def unflatten(flat):
-    """Undo `flatten`: {"a/b": x} -> {"a": {"b": x}}."""
-    tree = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[leaf] = value
-    return tree
