@@ -282,6 +282,7 @@ class Attention:
         check_choice(self.name, "name", "Attention", tuple(FORMS))
 
     def __call__(self, q, k, v, *, query_mask=None, key_mask=None):
+        """Return the attention output (..., n, p)."""
         forward, _ = FORMS[self.name]
         return forward(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)
 

