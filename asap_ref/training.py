@@ -45,7 +45,7 @@ def initial_moments(params):
 def adamw(params, grads, moments, step, learning_rate, *, weight_decay, betas=(0.9, 0.99), eps=1e-8):
     """Take one step of AdamW (Loshchilov & Hutter 2019): (new params, new moments).
 
-    Weight decay is decoupled and applies to matrices only, as is usual: not to biases, gains and tokens.
+    Weight decay is decoupled and applies to arrays of two axes (weights, positions), not to biases and gains.
 
     Examples
     --------

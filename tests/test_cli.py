@@ -1,0 +1,129 @@
+"""The installed command: what it writes, how it resumes, and what it says of mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from asap_ref.transformer import Transformer
+
+ATTENTIONS = ["softmax", "sinkhorn", "sinkhorn-1", "sinkhorn-2", "sinkhorn-3", "sinkhorn-5", "asap"]
+COLUMNS = {"attention", "accuracy", "agreement", "output_error", "column_error", "ms_per_forward", "speedup"}
+
+
+def asap_ref(*arguments, **options):
+    command = [sys.executable, "-c", "import sys; from asap_ref.cli import main; sys.exit(main())", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("short run")  # with a blank, as people have
+    done = asap_ref("reproduce", "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_reproduce_writes_report_figure_and_models(short_run):
+    out, done = short_run
+    report = json.loads((out / "report.json").read_text())
+    assert [row["attention"] for row in report["rows"]] == ATTENTIONS
+    assert all(set(row) == COLUMNS for row in report["rows"])
+    rows = {row["attention"]: row for row in report["rows"]}
+    assert rows["sinkhorn"]["agreement"] == 1 and rows["sinkhorn"]["output_error"] == 0
+    assert rows["sinkhorn"]["speedup"] == 1 and report["seconds"] > 0
+    errors = [rows[name]["output_error"] for name in ATTENTIONS[2:6]]
+    assert errors == sorted(errors, reverse=True)  # more iterations, nearer to the teacher
+    assert (out / "report.md").read_text() in done.stdout
+    for name in ("reproduce.png", "reproduce.svg", "softmax.npz", "sinkhorn.npz", "asap.npz"):
+        assert (out / name).stat().st_size > 1000
+    assert str(out) not in (out / "report.json").read_text()  # no path of this machine in the record
+
+
+def test_the_compiled_model_runs_on_its_own_and_gives_the_reported_accuracy(short_run):
+    from asap_ref.datasets import load_digits
+    from asap_ref.training import accuracy
+
+    out, _ = short_run
+    digits = load_digits()
+    report = json.loads((out / "report.json").read_text())
+    for name in ("softmax", "sinkhorn", "asap"):
+        expected = next(row["accuracy"] for row in report["rows"] if row["attention"] == name)
+        assert accuracy(Transformer.load(out / f"{name}.npz"), digits.test_inputs, digits.test_labels) == expected
+
+
+def test_progress_is_plain_lines_when_piped(short_run):
+    _, done = short_run
+    assert "train sinkhorn: epoch 2/2, loss" in done.stderr
+    assert "\r" not in done.stderr and "\x1b" not in done.stderr
+
+
+def test_compile_command_replaces_the_attention_of_a_saved_model(short_run, tmp_path):
+    out, _ = short_run
+    done = asap_ref("compile", str(out / "sinkhorn.npz"), str(tmp_path / "compiled.npz"), "--slices", "8")
+    assert done.returncode == 0, done.stderr
+    assert "layer 1: R²" in done.stdout
+    images = np.zeros((1, 8, 8), np.float32)
+    np.testing.assert_array_equal(
+        Transformer.load(tmp_path / "compiled.npz")(images), Transformer.load(out / "asap.npz")(images)
+    )
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(short_run, tmp_path):
+    out, _ = short_run
+    arguments = ["reproduce", "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(tmp_path)]
+    command = [sys.executable, "-c", "import sys; from asap_ref.cli import main; sys.exit(main())", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "softmax.checkpoint.npz").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with --resume" in stderr and "Traceback" not in stderr
+    done = asap_ref(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    with np.load(out / "sinkhorn.npz") as straight, np.load(tmp_path / "sinkhorn.npz") as resumed:
+        assert all(np.array_equal(straight[key], resumed[key]) for key in straight.files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reproduce", "--epochs", "0"], "at least 1"),
+        (["reproduce", "--backend", "tensorflow"], "invalid choice"),
+        (["compile", "absent.npz", "x.npz"], "no file absent.npz"),
+        (["nonsense"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_mistakes_exit_with_2_and_one_clear_line(arguments, message, tmp_path):
+    done = asap_ref(*arguments, cwd=tmp_path, env={**os.environ, "COLUMNS": "40"})
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_resuming_with_other_options_is_refused(short_run):
+    out, _ = short_run
+    done = asap_ref("reproduce", "--epochs", "3", "--resume", "--out", str(out))
+    assert done.returncode == 2
+    assert "made with other settings" in done.stderr
+
+
+def test_info_names_versions_and_array_modules():
+    done = asap_ref("info")
+    assert done.returncode == 0
+    assert "asap-ref" in done.stdout and f"numpy: {np.__version__}" in done.stdout
+    assert "cupy" in done.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["reproduce"], ["compile"], ["info"]])
+def test_help_is_there(command):
+    done = asap_ref(*command, "--help")
+    assert done.returncode == 0 and "usage" in done.stdout

@@ -1,0 +1,39 @@
+"""The same small Transformer in torch, written from the mathematics: the judge of ours, sharing no code with it."""
+
+import math
+
+import torch
+from torch.nn import functional
+
+
+def sinkhorn_plan(S, n_iter, epsilon):
+    """Log-domain Sinkhorn from the softmax start, differentiated by autograd through every step."""
+    f = -epsilon * torch.logsumexp(S / epsilon, -1)
+    g = torch.zeros_like(S[..., 0, :])
+    for _ in range(n_iter):
+        g = -epsilon * torch.logsumexp((f[..., :, None] + S) / epsilon, -2)  # square: columns sum to 1
+        f = -epsilon * torch.logsumexp((g[..., None, :] + S) / epsilon, -1)
+    return torch.exp((f[..., :, None] + g[..., None, :] + S) / epsilon)
+
+
+def forward(params, images, n_heads, patch, n_iter, epsilon):
+    """Logits; params is a dict of tensors with keys such as "block0/mlp/up/weight"."""
+    B, height, width = images.shape
+    x = images.unfold(1, patch, patch).unfold(2, patch, patch).reshape(B, -1, patch * patch)
+    x = x @ params["embedding/patch/weight"] + params["embedding/patch/bias"]
+    x = torch.cat([params["embedding/class_token"].expand(B, 1, -1), x], 1) + params["embedding/position"]
+    n, w = x.shape[1:]
+    n_layers = sum(key.endswith("norm1/gain") for key in params)
+    for i in range(n_layers):
+        p = {key.removeprefix(f"block{i}/"): value for key, value in params.items()}
+        h = functional.layer_norm(x, (w,), p["norm1/gain"], p["norm1/bias"])
+        qkv = h @ p["heads/qkv/weight"] + p["heads/qkv/bias"]
+        q, k, v = (part.view(B, n, n_heads, -1).transpose(1, 2) for part in qkv.split(w, -1))
+        P = sinkhorn_plan(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), n_iter, epsilon)
+        mixed = (P @ v).transpose(1, 2).reshape(B, n, w)
+        x = x + mixed @ p["heads/out/weight"] + p["heads/out/bias"]
+        h = functional.layer_norm(x, (w,), p["norm2/gain"], p["norm2/bias"])
+        h = functional.gelu(h @ p["mlp/up/weight"] + p["mlp/up/bias"], approximate="tanh")
+        x = x + h @ p["mlp/down/weight"] + p["mlp/down/bias"]
+    x = functional.layer_norm(x[:, 0], (w,), params["norm/gain"], params["norm/bias"])
+    return x @ params["head/weight"] + params["head/bias"]
