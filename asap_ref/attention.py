@@ -60,7 +60,8 @@ def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
     array([[2.],
            [2.]])
     """
-    return _softmax_plan(attention_scores(q, k), query_mask, key_mask) @ _without_padding(v, key_mask)
+    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
+    return _softmax_plan(attention_scores(q, k), query_mask, key_mask) @ v
 
 
 @operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
@@ -76,9 +77,9 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
            [1.]])
     """
     xp = array_namespace(q, k, v)
+    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
     P = _softmax_plan(S, query_mask, key_mask)
-    v = _without_padding(v, key_mask)
 
     def vjp(d_out):
         dP = d_out @ transpose(v)
@@ -94,10 +95,14 @@ def _softmax_plan(S, query_mask, key_mask):
     return softmax(S if valid is None else xp.where(valid, S, -xp.inf), axis=-1)
 
 
-def _without_padding(v, key_mask):
-    """Zero the values of masked keys: their plan entries are 0, but 0 times a padding NaN would not be."""
-    xp = array_namespace(v)
-    return v if key_mask is None else xp.where(key_mask[..., None], v, xp.zeros_like(v))
+def _without_padding(q, k, v, query_mask, key_mask):
+    """Zero masked tokens: their plan entries are 0, but 0 times what padding holds (NaN, say) need not be."""
+    xp = array_namespace(q, k, v)
+
+    def kept(x, mask):
+        return x if mask is None else xp.where(mask[..., None], x, xp.zeros_like(x))
+
+    return kept(q, query_mask), kept(k, key_mask), kept(v, key_mask)
 
 
 # -------------------------------------------------------------------------------------------------- Sinkhorn
@@ -137,9 +142,10 @@ def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_
     array([1., 1.])
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
     S = attention_scores(q, k)
     P = transport_plan(S, sinkhorn(S, n_iter=n_iter, **settings), **settings)
-    return P @ _without_padding(v, key_mask)
+    return P @ v
 
 
 @operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
@@ -160,10 +166,10 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
            [1.]])
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
     duals, duals_vjp = sinkhorn_vjp(S, n_iter=n_iter, **settings)
     P, plan_vjp = transport_plan_vjp(S, duals, **settings)
-    v = _without_padding(v, key_mask)
 
     def vjp(d_out):
         dS_direct, d_duals = plan_vjp(d_out @ transpose(v))
@@ -212,11 +218,12 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     True
     """
     masks = dict(query_mask=query_mask, key_mask=key_mask)
+    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
     S = attention_scores(q, k)
     f_hat = amortizer.predict(q, k)
     duals = two_sided_c_transform(S, f_hat, epsilon=amortizer.epsilon, **masks)
     P = transport_plan(S, duals, epsilon=amortizer.epsilon, **masks)
-    return P @ _without_padding(v, key_mask)
+    return P @ v
 
 
 @operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
@@ -236,11 +243,11 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     [(8, 1, 5, 4), (8, 1, 5, 4), (8, 1, 5, 4)]
     """
     settings = dict(epsilon=amortizer.epsilon, query_mask=query_mask, key_mask=key_mask)
+    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
     f_hat, predict_vjp = amortized_query_dual_vjp(q, k, *amortizer.parameters(q), cumulants=amortizer.cumulants)
     duals, duals_vjp = two_sided_c_transform_vjp(S, f_hat, **settings)
     P, plan_vjp = transport_plan_vjp(S, duals, **settings)
-    v = _without_padding(v, key_mask)
 
     def vjp(d_out):
         dS_direct, d_duals = plan_vjp(d_out @ transpose(v))

@@ -57,7 +57,8 @@ def operator(**shapes):
                 return _cast_back(xp, result, dtype)
             value, vjp = result
             _explain_non_finite(xp, function.__name__, value, arrays)
-            return _cast_back(xp, value, dtype), _checked_vjp(xp, function.__name__, value, vjp, dtype)
+            value = _cast_back(xp, value, dtype)
+            return value, _checked_vjp(xp, function.__name__, value, vjp, dtype)
 
         return checked
 

@@ -140,10 +140,10 @@ def _segments(steps, epsilon):
     Within a segment each dual stays within ``safe * epsilon`` of the reference. An entry that underflows in
     K is then negligible in every H of the segment: tiny(dtype) * exp(2 safe) is below 1e-29.
     """
-    xp = array_namespace(steps[0][1].query)
-    safe = 10.0 if steps[0][1].query.dtype == xp.float32 else 100.0
     segment, reference = [], None
     for side, duals in reversed(steps):
+        xp = array_namespace(duals.query)
+        safe = 10.0 if duals.query.dtype == xp.float32 else 100.0
         if reference is not None and any(
             _exceeds(xp, now - then, safe * epsilon) for now, then in zip(duals, reference, strict=True)
         ):

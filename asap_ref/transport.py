@@ -255,7 +255,8 @@ def transport_plan(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=None
     """
     xp = array_namespace(scores, *duals)
     f, g = duals
-    exponents = (f[..., :, None] + g[..., None, :] + scores) / epsilon
+    # g + S first, as in the c-transform that made f: its rounding then cancels, and rows are exact in float32 too
+    exponents = (f[..., :, None] + (g[..., None, :] + scores)) / epsilon
     valid = valid_pairs(query_mask, key_mask)
     return xp.exp(exponents if valid is None else xp.where(valid, exponents, -xp.inf))
 

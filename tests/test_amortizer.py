@@ -1,0 +1,176 @@
+"""The amortizer: its regression against other libraries, its statistics, and what calibration buys."""
+
+import numpy as np
+import pytest
+from gradients import check_vjp
+from problems import qkv
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+
+from asap_ref import (
+    Amortizer,
+    SufficientStatistics,
+    amortized_query_dual,
+    amortized_query_dual_vjp,
+    attention_scores,
+    dual_features,
+    dual_features_vjp,
+    fit_amortizer,
+    sinkhorn,
+    slice_directions,
+    transport_plan,
+    two_sided_c_transform,
+)
+
+rng = np.random.default_rng(0)
+FEATURES, TARGET = rng.standard_normal((20, 2, 5, 6)), rng.standard_normal((20, 2, 6))
+FEATURES -= FEATURES.mean(-1, keepdims=True)
+TARGET -= TARGET.mean(-1, keepdims=True)
+PLACES = rng.standard_normal((2, 3, 8, 4))  # two heads' worth of structure that all sequences share
+
+
+def sequences(count, seed=0, dtype=np.float64):
+    """Queries and keys of tokens that have a place and some noise, as in a trained layer."""
+    noise = np.random.default_rng(seed).standard_normal((2, count, 3, 8, 4))
+    q, k = 2 * PLACES[:, None] + 0.3 * noise
+    return q.astype(dtype), k.astype(dtype)
+
+
+def test_statistics_of_two_halves_add_to_those_of_the_whole():
+    whole = SufficientStatistics.of(FEATURES, TARGET)
+    halves = SufficientStatistics.of(FEATURES[:7], TARGET[:7]) + SufficientStatistics.of(FEATURES[7:], TARGET[7:])
+    for name in ("gram", "cross", "square"):
+        np.testing.assert_allclose(getattr(halves, name), getattr(whole, name), rtol=1e-10, atol=1e-12)
+    assert halves.count == whole.count == 20 * 6
+    np.testing.assert_allclose(halves.ridge(1e-3), whole.ridge(1e-3), rtol=1e-10)
+
+
+def test_ridge_is_scikit_learns_on_scaled_features():
+    weights = SufficientStatistics.of(FEATURES, TARGET).ridge(0.1)
+    for head in range(2):
+        rows = np.moveaxis(FEATURES[:, head], 1, -1).reshape(-1, 5)
+        size = np.sqrt((rows**2).sum(0))
+        judge = Ridge(alpha=0.1, fit_intercept=False).fit(rows / size, TARGET[:, head].ravel())
+        np.testing.assert_allclose(weights[head], judge.coef_ / size, rtol=1e-9)
+
+
+def test_r_squared_is_scikit_learns():
+    statistics = SufficientStatistics.of(FEATURES, TARGET)
+    weights = statistics.ridge(1e-3)
+    for head in range(2):
+        rows = np.moveaxis(FEATURES[:, head], 1, -1).reshape(-1, 5)
+        expected = r2_score(TARGET[:, head].ravel(), rows @ weights[head])  # the target has mean zero
+        assert statistics.r_squared(weights)[head] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_dual_in_the_span_of_the_features_is_found_exactly():
+    weights = rng.standard_normal((2, 5))
+    target = np.einsum("hf,bhfn->bhn", weights, FEATURES)
+    statistics = SufficientStatistics.of(FEATURES, target)
+    np.testing.assert_allclose(statistics.ridge(0.0), weights, rtol=1e-9)
+    np.testing.assert_allclose(statistics.r_squared(weights), 1, rtol=1e-12)
+
+
+def test_a_feature_that_never_varies_gets_weight_zero():
+    features = FEATURES.copy()
+    features[:, :, 2] = 0
+    weights = SufficientStatistics.of(features, TARGET).ridge(1e-6)
+    assert np.all(weights[:, 2] == 0) and np.isfinite(weights).all()
+
+
+def test_calibration_beats_no_prediction_and_a_truncated_loop_on_new_data():
+    (q, k), (q_new, k_new) = sequences(300), sequences(50, seed=1)
+    amortizer = fit_amortizer([(q, k)], n_slices=8, n_iter=20)
+    S = attention_scores(q_new, k_new)
+    teacher = transport_plan(S, sinkhorn(S, n_iter=20))
+
+    def error(start):
+        return np.linalg.norm(transport_plan(S, two_sided_c_transform(S, start)) - teacher)
+
+    assert error(amortizer.predict(q_new, k_new)) < 0.5 * error(sinkhorn(S, n_iter=0).query)
+    assert np.all(amortizer.r_squared > 0.9)
+
+
+def test_prediction_has_mean_zero_and_forgets_constants_of_the_keys():
+    q, k = sequences(5)
+    amortizer = fit_amortizer([(q, k)], n_slices=8, n_iter=5)
+    np.testing.assert_allclose(amortizer.predict(q, k).mean(-1), 0, atol=1e-13)
+
+
+def test_batches_stream():
+    q, k = sequences(60)
+    whole = fit_amortizer([(q, k)], n_slices=4, n_iter=5)
+    streamed = fit_amortizer(((q[i : i + 20], k[i : i + 20]) for i in range(0, 60, 20)), n_slices=4, n_iter=5)
+    np.testing.assert_allclose(streamed.weights, whole.weights, rtol=1e-9)
+
+
+def test_float32_calibration_is_float64s_but_for_rounding():
+    q, k = sequences(60)
+    single = fit_amortizer([sequences(60, dtype=np.float32)], n_slices=4, n_iter=5)
+    double = fit_amortizer([(q, k)], n_slices=4, n_iter=5)
+    expected = double.predict(q, k)
+    found = single.predict(*sequences(60, dtype=np.float32))
+    assert found.dtype == np.float32
+    # features carry 1e-6 relative; the ridge of 1e-4 bounds what the solve makes of it
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("cumulants", [True, False])
+def test_gradient_of_features_and_prediction(cumulants):
+    q, k, _ = qkv(2, 3, n=6, d=4)
+    theta = slice_directions(4, 5)
+    check_vjp(
+        lambda q, k, t: dual_features(q, k, t, cumulants=cumulants),
+        lambda q, k, t: dual_features_vjp(q, k, t, cumulants=cumulants),
+        [q, k, theta],
+    )
+    weights = rng.standard_normal((3, 5 + 3 * cumulants))
+    check_vjp(
+        lambda *a: amortized_query_dual(*a, cumulants=cumulants),
+        lambda *a: amortized_query_dual_vjp(*a, cumulants=cumulants),
+        [q, k, theta, weights],
+    )
+
+
+def test_cumulants_are_those_of_the_keys():
+    q, k, _ = qkv(1, n=7, d=4)
+    features = dual_features(q, k, slice_directions(4, 2))[0, 2:]
+    u, cov = q[0] / 2, np.cov(k[0].T, bias=True)  # sqrt(d) is 2
+    expected = [u @ k[0].mean(0), (u**2).sum(-1), np.einsum("ia,ab,ib->i", u, cov, u)]
+    np.testing.assert_allclose(features, [e - e.mean() for e in expected], atol=1e-13)
+
+
+def test_a_saved_amortizer_loads_to_the_same_numbers(tmp_path):
+    q, k = sequences(10)
+    amortizer = fit_amortizer([(q, k)], n_slices=4, n_iter=5, epsilon=0.5, cumulants=False)
+    amortizer.save(tmp_path / "a.npz")
+    loaded = Amortizer.load(tmp_path / "a.npz")
+    np.testing.assert_array_equal(loaded.predict(q, k), amortizer.predict(q, k))
+    assert (loaded.epsilon, loaded.n_iter, loaded.cumulants) == (0.5, 5, False)
+    np.testing.assert_array_equal(loaded.r_squared, amortizer.r_squared)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n_iter": 0}, ValueError, "n_iter must be at least 1"),
+        ({"epsilon": 0}, ValueError, "epsilon must be positive"),
+        ({"objective": "magic"}, ValueError, "objective must be one of"),
+        ({"n_slices": 0}, ValueError, "n_slices must be at least 1"),
+        ({"n_slices": 2.5}, TypeError, "n_slices must be an integer"),
+        ({"kind": "pca?"}, ValueError, "kind must be one of"),
+        ({"ridge": -1.0}, ValueError, "ridge must be at least 0"),
+    ],
+)
+def test_wrong_settings_say_what_was_expected(options, error, message):
+    with pytest.raises(error, match=message):
+        fit_amortizer([sequences(2)], **options)
+
+
+def test_no_batches_and_other_head_counts_are_refused():
+    with pytest.raises(ValueError, match="batches is empty"):
+        fit_amortizer([])
+    amortizer = fit_amortizer([sequences(5)], n_slices=2, n_iter=2)
+    q, k, _ = qkv(2, 4, n=6, d=4)
+    with pytest.raises(ValueError, match=r"weights has shape \(3, 5\), expected \(H, F\) = \(4, 5\)"):
+        amortizer.predict(q, k)

@@ -1,0 +1,63 @@
+"""The README keeps its word: its code runs, its tables are the generated ones, its commands are one line each."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_library_example_runs_and_asap_comes_close_to_its_teacher(capsys):
+    first, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(first.strip().splitlines()) <= 10
+    names = {}
+    for block in (first, *others):
+        exec(compile(block, "README.md", "exec"), names)
+    error = float(capsys.readouterr().out.split()[-1])
+    one_iteration = names["sinkhorn_attention"](*(names[x][400:] for x in "qkv"), n_iter=1)
+    teacher = names["teacher"]
+    assert error < 0.5 * ((one_iteration - teacher) ** 2).sum() ** 0.5 / (teacher**2).sum() ** 0.5
+    assert names["dq"].shape == names["q"][:2].shape
+
+
+def test_tables_are_generated(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "figures")
+    import readme
+
+    assert readme.filled(README) == README, "run python figures/readme.py"
+    table = (ROOT / "figures" / "reproduce.md").read_text()
+    from asap_ref.reproduce import markdown
+
+    assert markdown(json.loads((ROOT / "figures" / "reproduce.json").read_text())) == table
+
+
+def test_the_committed_run_shows_what_the_readme_claims():
+    report = json.loads((ROOT / "figures" / "reproduce.json").read_text())
+    rows = {row["attention"]: row for row in report["rows"]}
+    assert rows["sinkhorn"]["accuracy"] >= 0.965
+    assert rows["asap"]["accuracy"] >= 0.99 * rows["sinkhorn"]["accuracy"]
+    assert rows["asap"]["agreement"] >= 0.98
+    assert rows["asap"]["accuracy"] > rows["sinkhorn-1"]["accuracy"] + 0.03
+    assert min(min(layer["iterations"]) for layer in report["teacher"]) > 5
+    assert report["seconds"] <= 120
+
+
+def test_both_commands_are_one_line_each():
+    commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
+    assert len(commands) == 2
+    assert "asap-ref reproduce" in commands[0] and "pytest" in commands[1]
+
+
+def test_every_file_that_the_readme_names_is_there():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_importing_the_package_imports_no_framework():
+    import subprocess
+
+    code = "import sys, asap_ref.cli; print([m for m in ('torch', 'jax', 'ot', 'cupy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
