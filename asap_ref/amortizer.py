@@ -214,8 +214,8 @@ class SufficientStatistics:
     >>> rng = np.random.default_rng(0)
     >>> features, target = rng.standard_normal((2, 1, 3, 5)), rng.standard_normal((2, 1, 5))
     >>> whole = SufficientStatistics.of(features, target)
-    >>> parts = SufficientStatistics.of(features[:1], target[:1]) + SufficientStatistics.of(features[1:], target[1:])
-    >>> np.allclose(whole.gram, parts.gram), whole.count == parts.count
+    >>> first, second = (SufficientStatistics.of(features[i], target[i]) for i in (0, 1))
+    >>> np.allclose(whole.gram, (first + second).gram), whole.count == (first + second).count
     (True, True)
     """
 

@@ -48,7 +48,7 @@ def load(path, kind):
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             flat = {key: archive[key] for key in archive.files}
         header = json.loads(str(flat.pop("header")))
         found, version = header["kind"], header["version"]
@@ -58,7 +58,7 @@ def load(path, kind):
     except (KeyError, TypeError, ValueError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or was not written by asap_ref: {error}") from error
     if found != kind:
-        raise ValueError(f"{path} holds a {found}, expected a {kind}")
+        raise ValueError(f"{path} is of kind {found!r}, expected {kind!r}")
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {version}, this release reads {FORMAT_VERSION}; update asap_ref"

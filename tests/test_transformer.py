@@ -90,8 +90,8 @@ def test_ten_training_steps_agree_with_torch():
         optimiser.step()
         assert float(loss) == pytest.approx(expected.item(), rel=1e-11)  # float64 rounding, grown over the steps
     for key, value in flatten(params).items():
-        # atol: a key's bias shifts whole rows of scores, so its gradient is zero but for rounding near 1e-18, which
-        # AdamW divides by its eps of 1e-8 and multiplies by the learning rate, ten times over
+        # atol: a key's bias shifts whole rows of scores, so its gradient is zero but for rounding near 1e-18,
+        # which AdamW divides by its eps of 1e-8 and multiplies by the learning rate, ten times over
         np.testing.assert_allclose(value, judge[key].detach().numpy(), rtol=1e-8, atol=1e-9, err_msg=key)
 
 

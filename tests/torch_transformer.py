@@ -1,4 +1,4 @@
-"""The same small Transformer in torch, written from the mathematics: the judge of ours, sharing no code with it."""
+"""The same small Transformer in torch, written from the mathematics: a judge that shares no code with ours."""
 
 import math
 
@@ -18,7 +18,7 @@ def sinkhorn_plan(S, n_iter, epsilon):
 
 def forward(params, images, n_heads, patch, n_iter, epsilon):
     """Logits; params is a dict of tensors with keys such as "block0/mlp/up/weight"."""
-    B, height, width = images.shape
+    B = len(images)
     x = images.unfold(1, patch, patch).unfold(2, patch, patch).reshape(B, -1, patch * patch)
     x = x @ params["embedding/patch/weight"] + params["embedding/patch/bias"]
     x = torch.cat([params["embedding/class_token"].expand(B, 1, -1), x], 1) + params["embedding/position"]

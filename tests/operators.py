@@ -1,0 +1,81 @@
+"""One table of every public operator with arguments it accepts: what the namespace and contract tests go through.
+
+An entry is (function, {argument: NumPy array or Duals}, settings). A new operator is one more line.
+"""
+
+import numpy as np
+from problems import masks, qkv, scores
+
+import asap_ref as ar
+from asap_ref import layers
+
+Q, K, V = qkv(2, 3, n=6, d=4, p=5)
+S = scores(2, 5, 7)
+F, G = scores(2, 5, seed=1), scores(2, 7, seed=2)
+QM, KM = masks(2, 5, 7)
+X, Y = scores(2, 6, seed=3), scores(2, 6, seed=4)
+THETA = ar.slice_directions(4, 5)
+WEIGHTS = scores(3, 8, seed=5)
+AMORTIZER = ar.fit_amortizer([(Q, K)], n_slices=5, n_iter=4, epsilon=0.7)
+DUALS = ar.sinkhorn(S, epsilon=0.7)
+MASKS = {"query_mask": QM, "key_mask": KM}
+ROW = {"x": scores(4, 6, seed=6)}
+AFFINE = {"weight": scores(6, 3, seed=7), "bias": scores(3, seed=8)}
+
+OPERATORS = {
+    "attention_scores": (ar.attention_scores, {"q": Q, "k": K}, {}),
+    "c_transform": (ar.entropic_c_transform, {"scores": S, "dual": F}, {"epsilon": 0.7}),
+    "c_transform masked": (ar.entropic_c_transform, {"scores": S, "dual": G, **MASKS}, {"onto": "query"}),
+    "plan": (ar.transport_plan, {"scores": S, "duals": DUALS}, {"epsilon": 0.7}),
+    "plan masked": (ar.transport_plan, {"scores": S, "duals": DUALS, **MASKS}, {"epsilon": 0.7}),
+    "two_sided": (ar.two_sided_c_transform, {"scores": S, "query_dual": F}, {"epsilon": 0.7}),
+    "two_sided masked": (ar.two_sided_c_transform, {"scores": S, "query_dual": F, **MASKS}, {}),
+    "sinkhorn": (ar.sinkhorn, {"scores": S}, {"n_iter": 6, "epsilon": 0.7}),
+    "sinkhorn masked": (ar.sinkhorn, {"scores": S, **MASKS}, {"n_iter": 6}),
+    "sinkhorn init": (ar.sinkhorn, {"scores": S, "init": F}, {"n_iter": 6}),
+    "potentials": (ar.kantorovich_potentials_1d, {"x": X, "y": Y}, {}),
+    "potentials squared": (ar.kantorovich_potentials_1d, {"x": X, "y": Y}, {"cost": "sqeuclidean"}),
+    "sliced_potentials": (ar.sliced_potentials, {"q": Q, "k": K, "directions": THETA}, {}),
+    "features": (ar.dual_features, {"q": Q, "k": K, "directions": THETA}, {}),
+    "query_dual": (
+        ar.amortized_query_dual,
+        {"q": Q, "k": K, "directions": THETA, "weights": WEIGHTS},
+        {},
+    ),
+    "softmax": (ar.softmax_attention, {"q": Q, "k": K, "v": V}, {}),
+    "sinkhorn_attention": (ar.sinkhorn_attention, {"q": Q, "k": K, "v": V}, {"n_iter": 6}),
+    "asap": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": AMORTIZER}),
+    "linear": (layers.linear, {**ROW, **AFFINE}, {}),
+    "layer_norm": (layers.layer_norm, {**ROW, "gain": ROW["x"][0], "bias": ROW["x"][1]}, {}),
+    "gelu": (layers.gelu, ROW, {}),
+}
+
+
+def vjp_of(function):
+    """The operator's VJP, which stands under its name with _vjp behind, wherever the operator is public."""
+    home = layers if hasattr(layers, function.__name__) else ar
+    return getattr(home, f"{function.__name__}_vjp")
+
+
+def convert(arguments, change):
+    """Apply ``change`` to every array of the arguments, inside Duals too; masks keep their dtype."""
+    return {
+        name: ar.Duals(*map(change, value)) if isinstance(value, ar.Duals) else change(value)
+        for name, value in arguments.items()
+    }
+
+
+def outputs(value):
+    """Arrays of a result, flat, gradients of Duals included."""
+    if isinstance(value, tuple):
+        return [leaf for item in value for leaf in outputs(item)]
+    return [value]
+
+
+def random_like(value, seed=0):
+    """A cotangent for a result of NumPy arrays."""
+    rng = np.random.default_rng(seed)
+    if isinstance(value, tuple):
+        parts = [rng.standard_normal(x.shape).astype(x.dtype) for x in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return rng.standard_normal(value.shape).astype(value.dtype)
