@@ -1,7 +1,8 @@
 """ASAP: amortized doubly-stochastic attention via sliced dual projection, a readable reference.
 
 Read the modules in this order: arrays, transport, sinkhorn, potentials, amortizer, attention, layers,
-transformer, training, compilation.
+transformer, training, compilation. The attentions exported here are the fast ones of fused.py; those of
+attention.py say the same in the plainest way, and are the definition.
 """
 
 from asap_ref.amortizer import (
@@ -14,8 +15,7 @@ from asap_ref.amortizer import (
     fit_amortizer,
 )
 from asap_ref.arrays import array_module, array_namespace, to_numpy
-from asap_ref.attention import (
-    Attention,
+from asap_ref.fused import (
     asap_attention,
     asap_attention_vjp,
     sinkhorn_attention,
@@ -23,6 +23,7 @@ from asap_ref.attention import (
     softmax_attention,
     softmax_attention_vjp,
 )
+from asap_ref.mechanism import Attention
 from asap_ref.potentials import (
     kantorovich_potentials_1d,
     kantorovich_potentials_1d_vjp,

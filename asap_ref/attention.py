@@ -9,12 +9,9 @@ Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 from asap_ref.amortizer import amortized_query_dual_vjp
 from asap_ref.arrays import array_namespace, softmax, transpose
-from asap_ref.contracts import check_choice, operator
+from asap_ref.contracts import operator
 from asap_ref.sinkhorn import sinkhorn, sinkhorn_vjp
 from asap_ref.transport import (
     attention_scores,
@@ -60,7 +57,7 @@ def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
     array([[2.],
            [2.]])
     """
-    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
     return _softmax_plan(attention_scores(q, k), query_mask, key_mask) @ v
 
 
@@ -77,7 +74,7 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
            [1.]])
     """
     xp = array_namespace(q, k, v)
-    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
     P = _softmax_plan(S, query_mask, key_mask)
 
@@ -95,7 +92,7 @@ def _softmax_plan(S, query_mask, key_mask):
     return softmax(S if valid is None else xp.where(valid, S, -xp.inf), axis=-1)
 
 
-def _without_padding(q, k, v, query_mask, key_mask):
+def without_padding(q, k, v, query_mask, key_mask):
     """Zero masked tokens: their plan entries are 0, but 0 times what padding holds (NaN, say) need not be."""
     xp = array_namespace(q, k, v)
 
@@ -142,7 +139,7 @@ def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_
     array([1., 1.])
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
-    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S = attention_scores(q, k)
     P = transport_plan(S, sinkhorn(S, n_iter=n_iter, **settings), **settings)
     return P @ v
@@ -166,7 +163,7 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
            [1.]])
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
-    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
     duals, duals_vjp = sinkhorn_vjp(S, n_iter=n_iter, **settings)
     P, plan_vjp = transport_plan_vjp(S, duals, **settings)
@@ -218,7 +215,7 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     True
     """
     masks = dict(query_mask=query_mask, key_mask=key_mask)
-    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S = attention_scores(q, k)
     f_hat = amortizer.predict(q, k)
     duals = two_sided_c_transform(S, f_hat, epsilon=amortizer.epsilon, **masks)
@@ -243,7 +240,7 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     [(8, 1, 5, 4), (8, 1, 5, 4), (8, 1, 5, 4)]
     """
     settings = dict(epsilon=amortizer.epsilon, query_mask=query_mask, key_mask=key_mask)
-    q, k, v = _without_padding(q, k, v, query_mask, key_mask)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
     f_hat, predict_vjp = amortized_query_dual_vjp(q, k, *amortizer.parameters(q), cumulants=amortizer.cumulants)
     duals, duals_vjp = two_sided_c_transform_vjp(S, f_hat, **settings)
@@ -257,43 +254,3 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
         return dq + dq_features, dk + dk_features, transpose(P) @ d_out
 
     return P @ v, vjp
-
-
-# ------------------------------------------------------------------------- attention as an argument of a model
-
-FORMS = {
-    "softmax": (softmax_attention, softmax_attention_vjp),
-    "sinkhorn": (sinkhorn_attention, sinkhorn_attention_vjp),
-    "asap": (asap_attention, asap_attention_vjp),
-}
-
-
-@dataclass(frozen=True)
-class Attention:
-    """An attention with its settings, to be handed to a model: ``Attention("sinkhorn", {"n_iter": 10})``.
-
-    Calling it runs the forward pass; ``.vjp`` also gives the backward pass.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> q = np.zeros((1, 2, 3))
-    >>> Attention("softmax")(q, q, np.ones((1, 2, 1))).shape
-    (1, 2, 1)
-    """
-
-    name: str
-    settings: Mapping = field(default_factory=dict)
-
-    def __post_init__(self):
-        check_choice(self.name, "name", "Attention", tuple(FORMS))
-
-    def __call__(self, q, k, v, *, query_mask=None, key_mask=None):
-        """Return the attention output (..., n, p)."""
-        forward, _ = FORMS[self.name]
-        return forward(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)
-
-    def vjp(self, q, k, v, *, query_mask=None, key_mask=None):
-        """Return (out, vjp) with ``vjp(d_out) -> (dq, dk, dv)``."""
-        _, forward_vjp = FORMS[self.name]
-        return forward_vjp(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)

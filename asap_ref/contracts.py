@@ -51,7 +51,7 @@ def operator(**shapes):
                 for name in shapes:
                     if name in bound.arguments:
                         bound.arguments[name] = _cast_half(xp, bound.arguments[name])
-            result = _inside(function, *bound.args, **bound.kwargs)
+            result = inside(function, *bound.args, **bound.kwargs)
             if not (isinstance(result, tuple) and callable(result[-1])):  # no VJP asked for
                 _explain_non_finite(xp, function.__name__, result, arrays)
                 return _cast_back(xp, result, dtype)
@@ -80,14 +80,15 @@ def _checked_vjp(xp, name, value, vjp, dtype):
         _check_kind(name, [*arrays, ("value", outputs[0], None)])
         if dtype is not None:
             cotangent = _cast_half(xp, cotangent)
-        gradients = _inside(vjp, cotangent)
+        gradients = inside(vjp, cotangent)
         _explain_non_finite(xp, f"{name} (backward)", gradients, arrays)
         return _cast_back(xp, gradients, dtype)
 
     return checked
 
 
-def _inside(function, *args, **kwargs):
+def inside(function, *args, **kwargs):
+    """Call a function as part of an operator whose arguments have been checked, on this thread."""
     if getattr(_scope, "inside", False):
         return function(*args, **kwargs)
     _scope.inside = True

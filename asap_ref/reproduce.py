@@ -18,9 +18,9 @@ import numpy as np
 
 from asap_ref import files
 from asap_ref.arrays import array_module, array_namespace, to_numpy
-from asap_ref.attention import Attention
 from asap_ref.compilation import compile_model, fidelity, hardness
 from asap_ref.datasets import load_digits
+from asap_ref.mechanism import Attention
 from asap_ref.training import TrainingSettings, predict, train
 from asap_ref.transformer import Architecture, Transformer
 

@@ -18,7 +18,6 @@ import numpy as np
 from asap_ref import files, parameters
 from asap_ref.amortizer import Amortizer
 from asap_ref.arrays import array_module, array_namespace
-from asap_ref.attention import Attention
 from asap_ref.contracts import check_count, operator
 from asap_ref.layers import (
     layer_norm,
@@ -29,6 +28,7 @@ from asap_ref.layers import (
     mlp_vjp,
     named,
 )
+from asap_ref.mechanism import Attention
 
 # ----------------------------------------------------------------------------- embedding: (B, ...) -> (B, n, w)
 

@@ -5,12 +5,10 @@ import pytest
 from gradients import check_against_torch, check_vjp
 from problems import masks, qkv
 
-from asap_ref import (
-    Attention,
+from asap_ref import fit_amortizer, sinkhorn
+from asap_ref.attention import (
     asap_attention,
     asap_attention_vjp,
-    fit_amortizer,
-    sinkhorn,
     sinkhorn_attention,
     sinkhorn_attention_vjp,
     softmax_attention,
@@ -39,10 +37,8 @@ def test_asap_with_the_closure_ready_dual_is_the_teacher():
         def predict(self, q, k):
             return sinkhorn(attention_scores(q, k), n_iter=8, epsilon=0.7).query
 
-    from asap_ref import attention
-
     expected = sinkhorn_attention(Q, K, V, n_iter=9, epsilon=0.7)
-    np.testing.assert_allclose(attention.asap_attention(Q, K, V, Oracle()), expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(asap_attention(Q, K, V, Oracle()), expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +109,10 @@ def test_asap_attention_agrees_with_torch():
 @pytest.mark.parametrize("name", ["softmax", "sinkhorn"])
 def test_what_padding_holds_does_not_matter(name, padding):
     q, k, v = RECTANGULAR
-    attention = Attention(name, {"n_iter": 3} if name == "sinkhorn" else {})
+    f_vjp = sinkhorn_attention_vjp if name == "sinkhorn" else softmax_attention_vjp
     hidden = [np.where(mask[..., None], x, padding) for x, mask in zip((q, k, v), (QM, KM, KM), strict=True)]
-    expected, expected_vjp = attention.vjp(q, k, v, query_mask=QM, key_mask=KM)
-    found, found_vjp = attention.vjp(*hidden, query_mask=QM, key_mask=KM)
+    expected, expected_vjp = f_vjp(q, k, v, query_mask=QM, key_mask=KM)
+    found, found_vjp = f_vjp(*hidden, query_mask=QM, key_mask=KM)
     np.testing.assert_array_equal(found, expected)
     assert not found[~np.broadcast_to(QM, found.shape[:-1])].any()
     for a, b, mask in zip(found_vjp(V * 0 + 1), expected_vjp(V * 0 + 1), (QM, KM, KM), strict=True):

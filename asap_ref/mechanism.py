@@ -1,0 +1,53 @@
+"""Attention as an argument of a model: a name and its settings, forward and backward, in the fast forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from asap_ref.contracts import check_choice
+from asap_ref.fused import (
+    asap_attention,
+    asap_attention_vjp,
+    sinkhorn_attention,
+    sinkhorn_attention_vjp,
+    softmax_attention,
+    softmax_attention_vjp,
+)
+
+FORMS = {
+    "softmax": (softmax_attention, softmax_attention_vjp),
+    "sinkhorn": (sinkhorn_attention, sinkhorn_attention_vjp),
+    "asap": (asap_attention, asap_attention_vjp),
+}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention with its settings, to be handed to a model: ``Attention("sinkhorn", {"n_iter": 10})``.
+
+    Calling it runs the forward pass; ``.vjp`` also gives the backward pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q = np.zeros((1, 2, 3))
+    >>> Attention("softmax")(q, q, np.ones((1, 2, 1))).shape
+    (1, 2, 1)
+    """
+
+    name: str
+    settings: Mapping = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_choice(self.name, "name", "Attention", tuple(FORMS))
+
+    def __call__(self, q, k, v, *, query_mask=None, key_mask=None):
+        """Return the attention output (..., n, p)."""
+        forward, _ = FORMS[self.name]
+        return forward(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)
+
+    def vjp(self, q, k, v, *, query_mask=None, key_mask=None):
+        """Return (out, vjp) with ``vjp(d_out) -> (dq, dk, dv)``."""
+        _, forward_vjp = FORMS[self.name]
+        return forward_vjp(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)

@@ -1,0 +1,233 @@
+"""The fast forms are the readable ones: on random, sharp, tied, tiny, huge, masked and rectangular input."""
+
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+from gradients import check_vjp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import masks, qkv
+
+from asap_ref import attention as readable
+from asap_ref import fit_amortizer, fused, scaling, sinkhorn, workers
+from asap_ref.contracts import inside
+from asap_ref.transport import attention_scores
+
+# relative to the largest entry; float32 as the conventions say
+TOLERANCE = {np.float64: 1e-10, np.float32: 2e-5}
+
+
+def amortizer_for(q, k, **options):
+    return fit_amortizer([(q, k)], **{"n_slices": 5, "n_iter": 4, **options})
+
+
+def forms(name, q, k, **options):
+    """(fast, readable) functions of q, k, v."""
+    if name == "asap":
+        options.setdefault("amortizer", amortizer_for(q, k))
+    return tuple(lambda *a, f=getattr(home, f"{name}_attention"): f(*a, **options) for home in (fused, readable))
+
+
+def agree(found, expected, dtype):
+    assert found.dtype == dtype and found.shape == expected.shape
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=TOLERANCE[dtype] * np.abs(expected).max(initial=1e-30)
+    )
+
+
+KINDS = {
+    "random": qkv(3, 2, n=9, d=4, p=5),
+    "sharp": qkv(3, 2, n=30, d=16, size=8.6),  # scores of range 300
+    "tied": tuple(np.round(x) for x in qkv(3, 2, n=9, d=4)),
+    "tiny": qkv(3, 2, n=9, d=4, size=1e-20),
+    "huge": qkv(3, 2, n=9, d=4, size=100.0),  # scores near 1e4
+    "one token": qkv(3, 2, n=1, d=4),
+    "long": qkv(1, 2, n=700, d=8),  # several tiles
+    "many": qkv(300, 4, n=17, d=4),  # several chunks
+    "no batch": qkv(2, n=9, d=4),
+    "empty batch": qkv(0, 2, n=9, d=4),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["softmax", "sinkhorn", "asap"])
+def test_fast_equals_readable(name, kind, dtype):
+    q, k, v = (x.astype(dtype) for x in KINDS[kind])
+    if name == "asap" and kind == "empty batch":
+        amortizer = {"amortizer": amortizer_for(*KINDS["random"][:2])}
+    else:
+        amortizer = {}
+    fast, slow = forms(name, q, k, **amortizer)
+    # float32 scores near 1e4 are known to 1e-3 only, in either form; the readable float64 one is the judge
+    expected = slow(*(x.astype(np.float64) for x in (q, k, v)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fast(q, k, v)
+    if dtype == np.float32 and kind in ("huge", "sharp"):
+        size = np.abs(attention_scores(q, k)).max()
+        assert np.isfinite(found).all()
+        rounding = 30 * 6e-8 * size  # of the exponents, over the teacher's half steps
+        np.testing.assert_allclose(found, expected, rtol=0, atol=rounding * np.abs(expected).max())
+    else:
+        agree(found, expected, dtype)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sinkhorn"])
+@pytest.mark.parametrize("kind", ["square", "rectangular", "fully masked"])
+def test_masks_and_rectangles(name, kind):
+    n, m = (6, 6) if kind == "square" else (6, 8)
+    q, k, v = qkv(2, 3, n=n, m=m, d=4)
+    query_mask, key_mask = (mask[:, None] for mask in masks(2, n, m))
+    if kind == "fully masked":
+        query_mask, key_mask = query_mask.copy(), key_mask.copy()
+        query_mask[0], key_mask[0] = False, False
+    options = {"query_mask": query_mask, "key_mask": key_mask}
+    fast, slow = forms(name, q, k, **options)
+    agree(fast(q, k, v), slow(q, k, v), np.float64)
+    (out, vjp), (_, slow_vjp) = (
+        getattr(home, f"{name}_attention_vjp")(q, k, v, **options) for home in (fused, readable)
+    )
+    for found, expected in zip(vjp(out), slow_vjp(out), strict=True):
+        agree(found, expected, np.float64)
+
+
+@pytest.mark.parametrize("kind", ["random", "sharp", "tied", "huge", "one token", "many", "empty batch"])
+@pytest.mark.parametrize("name", ["softmax", "sinkhorn"])
+def test_fast_gradients_equal_readable(name, kind):
+    q, k, v = KINDS[kind]
+    (out, vjp), (slow_out, slow_vjp) = (
+        getattr(home, f"{name}_attention_vjp")(q, k, v) for home in (fused, readable)
+    )
+    agree(out, slow_out, np.float64)
+    for found, expected in zip(vjp(out), slow_vjp(out), strict=True):
+        # at scores near 1e4 the duals themselves carry 1e-12, and the exponents of 41 half steps amplify it
+        np.testing.assert_allclose(
+            found, expected, rtol=0, atol=(1e-7 if kind == "huge" else 1e-10) * np.abs(expected).max(initial=1e-30)
+        )
+
+
+def test_fast_gradients_are_derivatives():
+    q, k, v = qkv(2, n=6, m=7, d=4)
+    for name, options in (("softmax", {}), ("sinkhorn", {"n_iter": 4, "epsilon": 0.7})):
+        f, f_vjp = (getattr(fused, f"{name}_attention{suffix}") for suffix in ("", "_vjp"))
+        # forward and forward of the VJP add in another order: compare the derivative only
+        out, vjp = f_vjp(q, k, v, **options)
+        np.testing.assert_allclose(out, f(q, k, v, **options), rtol=1e-12, atol=1e-14)
+        check_vjp(
+            lambda *a, f=f_vjp, o=options: f(*a, **o)[0], lambda *a, f=f_vjp, o=options: f(*a, **o), [q, k, v]
+        )
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sampled_from(["softmax", "sinkhorn", "asap"]),
+    st.integers(1, 12),
+    st.floats(1e-3, 60),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_fast_equals_readable_on_anything(name, n, size, rounded, seed):
+    q, k, v = qkv(2, 2, n=n, d=3, size=size, seed=seed)
+    if rounded:
+        q, k = np.round(q), np.round(k)
+    fast, slow = forms(name, q, k)
+    # scores up to 1e4: the exponents round by 1e-12, and the exponential turns that into a relative error
+    np.testing.assert_allclose(fast(q, k, v), slow(q, k, v), rtol=0, atol=1e-9 * np.abs(v).max())
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+def test_tiles_of_any_size_give_the_same(block):
+    q, k, v = KINDS["long"]
+    amortizer = amortizer_for(q, k)
+    agree(
+        fused.asap_attention(q, k, v, amortizer, block=block),
+        readable.asap_attention(q, k, v, amortizer),
+        np.float64,
+    )
+
+
+def test_with_a_block_memory_grows_with_the_length_and_not_with_its_square():
+    q, k, v = (x.astype(np.float32) for x in qkv(1, 1, n=6000, d=8))
+    amortizer = amortizer_for(q[..., :50, :], k[..., :50, :])
+    tracemalloc.start()
+    fused.asap_attention(q, k, v, amortizer, block=64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6000 * 6000 * 4 / 8  # an eighth of one plan
+
+
+def test_a_prediction_that_leaves_the_range_is_rescued_in_the_log_domain():
+    q, k, v = (x.astype(np.float32) for x in qkv(2, 2, n=12, d=4, size=20.0))
+
+    class Far:
+        """A useless dual: exponents of several hundred."""
+
+        directions = np.eye(4)
+        weights = np.full((2, 7), -3.0)
+        cumulants, epsilon = True, 0.3
+
+        def parameters(self, like):
+            return self.directions.astype(like.dtype), self.weights.astype(like.dtype)
+
+        def predict(self, q, k):
+            from asap_ref import amortized_query_dual
+
+            return amortized_query_dual(q, k, *self.parameters(q))
+
+    expected = readable.asap_attention(*(x.astype(np.float64) for x in (q, k, v)), Far())
+    found = fused.asap_attention(q, k, v, Far())
+    assert np.isfinite(found).all()
+    # duals near 1e3 in float32 are known to 1e-4
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(v).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("size", [1.0, 75.0, 1000.0])
+def test_scaling_gives_sinkhorns_duals_and_opens_segments_only_when_it_must(size, dtype):
+    S = (size * np.random.default_rng(0).standard_normal((3, 9, 11))).astype(dtype)
+    segments = inside(scaling.scale, S, n_iter=12, epsilon=0.7)
+    assert (len(segments) == 1) == (size == 1.0 or (size == 75.0 and dtype == np.float64))
+    expected = sinkhorn(S.astype(np.float64), n_iter=12, epsilon=0.7)
+    for found, e in zip(scaling.scaled_duals(segments, 0.7), expected, strict=True):
+        np.testing.assert_allclose(found, e, rtol=0, atol=(1e-5 if dtype == np.float32 else 1e-12) * size)
+
+
+@pytest.mark.parametrize("n_iter", [0, 1, 5])
+def test_scaling_from_a_given_start(n_iter):
+    rng = np.random.default_rng(0)
+    S, init = 3 * rng.standard_normal((2, 5, 7)), rng.standard_normal((2, 5))
+    segments = inside(scaling.scale, S, n_iter=n_iter, epsilon=0.7, init=init)
+    for found, e in zip(
+        scaling.scaled_duals(segments, 0.7), sinkhorn(S, n_iter=n_iter, epsilon=0.7, init=init), strict=True
+    ):
+        np.testing.assert_allclose(found, e, atol=1e-12)
+
+
+def test_one_thread_or_many_give_the_same_bits(monkeypatch):
+    q, k, v = KINDS["many"]
+    results = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("ASAP_REF_THREADS", threads)
+        results.append(fused.sinkhorn_attention(q, k, v))
+    np.testing.assert_allclose(*results, rtol=1e-13)
+    monkeypatch.setenv("ASAP_REF_THREADS", "none")
+    with pytest.raises(ValueError, match="ASAP_REF_THREADS must be an integer"):
+        workers.worker_count()
+
+
+def test_an_error_on_a_worker_thread_reaches_the_caller():
+    q, k, v = (x.copy() for x in KINDS["many"])
+    q[200, 1, 3, 0] = np.nan
+    for f in (fused.softmax_attention, fused.sinkhorn_attention):
+        with pytest.raises(ValueError, match="q contains NaN"):
+            f(q, k, v)
+
+
+def test_chunks_cover_every_problem_once():
+    for count in (0, 1, 7, 1000):
+        for size in (1, 300, 10**6):
+            covered = [i for piece in workers.chunks(count, size) for i in range(count)[piece]]
+            assert covered == list(range(count))
