@@ -62,7 +62,7 @@ def over_problems(function, arrays, masks):
 
     Arrays are (*leading, tokens, ...), masks (..., tokens) or None. Returns (*leading, ...).
     """
-    leading, count, pieces, part = _cut(arrays, masks)
+    leading, _, pieces, part = _cut(arrays, masks)
     return _join(spread(lambda piece: function(*part(piece)), pieces), leading)
 
 

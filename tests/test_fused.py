@@ -2,6 +2,7 @@
 
 import tracemalloc
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_fast_gradients_are_derivatives():
     for name, options in (("softmax", {}), ("sinkhorn", {"n_iter": 4, "epsilon": 0.7})):
         f, f_vjp = (getattr(fused, f"{name}_attention{suffix}") for suffix in ("", "_vjp"))
         # forward and forward of the VJP add in another order: compare the derivative only
-        out, vjp = f_vjp(q, k, v, **options)
+        out, _ = f_vjp(q, k, v, **options)
         np.testing.assert_allclose(out, f(q, k, v, **options), rtol=1e-12, atol=1e-14)
         check_vjp(
             lambda *a, f=f_vjp, o=options: f(*a, **o)[0], lambda *a, f=f_vjp, o=options: f(*a, **o), [q, k, v]
