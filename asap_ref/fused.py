@@ -141,7 +141,7 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 
         def vjp(d_out):
             M = P * (d_out @ transpose(v))
-            dS, _ = scaling_vjp(segments, xp.sum(M, axis=-1), xp.sum(M, axis=-2), column_mass(S, **masks))
+            dS = scaling_vjp(segments, xp.sum(M, axis=-1), xp.sum(M, axis=-2), column_mass(S, **masks))
             return *scores_vjp((M + dS) / epsilon), transpose(P) @ d_out
 
         return P @ v, vjp
@@ -259,13 +259,14 @@ def _predict_part(q, k, w, directions, cumulants):
     x, y = theta @ transpose(q), theta @ transpose(k)  # (B, L, n)
     y.sort(axis=-1)
     order = np.argsort(x, axis=-1)
-    x = np.take_along_axis(x, order, axis=-1)
+    order += n * np.arange(order.size // n).reshape(*order.shape[:-1], 1)  # into the flat array: one gather
+    x = x.reshape(-1)[order]
     steps = (y[..., :-1] + y[..., 1:]) * (x[..., 1:] - x[..., :-1])
     steps *= -0.5 * w[:, :L, None]
     phi = np.zeros_like(x)
     np.cumsum(steps, axis=-1, out=phi[..., 1:])
     unsorted = np.empty_like(phi)
-    np.put_along_axis(unsorted, order, phi, axis=-1)
+    unsorted.reshape(-1)[order] = phi
     f_hat = unsorted.sum(-2)
     if cumulants:
         u = q / math.sqrt(d)

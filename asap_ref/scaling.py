@@ -20,7 +20,7 @@ API code, on any module.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from asap_ref.arrays import array_namespace, transpose
@@ -37,61 +37,51 @@ class Segment:
 
     K: Any
     reference: Duals
-    steps: list = field(default_factory=list)
+    steps: list
 
 
-def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None, init=None):
+def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None):
     """Run Sinkhorn in scaling form and return its segments; the last step of the last one is the result."""
-    xp = array_namespace(scores, init)
+    xp = array_namespace(scores)
     settings = {"epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
     r = column_mass(scores, query_mask, key_mask)
-    # at padding K is zero: adding one to its sums keeps its scalings at one
-    valid = valid_pairs(query_mask, key_mask)
     row_padding = column_padding = 0.0
-    if valid is not None:
+    valid = valid_pairs(query_mask, key_mask)
+    if valid is not None:  # there K is zero: with one in place of its sums, and of r, the scalings stay one
         row_padding, column_padding = (xp.astype(~xp.any(valid, axis=axis), scores.dtype) for axis in (-1, -2))
-        r = r + 0 * column_padding
-        r = xp.where(column_padding > 0, xp.ones_like(r), r)
+        r = xp.where(column_padding > 0, xp.ones_like(column_padding), r)
     big = BIG[str(scores.dtype).rpartition(".")[-1]]
+    segments = []
+
+    def begin_segment(side, duals):
+        K = transport_plan(scores, duals, **settings)
+        a, b = (xp.ones_like(dual) for dual in duals)
+        segments.append(Segment(K, duals, [(side, a, b)]))
+        return a, b
 
     def safe(x):
         return bool(xp.all((x < big) & (x > 1 / big)))
 
-    f = entropic_c_transform(scores, xp.zeros_like(scores[..., 0, :]), onto="query", **settings)
-    reference = Duals(f if init is None else init, xp.zeros_like(scores[..., 0, :]))
-    if (
-        init is not None and n_iter
-    ):  # K of an arbitrary start may overflow: take its first half step in the log domain
-        reference = Duals(init, entropic_c_transform(scores, init, onto="key", **settings))
-    segments = [Segment(transport_plan(scores, reference, **settings), reference)]
-    ones = Duals(*(xp.ones_like(x) for x in reference))
-    a, b = ones
-    segments[-1].steps.append(("query" if init is None else "start" if not n_iter else "key", a, b))
-
-    def half_step(side, a, b):
-        segment = segments[-1]
-        if side == "key":
-            b_new = r / (_times(transpose(segment.K), a) + column_padding)
-            if safe(b_new):
-                return a, b_new
+    g = xp.zeros_like(scores[..., 0, :])
+    a, b = begin_segment("query", Duals(entropic_c_transform(scores, g, onto="query", **settings), g))
+    for _ in range(n_iter):
+        b_new = r / (_times(transpose(segments[-1].K), a) + column_padding)
+        if safe(b_new):
+            b = b_new
+            segments[-1].steps.append(("key", a, b))
         else:
-            a_new = 1 / (_times(segment.K, b) + row_padding)
-            if safe(a_new):
-                return a_new, b
-        f, g = _duals(segment, a, b, epsilon)
-        if side == "key":
+            f, _ = _duals(segments[-1], a, b, epsilon)
             g = entropic_c_transform(scores, f, onto="key", **settings)
-        else:
-            f = entropic_c_transform(scores, g, onto="query", **settings)
-        segments.append(Segment(transport_plan(scores, Duals(f, g), **settings), Duals(f, g)))
-        return ones
+            a, b = begin_segment("key", Duals(f, g))
 
-    for t in range(n_iter):
-        for side in ("key", "query"):
-            if t == 0 and side == "key" and init is not None:
-                continue  # taken above
-            a, b = half_step(side, a, b)
-            segments[-1].steps.append((side, a, b))
+        a_new = 1 / (_times(segments[-1].K, b) + row_padding)
+        if safe(a_new):
+            a = a_new
+            segments[-1].steps.append(("query", a, b))
+        else:
+            _, g = _duals(segments[-1], a, b, epsilon)
+            f = entropic_c_transform(scores, g, onto="query", **settings)
+            a, b = begin_segment("query", Duals(f, g))
     return segments
 
 
@@ -108,7 +98,7 @@ def scaled_plan(segments):
 
 
 def scaling_vjp(segments, df, dg, mass):
-    """Gradient of the scores, (..., n, m), for a cotangent of the duals, and that of the start."""
+    """Gradient of the scores (..., n, m), times epsilon, for a cotangent of the duals; mass is n'/m'."""
     xp = array_namespace(df, dg)
     d_scores = 0.0
     for segment in reversed(segments):
@@ -118,13 +108,12 @@ def scaling_vjp(segments, df, dg, mass):
                 A.append(a * df)
                 B.append(b)
                 dg, df = dg - b * _times(transpose(K), A[-1]), xp.zeros_like(df)
-            elif side == "key":
+            else:
                 A.append(a)
                 B.append(b * dg / mass)
                 df, dg = df - a * _times(K, B[-1]), xp.zeros_like(dg)
-        if A:
-            d_scores = d_scores - K * (xp.stack(A, axis=-1) @ xp.stack(B, axis=-2))
-    return d_scores, df
+        d_scores = d_scores - K * (xp.stack(A, axis=-1) @ xp.stack(B, axis=-2))
+    return d_scores
 
 
 def _duals(segment, a, b, epsilon):
