@@ -1,20 +1,14 @@
 """ASAP: amortized doubly-stochastic attention via sliced dual projection, a readable reference.
 
-Read the modules in this order: arrays, transport, sinkhorn, potentials, amortizer, attention, layers,
-transformer, training, compilation. The attentions exported here are the fast ones of fused.py; those of
-attention.py say the same in the plainest way, and are the definition.
+Read the modules in this order: arrays, transport, sinkhorn, potentials, slices, features, amortizer,
+calibration, attention, layers, transformer, training, compilation. The attentions exported here are the fast
+ones of fused.py; those of attention.py say the same in the plainest way, and are the definition.
 """
 
-from asap_ref.amortizer import (
-    Amortizer,
-    SufficientStatistics,
-    amortized_query_dual,
-    amortized_query_dual_vjp,
-    dual_features,
-    dual_features_vjp,
-    fit_amortizer,
-)
+from asap_ref.amortizer import Amortizer, amortized_query_dual, amortized_query_dual_vjp
 from asap_ref.arrays import array_module, array_namespace, to_numpy
+from asap_ref.calibration import SufficientStatistics, fit_amortizer
+from asap_ref.features import dual_features, dual_features_vjp
 from asap_ref.fused import (
     asap_attention,
     asap_attention_vjp,
@@ -24,14 +18,9 @@ from asap_ref.fused import (
     softmax_attention_vjp,
 )
 from asap_ref.mechanism import Attention
-from asap_ref.potentials import (
-    kantorovich_potentials_1d,
-    kantorovich_potentials_1d_vjp,
-    slice_directions,
-    sliced_potentials,
-    sliced_potentials_vjp,
-)
+from asap_ref.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.sinkhorn import sinkhorn, sinkhorn_vjp
+from asap_ref.slices import slice_directions, sliced_potentials, sliced_potentials_vjp
 from asap_ref.transport import (
     Duals,
     attention_scores,

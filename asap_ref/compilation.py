@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asap_ref.amortizer import fit_amortizer
 from asap_ref.arrays import array_namespace, to_numpy
+from asap_ref.calibration import fit_amortizer
 from asap_ref.mechanism import Attention
 from asap_ref.sinkhorn import sinkhorn
 from asap_ref.transport import attention_scores, marginal_error, transport_plan

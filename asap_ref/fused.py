@@ -166,7 +166,7 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
 
     Examples
     --------
-    >>> from asap_ref.amortizer import fit_amortizer
+    >>> from asap_ref.calibration import fit_amortizer
     >>> q, k, v = np.random.default_rng(0).standard_normal((3, 64, 1, 8, 4))
     >>> amortizer = fit_amortizer([(q, k)], n_slices=4)
     >>> slow = readable.asap_attention(q, k, v, amortizer)
@@ -241,7 +241,7 @@ def predict(q, k, amortizer):
     leading, n, d = q.shape[:-2], q.shape[-2], q.shape[-1]
     count, L = math.prod(leading), directions.shape[-1]
     flat_q, flat_k = q.reshape(count, n, d), k.reshape(count, n, d)
-    w = np.broadcast_to(weights, (*leading, weights.shape[-1])).reshape(count, -1)
+    w = np.broadcast_to(weights, (*leading, weights.shape[-1])).reshape(count, weights.shape[-1])
 
     def part(piece):
         return _predict_part(flat_q[piece], flat_k[piece], w[piece], directions, amortizer.cumulants)

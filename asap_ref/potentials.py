@@ -1,4 +1,4 @@
-"""Exact one-dimensional Kantorovich potentials by sorting, and slices of queries and keys.
+"""Exact one-dimensional Kantorovich potentials by sorting.
 
 In one dimension optimal transport is sorting: the i-th smallest x goes to the i-th smallest y. Potentials
 phi, psi certify it: phi_i + psi_j <= c(x_i, y_j) everywhere, with equality on matched pairs. For the cost
@@ -10,20 +10,13 @@ c(x, y) = -x y and samples sorted ascending,
 phi is minus the area under the monotone map that takes x to y. Any slope between y_(i) and y_(i+1) is
 optimal; the trapezoid is the symmetric choice (ours, derived). No n x n matrix is formed.
 
-A *slice* is a direction theta in R^d; queries and keys are projected on it after scaling each by d^(-1/4), so
-that the slices of an orthonormal basis sum to the scores S = q kᵀ / sqrt(d).
-
-Shapes: x, y are (..., n), the last axis is the sample; q (..., n, d), k (..., m, d), directions (d, L).
+Shapes: x, y are (..., n); the last axis is the sample.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
 from asap_ref.arrays import array_namespace
-from asap_ref.contracts import check_choice, check_count, operator
-
-# ------------------------------------------------------------------------------- one-dimensional potentials
+from asap_ref.contracts import check_choice, operator
 
 
 @operator(x="n", y="m")
@@ -140,133 +133,3 @@ def _potentials(x, y, cost):
     x_rank, y_rank = xp.argsort(x_order, axis=-1), xp.argsort(y_order, axis=-1)  # back to the input order
     potentials = (xp.take_along_axis(phi, x_rank, axis=-1), xp.take_along_axis(psi, y_rank, axis=-1))
     return potentials, (x_order, y_order)
-
-
-# ---------------------------------------------------------------------------------------------------- slices
-
-
-def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
-    """Unit directions on which queries and keys are projected.
-
-    Parameters
-    ----------
-    dim : int
-        d, the dimension of a head.
-    n_slices : int
-        L, the number of directions.
-    kind : {"orthogonal", "gaussian"}
-        Independent uniform directions ("gaussian": normalised Gaussian vectors), or blocks of d orthonormal
-        ones ("orthogonal", which cover the space more evenly).
-    seed : int or numpy.random.Generator
-
-    Returns
-    -------
-    numpy.ndarray (dim, n_slices), float64
-        Columns of length one. Always NumPy, so that every array module sees the same directions.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If dim or n_slices is not a positive integer or the kind is unknown.
-
-    Notes
-    -----
-    O(d² L). Sliced transport projects on random directions (paper); the orthogonal blocks are our default.
-
-    Examples
-    --------
-    >>> theta = slice_directions(4, 4)
-    >>> np.allclose(theta.T @ theta, np.eye(4))
-    True
-    """
-    check_count(dim, "dim", "slice_directions", least=1)
-    check_count(n_slices, "n_slices", "slice_directions", least=1)
-    check_choice(kind, "kind", "slice_directions", ("orthogonal", "gaussian"))
-    gaussian = np.random.default_rng(seed).standard_normal((-(-n_slices // dim), dim, dim))  # blocks of d
-    if kind == "orthogonal":
-        blocks, upper = np.linalg.qr(gaussian)
-        # the signs that make QR unique, hence the directions uniform on the sphere
-        blocks = blocks * np.sign(np.diagonal(upper, axis1=-2, axis2=-1))[:, None, :]
-    else:
-        blocks = gaussian / np.linalg.norm(gaussian, axis=-2, keepdims=True)
-    return np.concatenate(list(blocks), axis=-1)[:, :n_slices]
-
-
-@operator(q="n d", k="m d", directions=None)
-def sliced_potentials(q, k, directions):
-    """Kantorovich potentials of queries and keys on each slice: the raw features of ASAP.
-
-    Parameters
-    ----------
-    q : array (..., n, d)
-    k : array (..., m, d)
-    directions : array (d, L)
-        As from `slice_directions`, converted to the module and dtype of q.
-
-    Returns
-    -------
-    (phi, psi) : arrays (..., L, n) and (..., L, m)
-        Potentials for the bilinear cost, each of mean zero over its tokens.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, or non-finite input.
-
-    Notes
-    -----
-    O(L n (d + log n)). Sliced dual projection (paper); the scaling by d^(-1/4), which makes the slices of an
-    orthonormal basis sum to the scores, is METHOD "Slices".
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> q, k = rng.standard_normal((2, 5, 8)), rng.standard_normal((2, 5, 8))
-    >>> phi, psi = sliced_potentials(q, k, slice_directions(8, 3))
-    >>> phi.shape
-    (2, 3, 5)
-    """
-    xp = array_namespace(q, k, directions)
-    x, y = _project(q, directions), _project(k, directions)
-    phi, psi = kantorovich_potentials_1d(x, y)
-    return phi, psi - xp.mean(psi, axis=-1, keepdims=True)
-
-
-@operator(q="n d", k="m d", directions=None)
-def sliced_potentials_vjp(q, k, directions):
-    """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_q, d_k, d_directions)``.
-
-    Same arguments, errors and cost as `sliced_potentials`. Derived.
-
-    Examples
-    --------
-    >>> q, k, theta = np.ones((1, 2, 2)), np.ones((1, 2, 2)), np.eye(2)
-    >>> (phi, psi), vjp = sliced_potentials_vjp(q, k, theta)
-    >>> [d.shape for d in vjp((phi, psi))]
-    [(1, 2, 2), (1, 2, 2), (2, 2)]
-    """
-    xp = array_namespace(q, k, directions)
-    x, y = _project(q, directions), _project(k, directions)
-    (phi, psi), potentials_vjp = kantorovich_potentials_1d_vjp(x, y)
-
-    def vjp(cotangent):
-        d_phi, d_psi = cotangent
-        d_x, d_y = potentials_vjp((d_phi, d_psi - xp.mean(d_psi, axis=-1, keepdims=True)))  # (..., L, n)
-        scale = q.shape[-1] ** -0.25
-        d_q, d_k = (scale * (xp.matrix_transpose(d) @ directions.T) for d in (d_x, d_y))
-        d_directions = scale * (d_x @ q + d_y @ k)  # (..., L, d), still one a problem
-        leading = tuple(range(d_directions.ndim - 2))
-        return d_q, d_k, xp.sum(d_directions, axis=leading).T
-
-    return (phi, psi - xp.mean(psi, axis=-1, keepdims=True)), vjp
-
-
-def _project(tokens, directions):
-    """(..., n, d), (d, L) -> (..., L, n)."""
-    xp = array_namespace(tokens, directions)
-    d = tokens.shape[-1]
-    if directions.ndim != 2 or directions.shape[0] != d:
-        raise ValueError(
-            f"directions has shape {tuple(directions.shape)}, expected (d, L) with d = {d} as in q and k"
-        )
-    return d**-0.25 * (directions.T @ xp.matrix_transpose(tokens))
