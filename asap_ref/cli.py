@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from asap_ref.arrays import MODULES
 
+DATASETS = ("digits",)  # the keys of experiments.EXPERIMENTS, whose import would slow down --help
+
 
 def main(argv=None):
     """Run the command line and return its exit code: 0 done, 2 a mistake of the caller, 130 interrupted."""
@@ -45,10 +47,11 @@ def build_parser():
         epilog="example: asap-ref reproduce --epochs 5 --out quick; interrupted? the same line with --resume",
     )
     reproduce.set_defaults(run=run_reproduce)
+    reproduce.add_argument("--dataset", choices=DATASETS, default="digits", help="what to train on (%(default)s)")
     reproduce.add_argument("--out", default="asap-out", help="folder for report, figure and models (%(default)s)")
-    reproduce.add_argument("--epochs", type=positive, default=30, help="training epochs (%(default)s)")
-    reproduce.add_argument("--n-iter", type=positive, default=15, help="Sinkhorn iterations T (%(default)s)")
-    reproduce.add_argument("--slices", type=positive, default=16, help="slice directions L (%(default)s)")
+    reproduce.add_argument("--epochs", type=positive, help="training epochs (the data set's own)")
+    reproduce.add_argument("--n-iter", type=positive, help="Sinkhorn iterations T (the data set's own)")
+    reproduce.add_argument("--slices", type=positive, help="slice directions L (the data set's own)")
     reproduce.add_argument("--seed", type=int, default=0, help="seed of weights and order (%(default)s)")
     reproduce.add_argument(
         "--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)"
@@ -63,7 +66,10 @@ def build_parser():
     compile_.set_defaults(run=run_compile)
     compile_.add_argument("model", help="a Transformer trained with Sinkhorn attention, .npz")
     compile_.add_argument("compiled", help="where to write the compiled model, .npz")
-    compile_.add_argument("--slices", type=positive, default=16, help="slice directions L (%(default)s)")
+    compile_.add_argument(
+        "--dataset", choices=DATASETS, default="digits", help="whose training split calibrates (%(default)s)"
+    )
+    compile_.add_argument("--slices", type=positive, help="slice directions L (the data set's own)")
     compile_.add_argument("--seed", type=int, default=0, help="seed of the directions (%(default)s)")
 
     info = commands.add_parser("info", help="print versions and the array modules found")
@@ -84,7 +90,12 @@ def run_reproduce(args):
     from asap_ref.reproduce import ReproduceSettings, reproduce
 
     settings = ReproduceSettings(
-        epochs=args.epochs, n_iter=args.n_iter, slices=args.slices, seed=args.seed, backend=args.backend
+        args.dataset,
+        epochs=args.epochs,
+        n_iter=args.n_iter,
+        slices=args.slices,
+        seed=args.seed,
+        backend=args.backend,
     )
     reproduce(settings, args.out, resume=args.resume)
 
@@ -92,11 +103,12 @@ def run_reproduce(args):
 def run_compile(args):
     """Run ``asap-ref compile``."""
     from asap_ref.compilation import compile_model
-    from asap_ref.datasets import load_digits
+    from asap_ref.experiments import experiment
     from asap_ref.transformer import Transformer
 
     model = Transformer.load(args.model)
-    compiled, report = compile_model(model, [load_digits().train_inputs], n_slices=args.slices, seed=args.seed)
+    run = experiment(args.dataset, seed=args.seed, slices=args.slices)
+    compiled, report = compile_model(model, [run.load().train_inputs], **run.compilation)
     compiled.save(args.compiled)
     for layer in report:
         shares = ", ".join(f"{r:.3f}" for r in layer["r_squared"])

@@ -19,10 +19,10 @@ import numpy as np
 from asap_ref import files
 from asap_ref.arrays import array_module, array_namespace, to_numpy
 from asap_ref.compilation import compile_model, fidelity, hardness
-from asap_ref.datasets import load_digits
+from asap_ref.experiments import experiment
 from asap_ref.mechanism import Attention
-from asap_ref.training import TrainingSettings, predict, train
-from asap_ref.transformer import Architecture, Transformer
+from asap_ref.training import predict, train
+from asap_ref.transformer import Transformer
 
 TRUNCATIONS = (1, 2, 3, 5)
 COLUMNS = {
@@ -38,18 +38,18 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class ReproduceSettings:
-    """What the main job depends on."""
+    """What the main job depends on; None stands for the experiment's own setting."""
 
-    epochs: int = 30
-    n_iter: int = 15
-    epsilon: float = 0.3
-    slices: int = 16
+    dataset: str = "digits"
+    epochs: int | None = None
+    n_iter: int | None = None
+    slices: int | None = None
     seed: int = 0
     backend: str = "numpy"
 
 
 def reproduce(settings, out, *, resume=False, say=print):
-    """Train, compile and compare on digits; write everything to the folder ``out`` and return the report.
+    """Train, compile and compare on a data set; write everything to the folder ``out`` and return the report.
 
     Parameters
     ----------
@@ -73,19 +73,22 @@ def reproduce(settings, out, *, resume=False, say=print):
     """
     start, out = time.perf_counter(), Path(out)
     xp = array_module(settings.backend)
-    digits = load_digits()
-    training = TrainingSettings(epochs=settings.epochs, seed=settings.seed)
-    teacher_attention = Attention("sinkhorn", {"n_iter": settings.n_iter, "epsilon": settings.epsilon})
+    seed = settings.seed
+    run = experiment(
+        settings.dataset, seed=seed, epochs=settings.epochs, n_iter=settings.n_iter, slices=settings.slices
+    )
+    data = run.load()
 
     seconds, models = {}, {}
-    for attention in (Attention("softmax"), teacher_attention):
-        model = Transformer.create(Architecture(), attention, seed=settings.seed, xp=xp)
+    for attention in (Attention("softmax"), Attention("sinkhorn", run.teacher)):
+        model = Transformer.create(run.architecture, attention, seed=seed, xp=xp)
         began = time.perf_counter()
         models[attention.name], _ = train(
             model,
-            digits.train_inputs,
-            digits.train_labels,
-            training,
+            data.train_inputs,
+            data.train_labels,
+            run.training,
+            augment=run.augment,
             checkpoint=out / f"{attention.name}.checkpoint.npz",
             resume=resume,
             label=f"train {attention.name}",
@@ -94,9 +97,7 @@ def reproduce(settings, out, *, resume=False, say=print):
     teacher = models["sinkhorn"]
 
     began = time.perf_counter()
-    compiled, calibration = compile_model(
-        teacher, [digits.train_inputs], n_slices=settings.slices, seed=settings.seed
-    )
+    compiled, calibration = compile_model(teacher, [data.train_inputs], **run.compilation)
     seconds["compile"] = time.perf_counter() - began
     models["asap"] = compiled
     for name, model in models.items():
@@ -104,20 +105,25 @@ def reproduce(settings, out, *, resume=False, say=print):
 
     variants = {"softmax": models["softmax"], "sinkhorn": teacher}
     for t in TRUNCATIONS:
-        variants[f"sinkhorn-{t}"] = teacher.with_attention(
-            Attention("sinkhorn", {**teacher_attention.settings, "n_iter": t})
-        )
+        variants[f"sinkhorn-{t}"] = teacher.with_attention(Attention("sinkhorn", {**run.teacher, "n_iter": t}))
     variants["asap"] = compiled
     began = time.perf_counter()
-    rows = compare(variants, digits.test_inputs, digits.test_labels)
+    rows = compare(variants, data.test_inputs, data.test_labels)
     seconds["compare"] = time.perf_counter() - began
     report = {
         "rows": rows,
         "seconds": time.perf_counter() - start,
         "seconds_by_stage": seconds,
-        "dataset": {"name": digits.name, "train": len(digits.train_labels), "test": len(digits.test_labels)},
-        "settings": asdict(settings) | {"training": asdict(training), "architecture": asdict(Architecture())},
-        "teacher": hardness(teacher, digits.test_inputs),
+        "dataset": {"name": data.name, "train": len(data.train_labels), "test": len(data.test_labels)},
+        "settings": {
+            "seed": seed,
+            "backend": settings.backend,
+            "architecture": asdict(run.architecture),
+            "training": asdict(run.training),
+            "teacher": dict(run.teacher),
+            "compilation": dict(run.compilation),
+        },
+        "teacher": hardness(teacher, data.test_inputs),
         "calibration": calibration,
         "machine": machine(),
     }
@@ -202,16 +208,17 @@ def markdown(report):
         lines.append(" | ".join(cells))
     table = "\n".join(f"| {line} |" for line in lines)
     settings, data, made_on = report["settings"], report["dataset"], report["machine"]
+    training, teacher, compilation = (settings[part] for part in ("training", "teacher", "compilation"))
     ranges = np.concatenate([layer["score_range"] for layer in report["teacher"]])
     needed = np.concatenate([layer["iterations"] for layer in report["teacher"]])
     return (
         f"{table}\n\n"
         f"{data['name']}, {data['train']} training and {data['test']} test examples, seed {settings['seed']}, "
-        f"{settings['epochs']} epochs. Teacher: Sinkhorn with T = {settings['n_iter']} at epsilon = "
-        f"{settings['epsilon']}; the scores of a sequence span {ranges.min():.0f} to {ranges.max():.0f} epsilon "
+        f"{training['epochs']} epochs. Teacher: Sinkhorn with T = {teacher['n_iter']} at epsilon = "
+        f"{teacher['epsilon']}; the scores of a sequence span {ranges.min():.0f} to {ranges.max():.0f} epsilon "
         f"(mean of a head), and to bring every column sum within 0.05 a head needs {needed.min()} to "
-        f"{needed.max()} iterations. ASAP: {settings['slices']} slices. Attention output error: relative, on the "
-        "teacher's q, k, v, geometric mean over heads; softmax was trained on its own and has none. Column "
+        f"{needed.max()} iterations. ASAP: {compilation['n_slices']} slices. Attention output error: relative, on "
+        "the teacher's q, k, v, geometric mean over heads; softmax was trained on its own and has none. Column "
         f"error: mean distance of the plan's column sums from 1. Forward pass: all {data['test']} test examples, "
         f"median of 7. {made_on['processor']}, Python {made_on['python']}, NumPy {made_on['numpy']}, "
         f"array module {settings['backend']}. Whole run: {report['seconds']:.0f} s.\n"

@@ -97,6 +97,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(sho
     [
         (["reproduce", "--epochs", "0"], "at least 1"),
         (["reproduce", "--backend", "tensorflow"], "invalid choice"),
+        (["reproduce", "--dataset", "cifar"], "invalid choice"),
         (["compile", "absent.npz", "x.npz"], "no file absent.npz"),
         (["nonsense"], "invalid choice"),
         ([], "required"),
@@ -114,6 +115,12 @@ def test_resuming_with_other_options_is_refused(short_run):
     done = asap_ref("reproduce", "--epochs", "3", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert "made with other settings" in done.stderr
+
+
+def test_the_command_line_offers_every_experiment():
+    from asap_ref import cli, experiments
+
+    assert set(cli.DATASETS) == set(experiments.EXPERIMENTS)
 
 
 def test_info_names_versions_and_array_modules():
