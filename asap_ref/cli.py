@@ -1,4 +1,4 @@
-"""The command line: ``asap-ref reproduce | compile | info``."""
+"""The command line: ``asap-ref reproduce | compile | figures | info``."""
 
 from __future__ import annotations
 
@@ -72,6 +72,17 @@ def build_parser():
     compile_.add_argument("--slices", type=positive, help="slice directions L (the data set's own)")
     compile_.add_argument("--seed", type=int, default=0, help="seed of the directions (%(default)s)")
 
+    figures = commands.add_parser(
+        "figures",
+        help="draw the figures and tables of the repository again",
+        epilog="example: asap-ref figures reproduce --measure",
+    )
+    figures.set_defaults(run=run_figures)
+    figures.add_argument("names", nargs="*", metavar="NAME", help="which ones (all)")
+    figures.add_argument(
+        "--measure", action="store_true", help="run the measurements again, instead of the committed records"
+    )
+
     info = commands.add_parser("info", help="print versions and the array modules found")
     info.set_defaults(run=run_info)
     return parser
@@ -114,6 +125,13 @@ def run_compile(args):
         shares = ", ".join(f"{r:.3f}" for r in layer["r_squared"])
         print(f"layer {layer['layer']}: R² of the query dual, by head: {shares}")
     print(f"wrote {args.compiled}")
+
+
+def run_figures(args):
+    """Run ``asap-ref figures``."""
+    from asap_ref.gallery import regenerate
+
+    regenerate(args.names, measure=args.measure)
 
 
 def run_info(args):

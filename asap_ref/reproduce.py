@@ -226,18 +226,14 @@ def markdown(report):
 
 
 def draw(report, out):
-    """Draw accuracy, and fidelity, against the time of a forward pass."""
-    import matplotlib
+    """Draw accuracy, and fidelity, against the time of a forward pass; return the paths written."""
+    from asap_ref import presentation
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    colours = {"softmax": "#999999", "sinkhorn": "#0072B2", "asap": "#D55E00"}  # Okabe & Ito: safe for all eyes
-    fig, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    fig, axes = presentation.subplots(1, 2, figsize=(10, 4.2))
     for row in report["rows"]:
         kind = row["attention"].split("-")[0]
-        marker = {"softmax": "s", "sinkhorn": "o", "asap": "*"}[kind]
-        style = {"color": colours[kind], "marker": marker, "markersize": 14 if kind == "asap" else 8, "ls": ""}
+        style = {"color": presentation.COLOURS[kind], "marker": presentation.MARKERS[kind], "ls": ""}
+        style["markersize"] = 14 if kind == "asap" else 8
         for axis, value in zip(axes, (100 * row["accuracy"], row["output_error"]), strict=True):
             if value:
                 axis.plot(row["ms_per_forward"], value, **style)
@@ -251,13 +247,10 @@ def draw(report, out):
     axes[0].set(xlabel="milliseconds a forward pass", ylabel="test accuracy (%)")
     axes[1].set(xlabel="milliseconds a forward pass", ylabel="attention output error (relative)", yscale="log")
     for axis in axes:
-        axis.grid(alpha=0.3)
         axis.margins(x=0.2, y=0.15)
     fig.suptitle(
-        "Compiled with ASAP, the Sinkhorn teacher keeps its accuracy at the price of about one iteration;\n"
-        "cut to few iterations it does not (digits; left: higher is better, right: lower is better)",
+        "Compiled with ASAP, the Sinkhorn teacher keeps its accuracy; cut to few iterations it does not\n"
+        "(digits; left: higher is better, right: lower is better)",
         fontsize=11,
     )
-    for suffix in ("png", "svg"):
-        fig.savefig(out / f"reproduce.{suffix}", dpi=150)
-    plt.close(fig)
+    return presentation.save(fig, Path(out) / "reproduce")

@@ -130,7 +130,7 @@ def test_info_names_versions_and_array_modules():
     assert "cupy" in done.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["reproduce"], ["compile"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["reproduce"], ["compile"], ["figures"], ["info"]])
 def test_help_is_there(command):
     done = asap_ref(*command, "--help")
     assert done.returncode == 0 and "usage" in done.stdout
