@@ -7,6 +7,7 @@ the only file that knows array-api-compat.
 
 from __future__ import annotations
 
+import functools
 import importlib
 
 import array_api_compat as compat
@@ -52,9 +53,23 @@ def array_module(name):
         ) from error
 
 
+_MODULE_OF = {}  # type of array -> its module: asked for at every step, and always the same
+
+
+def _module_of(x):
+    """Return the module of an array, or None if x is not an array we can compute with."""
+    kind = type(x)
+    if kind not in _MODULE_OF:
+        # a masked array would be computed with as if it had no mask, and a matrix multiplies with *
+        if not compat.is_array_api_obj(x) or issubclass(kind, np.ma.MaskedArray | np.matrix):
+            return None
+        _MODULE_OF[kind] = compat.array_namespace(x)
+    return _MODULE_OF[kind]
+
+
 def is_array(x):
     """Say whether x is an array of a module we can compute with."""
-    return compat.is_array_api_obj(x)
+    return _module_of(x) is not None
 
 
 def array_namespace(*arrays):
@@ -68,7 +83,8 @@ def array_namespace(*arrays):
     Raises
     ------
     TypeError
-        If an argument is not an array, or two come from different modules or devices.
+        If an argument is not an array, or two come from different modules or devices. NumPy's matrix and
+        masked arrays are refused too: their arithmetic is not that of an array.
 
     Examples
     --------
@@ -77,17 +93,22 @@ def array_namespace(*arrays):
     'array_api_compat.numpy'
     """
     given = [x for x in arrays if x is not None]
-    for x in given:
-        if not compat.is_array_api_obj(x):
+    modules = [_module_of(x) for x in given]
+    for x, module in zip(given, modules, strict=True):
+        if module is None:
             raise TypeError(f"expected an array (NumPy, CuPy, torch, JAX, ...), got {type(x).__name__}: {x!r:.60}")
-    modules = {compat.array_namespace(x).__name__ for x in given}
-    if len(modules) != 1:
-        names = sorted(name.removeprefix("array_api_compat.") for name in modules)
+    if not given:
+        raise TypeError("array_namespace: expected at least one array, got none")
+    if any(module is not modules[0] for module in modules):
+        names = sorted({module.__name__.removeprefix("array_api_compat.") for module in modules})
         raise TypeError(f"arrays of different modules cannot be mixed: got {names}; convert them to one of these")
-    devices = {str(compat.device(x)) for x in given}
-    if len(devices) != 1:
-        raise TypeError(f"arrays on different devices cannot be mixed: got {sorted(devices)}; move them to one")
-    return compat.array_namespace(*given)
+    if len(given) > 1 and not isinstance(given[0], np.ndarray):  # NumPy knows one device
+        devices = {str(compat.device(x)) for x in given}
+        if len(devices) != 1:
+            raise TypeError(
+                f"arrays on different devices cannot be mixed: got {sorted(devices)}; move them to one"
+            )
+    return modules[0]
 
 
 def device(x):
@@ -115,6 +136,7 @@ def to_numpy(x):
     return np.asarray(x)
 
 
+@functools.cache
 def is_half(dtype):
     """Say whether dtype is float16 or bfloat16 (which the standard does not know, so by name)."""
     return str(dtype).rpartition(".")[-1] in ("float16", "bfloat16")

@@ -7,8 +7,10 @@ clutter the mathematics:
 - one array module and one device; real floating point (masks: boolean);
 - float16 and bfloat16 are computed in float32 and come back as they came;
 - non-finite results are never silent: the cause is looked for only then, so that the check costs one pass
-  over the (small) output instead of one over every input;
+  over the (small) output instead of one over every input, and one wait for the device;
 - no floating-point warning escapes: what matters is raised, the rest is meant (exp of -large is 0).
+
+An operator that another one calls is not checked again: the outermost speaks for those it calls.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import threading
 import numpy as np
 
 from asap_ref.arrays import array_namespace, is_array, is_half
+from asap_ref.parameters import flatten
 
-_scope = threading.local()  # the outermost operator speaks for those it calls
+_scope = threading.local()  # whether this thread is inside an operator
 
 
 def operator(**shapes):
@@ -30,46 +33,50 @@ def operator(**shapes):
 
     A value is the trailing axes, as in ``"n m"``; a tuple of such strings is a tuple of arrays (duals).
     An argument whose name ends in ``mask`` is boolean and may broadcast along the leading axes.
-    ``None`` leaves the trailing axes to the operator.
+    ``None`` leaves the trailing axes to the operator, and allows a nested dict of arrays (parameters).
     """
+    contracts = {name: _axes(contract) for name, contract in shapes.items()}
 
     def decorate(function):
-        signature = inspect.signature(function)
+        name, bind = function.__name__, inspect.signature(function).bind
 
         @functools.wraps(function)
         def checked(*args, **kwargs):
             if getattr(_scope, "inside", False):
                 return function(*args, **kwargs)
-            bound = signature.bind(*args, **kwargs)
-            arrays = _named_arrays(bound.arguments, shapes)
-            xp = _check_kind(function.__name__, arrays)
-            _check_shapes(function.__name__, arrays)
-            _check_settings(function.__name__, bound.arguments)
-            half = {x.dtype for _, x, _ in arrays if is_half(x.dtype)}
-            dtype = half.pop() if half else None
-            if dtype is not None:
-                for name in shapes:
-                    if name in bound.arguments:
-                        bound.arguments[name] = _cast_half(xp, bound.arguments[name])
-            result = inside(function, *bound.args, **bound.kwargs)
-            if not (isinstance(result, tuple) and callable(result[-1])):  # no VJP asked for
-                _explain_non_finite(xp, function.__name__, result, arrays)
-                return _cast_back(xp, result, dtype)
-            value, vjp = result
-            _explain_non_finite(xp, function.__name__, value, arrays)
-            value = _cast_back(xp, value, dtype)
-            return value, _checked_vjp(xp, function.__name__, value, vjp, dtype)
+            arguments = bind(*args, **kwargs).arguments
+            arrays = _named_arrays(name, arguments, contracts)
+            xp = _check_kind(name, arrays)
+            _check_shapes(name, arrays)
+            _check_settings(name, arguments)
+            half = next((x.dtype for _, x, _ in arrays if is_half(x.dtype)), None)
+            if half is not None:
+                arguments |= {key: _cast_half(xp, arguments[key]) for key in contracts if key in arguments}
+            result = inside(function, **arguments)
+            if isinstance(result, tuple) and callable(result[-1]):
+                value, vjp = result
+                _explain_non_finite(xp, name, value, arrays)
+                value = _cast_back(xp, value, half)
+                return value, _checked_vjp(xp, name, value, vjp, half)
+            _explain_non_finite(xp, name, result, arrays)
+            return _cast_back(xp, result, half)
 
         return checked
 
     return decorate
 
 
-def _checked_vjp(xp, name, value, vjp, dtype):
+def _checked_vjp(xp, name, value, vjp, half):
+    outputs = value if isinstance(value, tuple) else (value,)
+
     @functools.wraps(vjp)
     def checked(cotangent):
-        outputs = value if isinstance(value, tuple) else (value,)
         given = cotangent if isinstance(value, tuple) else (cotangent,)
+        if not isinstance(given, tuple | list) or len(given) != len(outputs):
+            got = f"{len(given)}" if isinstance(given, tuple | list) else type(given).__name__
+            raise ValueError(
+                f"{name}: cotangent must be a tuple of {len(outputs)} arrays, as the value, got {got}"
+            )
         arrays = []
         for i, (output, c) in enumerate(zip(outputs, given, strict=True)):
             label = f"cotangent[{i}]" if len(outputs) > 1 else "cotangent"
@@ -78,11 +85,11 @@ def _checked_vjp(xp, name, value, vjp, dtype):
                 raise ValueError(f"{name}: {label} must have the value's shape {tuple(output.shape)}, got {got}")
             arrays.append((label, c, None))
         _check_kind(name, [*arrays, ("value", outputs[0], None)])
-        if dtype is not None:
+        if half is not None:
             cotangent = _cast_half(xp, cotangent)
         gradients = inside(vjp, cotangent)
         _explain_non_finite(xp, f"{name} (backward)", gradients, arrays)
-        return _cast_back(xp, gradients, dtype)
+        return _cast_back(xp, gradients, half)
 
     return checked
 
@@ -99,27 +106,33 @@ def inside(function, *args, **kwargs):
         _scope.inside = False
 
 
-def _leaves(x):
-    if isinstance(x, dict):
-        x = list(x.values())
-    if isinstance(x, tuple | list):
-        return [leaf for item in x for leaf in _leaves(item)]
-    return [x] if x is not None else []
+# ------------------------------------------------------------------------------------------------- the arrays
 
 
-def _named_arrays(arguments, shapes):
-    """[(name, array, shape contract)], a tuple such as Duals counting as several."""
+def _axes(contract):
+    """Split ``"n m"`` into its letters, and a tuple of such strings into a list of them."""
+    if isinstance(contract, tuple):
+        return [_axes(part) for part in contract]
+    return None if contract is None else tuple(contract.split())
+
+
+def _named_arrays(function, arguments, contracts):
+    """[(name, array, axes or None)]; a tuple such as Duals, or a dict, counts as several arrays."""
     arrays = []
-    for name, contract in shapes.items():
+    for name, axes in contracts.items():
         value = arguments.get(name)
         if value is None:
             continue
-        if isinstance(contract, tuple):
-            if not isinstance(value, tuple | list) or len(value) != len(contract):
-                raise TypeError(f"{name} must be a tuple of {len(contract)} arrays, got {type(value).__name__}")
-            arrays += [(f"{name}[{i}]", x, c) for i, (x, c) in enumerate(zip(value, contract, strict=True))]
+        if isinstance(axes, list):
+            if not isinstance(value, tuple | list) or len(value) != len(axes):
+                raise TypeError(
+                    f"{function}: {name} must be a tuple of {len(axes)} arrays, got {type(value).__name__}"
+                )
+            arrays += [(f"{name}[{i}]", x, a) for i, (x, a) in enumerate(zip(value, axes, strict=True))]
+        elif axes is None and isinstance(value, dict):
+            arrays += [(f"{name}/{key}", x, None) for key, x in flatten(value).items()]
         else:
-            arrays.append((name, value, contract))
+            arrays.append((name, value, axes))
     return arrays
 
 
@@ -132,43 +145,53 @@ def _check_kind(function, arrays):
         xp = array_namespace(*(x for _, x, _ in arrays))
     except TypeError as error:
         raise TypeError(f"{function}({', '.join(name for name, _, _ in arrays)}): {error}") from None
-    dtypes = {}
+    first = None
     for name, x, _ in arrays:
+        kind = _kind(xp, x.dtype)
         if name.endswith("mask"):
-            if x.dtype != xp.bool:
+            if kind != "boolean":
                 raise TypeError(
                     f"{function}: {name} must be boolean (True = a valid token), got {x.dtype}; try {name} != 0"
                 )
-        elif not (is_half(x.dtype) or xp.isdtype(x.dtype, "real floating")):
+        elif kind != "real floating":
             raise TypeError(
                 f"{function}: {name} must be real floating point, got {x.dtype}; convert it to float32"
             )
-        else:
-            dtypes.setdefault(str(x.dtype), name)
-    if len(dtypes) > 1:
-        got = ", ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
-        raise TypeError(f"{function}: arrays must share one dtype, got {got}; convert them to one")
+        elif first is None:
+            first = name, x.dtype
+        elif x.dtype != first[1]:
+            raise TypeError(
+                f"{function}: arrays must share one dtype, got {first[0]} is {first[1]}, {name} is {x.dtype}; "
+                "convert them to one"
+            )
     return xp
+
+
+@functools.cache
+def _kind(xp, dtype):
+    """Say what kind of dtype it is: asked for every argument of every call, so remembered."""
+    if is_half(dtype) or xp.isdtype(dtype, "real floating"):
+        return "real floating"
+    return "boolean" if dtype == xp.bool else "other"
 
 
 def _check_shapes(function, arrays):
     sizes, leading, first = {}, None, None
-    for name, x, contract in arrays:
-        if contract is None:
+    for name, x, axes in arrays:
+        if axes is None:
             continue
-        axes, shape = contract.split(), tuple(x.shape)
-        expected = f"(..., {', '.join(axes)})"
-        if len(shape) < len(axes):
-            raise ValueError(
-                f"{function}: {name} has shape {shape}, expected at least {len(axes)} axes {expected}"
-            )
+        shape = tuple(x.shape)
         split = len(shape) - len(axes)
+        if split < 0:
+            raise ValueError(
+                f"{function}: {name} has shape {shape}, expected at least {len(axes)} axes {_written(axes)}"
+            )
         for axis, size in zip(axes, shape[split:], strict=True):
             known, owner = sizes.setdefault(axis, (size, name))
             if size != known:
                 raise ValueError(
                     f"{function}: {name} has shape {shape}, "
-                    f"expected {expected} with {axis} = {known} as in {owner}"
+                    f"expected {_written(axes)} with {axis} = {known} as in {owner}"
                 )
             if size == 0:
                 raise ValueError(f"{function}: {name} has shape {shape}; its axis {axis} must not be empty")
@@ -183,8 +206,12 @@ def _check_shapes(function, arrays):
         elif shape[:split] != leading:
             raise ValueError(
                 f"{function}: {name} has shape {shape}, "
-                f"expected {expected} with leading axes {leading} as in {first}"
+                f"expected {_written(axes)} with leading axes {leading} as in {first}"
             )
+
+
+def _written(axes):
+    return f"(..., {', '.join(axes)})"
 
 
 def _broadcasts(shape, onto):
@@ -193,12 +220,21 @@ def _broadcasts(shape, onto):
     )
 
 
+# ----------------------------------------------------------------------------------------------- the settings
+
+LEAST = {"n_iter": 0, "block": 1}  # counts that operators take, and how small they may be
+
+
 def _check_settings(function, arguments):
     if "epsilon" in arguments:
         # a Python float: a NumPy scalar would turn float32 arrays into float64
         arguments["epsilon"] = check_epsilon(arguments["epsilon"], function)
-    if "n_iter" in arguments:
-        check_count(arguments["n_iter"], "n_iter", function, least=0)
+    for name, least in LEAST.items():
+        if arguments.get(name) is not None:
+            check_count(arguments[name], name, function, least=least)
+    if "amortizer" in arguments and not hasattr(arguments["amortizer"], "predict"):
+        got = type(arguments["amortizer"]).__name__
+        raise TypeError(f"{function}: amortizer must be an Amortizer, as from fit_amortizer, got {got}")
 
 
 def check_epsilon(epsilon, function):
@@ -224,28 +260,40 @@ def check_choice(value, name, function, choices):
         raise ValueError(f"{function}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+# ------------------------------------------------------------------------------------------------- the results
+
+
 def _cast_half(xp, x):
     """Float16 and bfloat16 arrays to float32; everything else as it is."""
-    if isinstance(x, tuple | list):
-        parts = [_cast_half(xp, item) for item in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
-    return xp.astype(x, xp.float32) if is_array(x) and is_half(x.dtype) else x
+    return _map(lambda leaf: xp.astype(leaf, xp.float32) if is_array(leaf) and is_half(leaf.dtype) else leaf, x)
 
 
-def _cast_back(xp, x, dtype):
-    if dtype is None or x is None:
-        return x
+def _cast_back(xp, x, half):
+    return x if half is None else _map(lambda leaf: None if leaf is None else xp.astype(leaf, half), x)
+
+
+def _map(change, x):
+    """Apply a change to every array of an array, a tuple (named or not), a list or a dict."""
     if isinstance(x, dict):
-        return {key: _cast_back(xp, item, dtype) for key, item in x.items()}
-    if isinstance(x, tuple):
-        parts = [_cast_back(xp, item, dtype) for item in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
-    return xp.astype(x, dtype)
+        return {key: _map(change, item) for key, item in x.items()}
+    if isinstance(x, tuple | list):
+        parts = [_map(change, item) for item in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+    return change(x)
+
+
+def _leaves(x):
+    if isinstance(x, dict):
+        x = x.values()
+    elif not isinstance(x, tuple | list):
+        return [] if x is None else [x]
+    return [leaf for item in x for leaf in _leaves(item)]
 
 
 def _explain_non_finite(xp, function, result, arrays):
     """If a result is not finite, say which input is to blame, or that the dtype overflowed."""
-    if all(bool(xp.all(xp.isfinite(x))) for x in _leaves(result)):
+    finite = [xp.all(xp.isfinite(x)) for x in _leaves(result)]
+    if bool(functools.reduce(lambda a, b: a & b, finite)):  # joined first: one wait for the device
         return
     for name, x, _ in arrays:
         if name.endswith("mask") or bool(xp.all(xp.isfinite(x))):
