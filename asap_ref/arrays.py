@@ -7,7 +7,6 @@ the only file that knows array-api-compat.
 
 from __future__ import annotations
 
-import functools
 import importlib
 
 import array_api_compat as compat
@@ -136,7 +135,6 @@ def to_numpy(x):
     return np.asarray(x)
 
 
-@functools.cache
 def is_half(dtype):
     """Say whether dtype is float16 or bfloat16 (which the standard does not know, so by name)."""
     return str(dtype).rpartition(".")[-1] in ("float16", "bfloat16")

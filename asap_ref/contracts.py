@@ -49,7 +49,7 @@ def operator(**shapes):
             xp = _check_kind(name, arrays)
             _check_shapes(name, arrays)
             _check_settings(name, arguments)
-            half = next((x.dtype for _, x, _ in arrays if is_half(x.dtype)), None)
+            half = next((x.dtype for _, x, _ in arrays if _kind(xp, x.dtype) == "half"), None)
             if half is not None:
                 arguments |= {key: _cast_half(xp, arguments[key]) for key in contracts if key in arguments}
             result = inside(function, **arguments)
@@ -153,7 +153,7 @@ def _check_kind(function, arrays):
                 raise TypeError(
                     f"{function}: {name} must be boolean (True = a valid token), got {x.dtype}; try {name} != 0"
                 )
-        elif kind != "real floating":
+        elif kind not in ("float", "half"):
             raise TypeError(
                 f"{function}: {name} must be real floating point, got {x.dtype}; convert it to float32"
             )
@@ -167,12 +167,15 @@ def _check_kind(function, arrays):
     return xp
 
 
+KINDS = {"float": "real floating", "boolean": "bool"}
+
+
 @functools.cache
 def _kind(xp, dtype):
     """Say what kind of dtype it is: asked for every argument of every call, so remembered."""
-    if is_half(dtype) or xp.isdtype(dtype, "real floating"):
-        return "real floating"
-    return "boolean" if dtype == xp.bool else "other"
+    if is_half(dtype):
+        return "half"
+    return next((kind for kind in KINDS if xp.isdtype(dtype, KINDS[kind])), "other")
 
 
 def _check_shapes(function, arrays):
