@@ -145,4 +145,4 @@ class Amortizer:
     @classmethod
     def load(cls, path):
         """Read an amortizer that `save` wrote."""
-        return cls.from_state(*files.load(path, "amortizer"))
+        return files.load(path, "amortizer", cls.from_state)

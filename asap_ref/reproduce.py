@@ -7,7 +7,6 @@ folder: report.json, report.md, a figure, the models, and checkpoints from which
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -127,7 +126,7 @@ def reproduce(settings, out, *, resume=False, say=print):
         "calibration": calibration,
         "machine": machine(),
     }
-    files.save_text(out / "report.json", json.dumps(report, indent=1) + "\n")
+    files.save_json(out / "report.json", "report", report)
     files.save_text(out / "report.md", markdown(report))
     draw(report, out)
     say(markdown(report))

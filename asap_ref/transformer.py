@@ -12,6 +12,7 @@ Shapes: B sequences, n tokens, width w, H heads of dimension d = w / H.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -320,7 +321,11 @@ class Transformer:
     @classmethod
     def load(cls, path, *, backend="numpy"):
         """Read a model that `save` wrote, its parameters in the array module of that name."""
-        arrays, header = files.load(path, "transformer")
+        return files.load(path, "transformer", partial(cls.from_state, backend=backend))
+
+    @classmethod
+    def from_state(cls, arrays, header, *, backend="numpy"):
+        """Rebuild a model from the arrays and settings that `save` writes."""
         attentions = []
         for i, saved in enumerate(header["attentions"]):
             settings = dict(saved["settings"])
