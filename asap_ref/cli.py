@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -13,20 +14,31 @@ DATASETS = ("digits",)  # the keys of experiments.EXPERIMENTS, whose import woul
 
 
 def main(argv=None):
-    """Run the command line and return its exit code: 0 done, 2 a mistake of the caller, 130 interrupted."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    """Run the command line and return its exit code.
+
+    0: done. 2: a mistake of the caller, told in one line. 130: interrupted. 141: the reader of the output left.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without Greek is no reason to lose an hour's work
+    args = None
     try:
-        args.run(args)
+        try:
+            args = build_parser().parse_args(argv)
+            args.run(args)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can be told from a failure
     except KeyboardInterrupt:
         print("\nasap-ref: interrupted", file=sys.stderr)
         if getattr(args, "resume", None) is not None:
             print(f"finished epochs are kept in {args.out}; go on with --resume", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, say `head`, has seen enough
-        sys.stderr.close()
-        return 0
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the interpreter complains on its way out
+        return 141
+    except (ValueError, TypeError, ArithmeticError, OSError, ModuleNotFoundError) as error:
         print(f"asap-ref: error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -34,34 +46,39 @@ def main(argv=None):
 
 def build_parser():
     """Describe the commands."""
-    parser = argparse.ArgumentParser(
+    parser = _parser(
+        argparse.ArgumentParser,
+        "asap-ref reproduce --out asap-out",
+        "asap-ref info",
         prog="asap-ref",
         description="ASAP, amortized doubly-stochastic attention, in readable NumPy.",
-        epilog="example: asap-ref reproduce --out asap-out",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    reproduce = commands.add_parser(
-        "reproduce",
+    reproduce = _parser(
+        commands.add_parser,
+        "asap-ref reproduce --epochs 5 --out quick",
+        "asap-ref reproduce --epochs 5 --out quick --resume",
+        name="reproduce",
         help="train on real data, compile, and compare the replacement with the teacher",
-        epilog="example: asap-ref reproduce --epochs 5 --out quick; interrupted? the same line with --resume",
     )
     reproduce.set_defaults(run=run_reproduce)
     reproduce.add_argument("--dataset", choices=DATASETS, default="digits", help="what to train on (%(default)s)")
     reproduce.add_argument("--out", default="asap-out", help="folder for report, figure and models (%(default)s)")
-    reproduce.add_argument("--epochs", type=positive, help="training epochs (the data set's own)")
-    reproduce.add_argument("--n-iter", type=positive, help="Sinkhorn iterations T (the data set's own)")
-    reproduce.add_argument("--slices", type=positive, help="slice directions L (the data set's own)")
-    reproduce.add_argument("--seed", type=int, default=0, help="seed of weights and order (%(default)s)")
+    reproduce.add_argument("--epochs", type=integer(1), help="training epochs (the data set's own)")
+    reproduce.add_argument("--n-iter", type=integer(1), help="Sinkhorn iterations T (the data set's own)")
+    reproduce.add_argument("--slices", type=integer(1), help="slice directions L (the data set's own)")
+    reproduce.add_argument("--seed", type=integer(0), default=0, help="seed of weights and order (%(default)s)")
     reproduce.add_argument(
         "--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)"
     )
     reproduce.add_argument("--resume", action="store_true", help="go on from the checkpoints in the folder")
 
-    compile_ = commands.add_parser(
-        "compile",
+    compile_ = _parser(
+        commands.add_parser,
+        "asap-ref compile asap-out/sinkhorn.npz compiled.npz --slices 32",
+        name="compile",
         help="replace the Sinkhorn attention of a saved model by ASAP",
-        epilog="example: asap-ref compile asap-out/sinkhorn.npz compiled.npz --slices 32",
     )
     compile_.set_defaults(run=run_compile)
     compile_.add_argument("model", help="a Transformer trained with Sinkhorn attention, .npz")
@@ -69,13 +86,15 @@ def build_parser():
     compile_.add_argument(
         "--dataset", choices=DATASETS, default="digits", help="whose training split calibrates (%(default)s)"
     )
-    compile_.add_argument("--slices", type=positive, help="slice directions L (the data set's own)")
-    compile_.add_argument("--seed", type=int, default=0, help="seed of the directions (%(default)s)")
+    compile_.add_argument("--slices", type=integer(1), help="slice directions L (the data set's own)")
+    compile_.add_argument("--seed", type=integer(0), default=0, help="seed of the directions (%(default)s)")
 
-    figures = commands.add_parser(
-        "figures",
+    figures = _parser(
+        commands.add_parser,
+        "asap-ref figures",
+        "asap-ref figures reproduce --measure",
+        name="figures",
         help="draw the figures and tables of the repository again",
-        epilog="example: asap-ref figures reproduce --measure",
     )
     figures.set_defaults(run=run_figures)
     figures.add_argument("names", nargs="*", metavar="NAME", help="which ones (all)")
@@ -83,17 +102,39 @@ def build_parser():
         "--measure", action="store_true", help="run the measurements again, instead of the committed records"
     )
 
-    info = commands.add_parser("info", help="print versions and the array modules found")
+    info = _parser(
+        commands.add_parser, "asap-ref info", name="info", help="print versions and the array modules found"
+    )
     info.set_defaults(run=run_info)
     return parser
 
 
-def positive(text):
-    """Parse an integer of at least one."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text}")
-    return value
+def commands():
+    """List the names of the commands."""
+    (choices,) = (action.choices for action in build_parser()._actions if action.choices)
+    return list(choices)
+
+
+def _parser(make, *examples, **options):
+    """Make a parser whose help ends with examples, each on a line of its own, to copy."""
+    options |= {"description": options.get("description") or f"{options['help'].capitalize()}."}
+    epilog = "\n  ".join(["examples:" if len(examples) > 1 else "example:", *examples])
+    return make(epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+
+def integer(least):
+    """Return a parser of integers of at least ``least``."""
+
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < least:
+            raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
+        return value
+
+    return parse
 
 
 def run_reproduce(args):

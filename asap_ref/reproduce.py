@@ -77,6 +77,7 @@ def reproduce(settings, out, *, resume=False, say=print):
         settings.dataset, seed=seed, epochs=settings.epochs, n_iter=settings.n_iter, slices=settings.slices
     )
     data = run.load()
+    out.mkdir(parents=True, exist_ok=True)  # an unusable folder is found now, not after an epoch
 
     seconds, models = {}, {}
     for attention in (Attention("softmax"), Attention("sinkhorn", run.teacher)):

@@ -6,19 +6,26 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from asap_ref import cli
 from asap_ref.transformer import Transformer
 
 ATTENTIONS = ["softmax", "sinkhorn", "sinkhorn-1", "sinkhorn-2", "sinkhorn-3", "sinkhorn-5", "asap"]
 COLUMNS = {"attention", "accuracy", "agreement", "output_error", "column_error", "ms_per_forward", "speedup"}
 
 
+COMMAND = Path(sys.executable).with_name("asap-ref")  # as pip installed it, beside the interpreter
+
+
 def asap_ref(*arguments, **options):
-    command = [sys.executable, "-c", "import sys; from asap_ref.cli import main; sys.exit(main())", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    assert COMMAND.exists(), "the command is not installed: pip install -e ."
+    options = {"capture_output": True, "text": True, "timeout": 300, "check": False} | options
+    return subprocess.run([COMMAND, *arguments], **options)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +84,7 @@ def test_compile_command_replaces_the_attention_of_a_saved_model(short_run, tmp_
 def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(short_run, tmp_path):
     out, _ = short_run
     arguments = ["reproduce", "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(tmp_path)]
-    command = [sys.executable, "-c", "import sys; from asap_ref.cli import main; sys.exit(main())", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "softmax.checkpoint.npz").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -95,11 +101,22 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(sho
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reproduce", "--epochs", "0"], "at least 1"),
+        (["reproduce", "--epochs", "0"], "expected an integer of at least 1, got '0'"),
+        (["reproduce", "--epochs", "many"], "expected an integer of at least 1, got 'many'"),
+        (["reproduce", "--slices", "1.5"], "expected an integer of at least 1, got '1.5'"),
+        (["reproduce", "--seed", "-1"], "expected an integer of at least 0, got '-1'"),
         (["reproduce", "--backend", "tensorflow"], "invalid choice"),
-        (["reproduce", "--dataset", "cifar"], "invalid choice"),
+        (["reproduce", "--dataset", "imagenet"], "invalid choice"),
+        (["reproduce", "--out"], "expected one argument"),
+        (["reproduce", "--out", os.devnull], "File exists"),
+        (["reproduce", "--out", f"{os.devnull}/deeper"], "Not a directory"),
+        (["compile", "absent.npz"], "required: compiled"),
         (["compile", "absent.npz", "x.npz"], "no file absent.npz"),
+        (["compile", os.devnull, "x.npz"], f"{os.devnull} is damaged or was not written by asap_ref"),
+        (["compile", "/", "x.npz"], "Is a directory"),
+        (["figures", "nonsense"], "no figure nonsense"),
         (["nonsense"], "invalid choice"),
+        (["--nonsense"], "required"),
         ([], "required"),
     ],
 )
@@ -107,7 +124,53 @@ def test_mistakes_exit_with_2_and_one_clear_line(arguments, message, tmp_path):
     done = asap_ref(*arguments, cwd=tmp_path, env={**os.environ, "COLUMNS": "40"})
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "error:" in line]) == 1
+    assert not done.stdout and not list(tmp_path.iterdir())
+
+
+def test_a_module_that_is_not_installed_is_named_with_its_remedy(tmp_path):
+    if find_spec("cupy") is not None:
+        pytest.skip("CuPy is installed, so there is nothing to miss")
+    done = asap_ref("reproduce", "--backend", "cupy", cwd=tmp_path)
+    assert done.returncode == 2 and "pip install 'asap-ref[cuda12]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_checkpoint_is_told_and_kept(tmp_path):
+    (tmp_path / "softmax.checkpoint.npz").write_bytes(b"half a file")
+    done = asap_ref("reproduce", "--epochs", "2", "--resume", "--out", str(tmp_path))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "softmax.checkpoint.npz is damaged" in done.stderr
+    assert (tmp_path / "softmax.checkpoint.npz").read_bytes() == b"half a file"
+
+
+def test_a_model_with_other_attention_is_not_compiled(short_run, tmp_path):
+    out, _ = short_run
+    done = asap_ref("compile", str(out / "softmax.npz"), str(tmp_path / "x.npz"))
+    assert done.returncode == 2 and "layer 0 has softmax attention, expected sinkhorn" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["reproduce", "--help"], ["info"]])
+def test_a_reader_that_goes_away_is_no_failure_of_ours(arguments):
+    """As in ``asap-ref info | head -0``: no traceback, no complaint at exit, the code a shell expects.
+
+    argparse itself passes over a failing write of its help, and the code is then 0.
+    """
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = asap_ref(*arguments, capture_output=False, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert done.returncode in ((0, 141) if "--help" in arguments else (141,))
+    assert done.stderr == ""
+
+
+def test_a_terminal_without_our_letters_gets_others(short_run, tmp_path):
+    out, _ = short_run
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    arguments = ["compile", str(out / "sinkhorn.npz"), str(tmp_path / "x.npz"), "--slices", "2"]
+    done = asap_ref(*arguments, env=ascii_only)
+    assert done.returncode == 0 and "R? of the query dual" in done.stdout
 
 
 def test_resuming_with_other_options_is_refused(short_run):
@@ -130,7 +193,17 @@ def test_info_names_versions_and_array_modules():
     assert "cupy" in done.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["reproduce"], ["compile"], ["figures"], ["info"]])
-def test_help_is_there(command):
-    done = asap_ref(*command, "--help")
-    assert done.returncode == 0 and "usage" in done.stdout
+COMMANDS = [[], *([name] for name in cli.commands())]
+
+
+@pytest.mark.parametrize("width", ["40", "200"])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_the_terminal_and_ends_with_an_example_to_copy(command, width):
+    done = asap_ref(*command, "--help", env={**os.environ, "COLUMNS": width})
+    assert done.returncode == 0 and not done.stderr
+    text, _, examples = done.stdout.partition("\nexample")
+    assert text.startswith("usage: asap-ref")
+    lines = [line.strip() for line in examples.splitlines()[1:]]
+    assert lines and all(line.startswith(" ".join(["asap-ref", *command])) for line in lines)
+    for line in lines:  # each is a call that the parser takes
+        cli.build_parser().parse_args(line.split()[1:])
