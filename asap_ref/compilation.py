@@ -39,7 +39,7 @@ class Recorder:
 def record(model, batch):
     """Run a model on one batch: its (q, k, v, query_mask, key_mask), one for each layer.
 
-    A batch is inputs, or (inputs, mask), NumPy or of the model's own array module.
+    A batch is NumPy inputs. The masks, None for images, are those of padded text.
 
     Examples
     --------
@@ -48,13 +48,8 @@ def record(model, batch):
     >>> [call[0].shape for call in record(model, np.zeros((3, 8, 8)))]
     [(3, 12, 17, 4), (3, 12, 17, 4)]
     """
-    inputs, mask = batch if isinstance(batch, tuple) else (batch, None)
     calls = []
-    like = model.params["head"]["weight"]
-    xp = array_namespace(like)
-    inputs = xp.asarray(inputs, dtype=like.dtype, device=like.device)
-    mask = None if mask is None else xp.asarray(mask, device=like.device)
-    model.with_attention(*(Recorder(attention, calls) for attention in model.attentions))(inputs, mask=mask)
+    model.with_attention(*(Recorder(attention, calls) for attention in model.attentions))(model.place(batch))
     return calls
 
 
@@ -68,7 +63,7 @@ def compile_model(model, batches, *, n_slices=32, cumulants=True, kind="orthogon
     ----------
     model : Transformer
         Trained with Sinkhorn attention in every layer.
-    batches : list of inputs, or of (inputs, mask)
+    batches : list of inputs
         Calibration data (no labels needed); gone through once for each layer, one batch in memory.
     n_slices, cumulants, kind, ridge, seed
         As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer.
@@ -139,7 +134,7 @@ def fidelity(teacher, attentions, batch):
         With Sinkhorn attention.
     attentions : sequence of Attention
         One for each layer.
-    batch : inputs, or (inputs, mask)
+    batch : inputs
 
     Returns
     -------
@@ -197,7 +192,7 @@ def hardness(model, batch, *, tolerance=0.05, most=100):
     Parameters
     ----------
     model : Transformer
-    batch : inputs, or (inputs, mask)
+    batch : inputs
     tolerance : float
         A plan counts as converged when no column sum is off by more than this, on the mean over sequences.
     most : int

@@ -34,6 +34,7 @@ def operator(**shapes):
     A value is the trailing axes, as in ``"n m"``; a tuple of such strings is a tuple of arrays (duals).
     An argument whose name ends in ``mask`` is boolean and may broadcast along the leading axes.
     ``None`` leaves the trailing axes to the operator, and allows a nested dict of arrays (parameters).
+    ``inputs``, those of a model, may also be integers: the model knows whether it takes token ids.
     """
     contracts = {name: _axes(contract) for name, contract in shapes.items()}
 
@@ -153,6 +154,8 @@ def _check_kind(function, arrays):
                 raise TypeError(
                     f"{function}: {name} must be boolean (True = a valid token), got {x.dtype}; try {name} != 0"
                 )
+        elif name == "inputs" and kind == "integer":
+            continue
         elif kind not in ("float", "half"):
             raise TypeError(
                 f"{function}: {name} must be real floating point, got {x.dtype}; convert it to float32"
@@ -167,7 +170,7 @@ def _check_kind(function, arrays):
     return xp
 
 
-KINDS = {"float": "real floating", "boolean": "bool"}
+KINDS = {"float": "real floating", "boolean": "bool", "integer": "integral"}
 
 
 @functools.cache
@@ -305,7 +308,7 @@ def _explain_non_finite(xp, function, result, arrays):
         raise ValueError(
             f"{function}: {name} contains {what}; pass finite values (padding belongs in query_mask and key_mask)"
         )
-    dtype = arrays[0][1].dtype
+    dtype = _leaves(result)[0].dtype
     raise FloatingPointError(
         f"{function}: the result overflows {dtype} although every input is finite; "
         "scale the input down, raise epsilon, or use float64"

@@ -18,6 +18,7 @@ from asap_ref import files, parameters
 from asap_ref.arrays import array_namespace, to_numpy
 from asap_ref.layers import cross_entropy_vjp
 from asap_ref.parameters import tree_map
+from asap_ref.text import batches, shuffled_batches, trimmed
 from asap_ref.transformer import transformer_vjp
 
 
@@ -114,6 +115,7 @@ def train(
     model : Transformer
         Left as it is.
     inputs : numpy.ndarray (N, ...)
+        Images, or token ids padded with 0; these are batched with others of like length.
     labels : numpy.ndarray (N,)
     settings : TrainingSettings
     augment : callable, optional
@@ -153,12 +155,10 @@ def train(
     total_steps = settings.epochs * steps_an_epoch
     for epoch in epochs_with_progress(len(history), settings.epochs, label, history):
         rng = np.random.default_rng([settings.seed, epoch])
-        order = rng.permutation(len(inputs))
         losses = []
-        for i in range(steps_an_epoch):
-            picked = order[i * settings.batch_size : (i + 1) * settings.batch_size]
-            batch = inputs[picked] if augment is None else augment(inputs[picked], rng)
-            batch = xp.asarray(batch, dtype=like.dtype, device=device)
+        for i, picked in enumerate(shuffled_batches(inputs, settings.batch_size, rng)):
+            batch = trimmed(inputs[picked])
+            batch = model.place(batch if augment is None else augment(batch, rng))
             batch_labels = xp.asarray(labels[picked], device=device)
             loss, grads = loss_and_gradients(replace(model, params=params), batch, batch_labels)
             step = epoch * steps_an_epoch + i + 1
@@ -213,12 +213,9 @@ def epochs_with_progress(start, stop, label, history):
 
 def predict(model, inputs, *, batch_size=256):
     """Logits of many inputs, batch by batch, as NumPy: (N, n_classes)."""
-    like = model.params["head"]["weight"]
-    xp = array_namespace(like)
-    batches = (inputs[i : i + batch_size] for i in range(0, len(inputs), batch_size))
-    return np.concatenate(
-        [to_numpy(model(xp.asarray(batch, dtype=like.dtype, device=like.device))) for batch in batches]
-    )
+    picked = batches(inputs, batch_size)
+    logits = np.concatenate([to_numpy(model(model.place(trimmed(inputs[batch])))) for batch in picked])
+    return logits[np.argsort(np.concatenate(picked))]  # back in the order of the inputs
 
 
 def accuracy(model, inputs, labels):

@@ -20,45 +20,9 @@ from asap_ref import files, parameters
 from asap_ref.amortizer import Amortizer
 from asap_ref.arrays import array_module, array_namespace
 from asap_ref.contracts import check_count, operator
-from asap_ref.layers import (
-    layer_norm,
-    layer_norm_vjp,
-    linear,
-    linear_vjp,
-    mlp,
-    mlp_vjp,
-    named,
-)
+from asap_ref.embedding import embed_vjp
+from asap_ref.layers import layer_norm, layer_norm_vjp, linear, linear_vjp, mlp, mlp_vjp, named
 from asap_ref.mechanism import Attention
-
-# ----------------------------------------------------------------------------- embedding: (B, ...) -> (B, n, w)
-
-
-def patches(images, size):
-    """Cut (B, height, width) images into patches: (B, n, size²), row by row."""
-    xp = array_namespace(images)
-    b, height, width = images.shape
-    grid = xp.reshape(images, (b, height // size, size, width // size, size))
-    return xp.reshape(xp.permute_dims(grid, (0, 1, 3, 2, 4)), (b, -1, size * size))
-
-
-def embed_vjp(params, images, patch):
-    """Patch embedding, a class token before it, learned positions: (B, height, width) -> (B, n + 1, w)."""
-    xp = array_namespace(images)
-    x, patch_vjp = linear_vjp(patches(images, patch), **params["patch"])
-    first = xp.broadcast_to(params["class_token"], (x.shape[0], 1, x.shape[2]))
-    out = xp.concat([first, x], axis=1) + params["position"]
-
-    def vjp(d_out):
-        _, *d_patch = patch_vjp(d_out[:, 1:, :])
-        return {
-            "patch": named(d_patch, "weight", "bias"),
-            "class_token": xp.sum(d_out[:, 0, :], axis=0),
-            "position": xp.sum(d_out, axis=0),
-        }
-
-    return out, vjp
-
 
 # ------------------------------------------------------------------------- attention heads: (B, n, w) -> (B, n, w)
 
@@ -144,10 +108,16 @@ def block_vjp(x, params, attention, n_heads, mask):
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a Transformer on images."""
+    """The sizes of a Transformer: on text if it has a vocabulary, else on images.
+
+    Text is token ids below ``vocabulary``, at most ``length`` a sequence, 0 for padding; an image is cut into
+    square patches of ``patch`` pixels a side.
+    """
 
     image: tuple[int, int] = (8, 8)
     patch: int = 2
+    vocabulary: int | None = None
+    length: int | None = None
     n_classes: int = 10
     width: int = 48
     n_layers: int = 2
@@ -155,7 +125,8 @@ class Architecture:
     mlp_ratio: int = 2
 
     def __post_init__(self):
-        for name in ("patch", "n_classes", "width", "n_layers", "n_heads", "mlp_ratio"):
+        text = () if self.vocabulary is None else ("vocabulary", "length")
+        for name in ("patch", "n_classes", "width", "n_layers", "n_heads", "mlp_ratio", *text):
             check_count(getattr(self, name), name, "Architecture", least=1)
         if self.width % self.n_heads:
             raise ValueError(f"Architecture: width {self.width} is not a multiple of n_heads {self.n_heads}")
@@ -164,7 +135,9 @@ class Architecture:
 
     @property
     def n_tokens(self):
-        """Tokens of a sequence, the class token included."""
+        """Tokens of a sequence, at most, the class token included."""
+        if self.vocabulary is not None:
+            return 1 + self.length
         return 1 + (self.image[0] // self.patch) * (self.image[1] // self.patch)
 
 
@@ -207,8 +180,11 @@ def initialise(architecture, *, seed=0, dtype=np.float32):
         }
         for i in range(a.n_layers)
     }
+    inputs = (
+        {"patch": affine(a.patch**2, w)} if a.vocabulary is None else {"word": normal(a.vocabulary, w, scale=1.0)}
+    )
     embedding = {
-        "patch": affine(a.patch**2, w),
+        **inputs,
         "class_token": normal(w, scale=2.0),
         "position": normal(a.n_tokens, w, scale=2.0),
     }
@@ -216,14 +192,14 @@ def initialise(architecture, *, seed=0, dtype=np.float32):
 
 
 @operator(inputs=None)
-def transformer(params, inputs, architecture, attentions, *, mask=None):
-    """Logits of a batch: images (B, height, width) -> (B, n_classes).
+def transformer(params, inputs, architecture, attentions):
+    """Logits of a batch: images (B, height, width) or token ids (B, n) -> (B, n_classes).
 
     Parameters
     ----------
     params : nested dict of arrays
         As from `initialise`, in the module and dtype of the inputs.
-    inputs : array (B, height, width)
+    inputs : array (B, height, width), or integer array (B, n) of token ids, 0 where a text is padded
     architecture : Architecture
     attentions : sequence of Attention
         One for each layer.
@@ -234,18 +210,18 @@ def transformer(params, inputs, architecture, attentions, *, mask=None):
         On wrong shapes or dtypes, a wrong number of attentions, or non-finite input.
     """
     _check_inputs(inputs, architecture, attentions)
-    x, _ = embed_vjp(params["embedding"], inputs, architecture.patch)
+    x, mask, _ = embed_vjp(params["embedding"], inputs, architecture)
     for i, attention in enumerate(attentions):
         x = block(x, params[f"block{i}"], attention, architecture.n_heads, mask)
     return linear(layer_norm(x[:, 0, :], **params["norm"]), **params["head"])
 
 
 @operator(inputs=None)
-def transformer_vjp(params, inputs, architecture, attentions, *, mask=None):
+def transformer_vjp(params, inputs, architecture, attentions):
     """Logits and their VJP in the parameters, ``vjp(d_logits) -> d_params``, a dict like params."""
     xp = array_namespace(inputs)
     _check_inputs(inputs, architecture, attentions)
-    x, embed_backward = embed_vjp(params["embedding"], inputs, architecture.patch)
+    x, mask, embed_backward = embed_vjp(params["embedding"], inputs, architecture)
     backward = {}
     for i, attention in enumerate(attentions):
         x, backward[f"block{i}"] = block_vjp(x, params[f"block{i}"], attention, architecture.n_heads, mask)
@@ -266,12 +242,27 @@ def transformer_vjp(params, inputs, architecture, attentions, *, mask=None):
 
 
 def _check_inputs(inputs, architecture, attentions):
-    if inputs.ndim != 3 or tuple(inputs.shape[1:]) != tuple(architecture.image):
-        raise ValueError(
-            f"transformer: inputs has shape {tuple(inputs.shape)}, expected (batch, *{tuple(architecture.image)})"
-        )
+    xp, shape, got = array_namespace(inputs), tuple(inputs.shape), f"{inputs.dtype} of shape {tuple(inputs.shape)}"
     if len(attentions) != architecture.n_layers:
         raise ValueError(f"transformer: {len(attentions)} attentions for {architecture.n_layers} layers")
+    if architecture.vocabulary is None:
+        if xp.isdtype(inputs.dtype, "integral"):
+            raise TypeError(f"transformer: inputs must be real floating point images, got {got}")
+        if shape[1:] != tuple(architecture.image):
+            raise ValueError(f"transformer: inputs has shape {shape}, expected (batch, *{architecture.image})")
+        return
+    if not xp.isdtype(inputs.dtype, "integral"):
+        raise TypeError(f"transformer: inputs must be integer token ids, got {got}")
+    if len(shape) != 2 or not 1 <= shape[1] <= architecture.length:
+        raise ValueError(
+            f"transformer: inputs has shape {shape}, expected (batch, n) with n from 1 to {architecture.length}"
+        )
+    least, most = int(xp.min(inputs)), int(xp.max(inputs))
+    if least < 0 or most >= architecture.vocabulary:
+        raise ValueError(
+            f"transformer: inputs holds ids from {least} to {most}, expected 0 (padding) to "
+            f"{architecture.vocabulary - 1}, the vocabulary less one"
+        )
 
 
 @dataclass(frozen=True)
@@ -297,9 +288,15 @@ class Transformer:
             params = parameters.place(params, xp)
         return cls(architecture, params, (attention,) * architecture.n_layers)
 
-    def __call__(self, inputs, *, mask=None):
+    def __call__(self, inputs):
         """Return the logits (B, n_classes) of inputs in the module of the parameters."""
-        return transformer(self.params, inputs, self.architecture, self.attentions, mask=mask)
+        return transformer(self.params, inputs, self.architecture, self.attentions)
+
+    def place(self, inputs):
+        """Bring NumPy inputs to the array module and device of the model; images to its dtype as well."""
+        like = self.params["head"]["weight"]
+        dtype = like.dtype if self.architecture.vocabulary is None else None
+        return array_namespace(like).asarray(inputs, dtype=dtype, device=like.device)
 
     def with_attention(self, *attentions):
         """Return the same parameters with other attention: one for all layers, or one for each."""

@@ -7,6 +7,7 @@ import pytest
 
 from asap_ref import Attention, fit_amortizer
 from asap_ref.compilation import compile_model, record
+from asap_ref.embedding import patches
 from asap_ref.layers import cross_entropy
 from asap_ref.parameters import flatten, leaves, tree_map, unflatten
 from asap_ref.training import (
@@ -16,7 +17,7 @@ from asap_ref.training import (
     learning_rate_at,
     loss_and_gradients,
 )
-from asap_ref.transformer import Architecture, Transformer, initialise, merge_heads, patches, split_heads
+from asap_ref.transformer import Architecture, Transformer, initialise, merge_heads, split_heads
 
 SMALL = Architecture(image=(4, 6), patch=2, n_classes=3, width=12, n_layers=2, n_heads=3)
 SINKHORN = Attention("sinkhorn", {"n_iter": 4, "epsilon": 0.5})
