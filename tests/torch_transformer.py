@@ -17,12 +17,25 @@ def sinkhorn_plan(S, n_iter, epsilon):
 
 
 def forward(params, images, n_heads, patch, n_iter, epsilon):
-    """Logits; params is a dict of tensors with keys such as "block0/mlp/up/weight"."""
-    B = len(images)
-    x = images.unfold(1, patch, patch).unfold(2, patch, patch).reshape(B, -1, patch * patch)
-    x = x @ params["embedding/patch/weight"] + params["embedding/patch/bias"]
-    x = torch.cat([params["embedding/class_token"].expand(B, 1, -1), x], 1) + params["embedding/position"]
+    """Logits of images; params is a dict of tensors with keys such as "block0/mlp/up/weight"."""
+    x = images.unfold(1, patch, patch).unfold(2, patch, patch).reshape(len(images), -1, patch * patch)
+    return read(
+        params, x @ params["embedding/patch/weight"] + params["embedding/patch/bias"], n_heads, n_iter, epsilon
+    )
+
+
+def forward_text(params, texts, n_heads, n_iter, epsilon):
+    """Logits of texts, id lists of any length: each runs alone, so nothing here knows of padding or masks."""
+    alone = [params["embedding/word"][ids][None] for ids in texts]
+    return torch.cat([read(params, x, n_heads, n_iter, epsilon) for x in alone])
+
+
+def read(params, x, n_heads, n_iter, epsilon):
+    """Logits of embedded tokens (B, n, w): class token and positions, blocks, norm, head."""
+    B = len(x)
+    x = torch.cat([params["embedding/class_token"].expand(B, 1, -1), x], 1)
     n, w = x.shape[1:]
+    x = x + params["embedding/position"][:n]
     n_layers = sum(key.endswith("norm1/gain") for key in params)
     for i in range(n_layers):
         p = {key.removeprefix(f"block{i}/"): value for key, value in params.items()}
