@@ -123,17 +123,17 @@ def text_dataset(name, train_texts, train_topics, test_texts, test_topics, *, vo
     )
 
 
-def load_topics(*, vocabulary=300, length=24, n_train=600, n_test=200, seed=0):
+def load_topics(*, vocabulary=300, length=24, n_train=1000, n_test=250, seed=0):
     """Make up stories like those of Reuters: four topics, words by Zipf's law, unequal lengths; no download.
 
-    A story is mostly words that all topics share; each of its words is with probability 0.15 one of ten that
+    A story is mostly words that all topics share; each of its words is with probability 0.3 one of six that
     belong to its topic, and with probability 0.05 one of those that belong to another.
 
     Examples
     --------
     >>> topics = load_topics()
     >>> topics.train_inputs.shape, len(topics.vocabulary) <= 298
-    ((600, 24), True)
+    ((1000, 24), True)
     """
     rng = np.random.default_rng(seed)
     names = ("barley", "copper", "silver", "timber")
@@ -144,9 +144,9 @@ def load_topics(*, vocabulary=300, length=24, n_train=600, n_test=200, seed=0):
     def story(topic):
         n = int(np.clip(rng.lognormal(np.log(length / 2), 0.8), 3, 3 * length))
         words = rng.choice(shared, size=n, p=zipf).tolist()
-        kind = rng.choice(3, size=n, p=(0.8, 0.15, 0.05))
+        kind = rng.choice(3, size=n, p=(0.65, 0.3, 0.05))
         other = rng.integers(len(names), size=n)
-        which = rng.integers(10, size=n)
+        which = rng.integers(6, size=n)
         return " ".join(
             word if k == 0 else f"{names[topic if k == 1 else o]}{w}"
             for word, k, o, w in zip(words, kind, other, which, strict=True)

