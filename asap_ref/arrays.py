@@ -151,11 +151,10 @@ def logsumexp(x, *, axis):
     """
     xp = array_namespace(x)
     top = xp.max(x, axis=axis, keepdims=True)
-    top = xp.where(top == -xp.inf, xp.zeros_like(top), top)  # an empty sum: avoids -inf - -inf
+    top = xp.where(top == -xp.inf, 0.0, top)  # an empty sum: avoids -inf - -inf
     total = xp.sum(xp.exp(x - top), axis=axis, keepdims=True)
-    empty = total == 0
-    log = xp.where(empty, -xp.inf, xp.log(xp.where(empty, xp.ones_like(total), total)))
-    return xp.squeeze(log + top, axis=axis)
+    with np.errstate(divide="ignore"):  # the log of an empty sum is meant
+        return xp.squeeze(xp.log(total) + top, axis=axis)
 
 
 def softmax(x, *, axis):
@@ -169,9 +168,9 @@ def softmax(x, *, axis):
     """
     xp = array_namespace(x)
     top = xp.max(x, axis=axis, keepdims=True)
-    e = xp.exp(x - xp.where(top == -xp.inf, xp.zeros_like(top), top))
+    e = xp.exp(x - xp.where(top == -xp.inf, 0.0, top))
     total = xp.sum(e, axis=axis, keepdims=True)
-    return e / xp.where(total == 0, xp.ones_like(total), total)
+    return e / xp.where(total == 0, 1.0, total)
 
 
 def transpose(x):

@@ -23,12 +23,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from asap_ref.arrays import array_namespace, transpose
 from asap_ref.transport import Duals, column_mass, entropic_c_transform, transport_plan, valid_pairs
 
 # Scalings may reach BIG before they are absorbed. An entry of K that underflows would at most have grown by BIG²:
 # 1e-38 * 1e16 in float32 and 1e-308 * 1e200 in float64 are nothing beside rows that sum to one.
 BIG = {"float32": 1e8, "float64": 1e100}
+
+
+# Half steps between two looks at the scalings. A look makes the host wait for a device, so there several steps
+# are taken on trust, and thrown away where the trust was misplaced; on NumPy a look costs nothing.
+LOOK_EVERY = 16
 
 
 @dataclass
@@ -45,50 +52,68 @@ def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None):
     xp = array_namespace(scores)
     settings = {"epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
     r = column_mass(scores, query_mask, key_mask)
-    row_padding = column_padding = 0.0
+    row_padding = column_padding = None
     valid = valid_pairs(query_mask, key_mask)
     if valid is not None:  # there K is zero: with one in place of its sums, and of r, the scalings stay one
         row_padding, column_padding = (xp.astype(~xp.any(valid, axis=axis), scores.dtype) for axis in (-1, -2))
         r = xp.where(column_padding > 0, xp.ones_like(column_padding), r)
-    big = BIG[str(scores.dtype).rpartition(".")[-1]]
-    segments = []
 
-    def begin_segment(side, duals):
+    def segment_from(side, duals):
         K = transport_plan(scores, duals, **settings)
-        a, b = (xp.ones_like(dual) for dual in duals)
-        segments.append(Segment(K, duals, [(side, a, b)]))
-        return a, b
+        return Segment(K, duals, [(side, *(xp.ones_like(dual) for dual in duals))])
+
+    def half_steps(segment, sides):
+        """Yield (side, a, b) for each side in turn, on trust."""
+        _, a, b = segment.steps[-1]
+        for side in sides:
+            if side == "key":
+                b = r / _sums(transpose(segment.K), a, column_padding)
+            else:
+                a = 1 / _sums(segment.K, b, row_padding)
+            yield side, a, b
+
+    def in_log_domain(side, f, g):
+        """Take the half step from the duals f and g that scaling could not take, and begin a segment there."""
+        if side == "key":
+            g = entropic_c_transform(scores, f, onto="key", **settings)
+        else:
+            f = entropic_c_transform(scores, g, onto="query", **settings)
+        return segment_from(side, Duals(f, g))
+
+    segments = [in_log_domain("query", None, xp.zeros_like(scores[..., 0, :]))]
+    sides = ["key", "query"] * n_iter
+    look_every = 1 if isinstance(scores, np.ndarray) else LOOK_EVERY
+    while sides:
+        steps = list(half_steps(segments[-1], sides[:look_every]))
+        good = _count_safe(steps)
+        segments[-1].steps += steps[:good]
+        if good < len(steps):
+            segments.append(in_log_domain(sides[good], *scaled_duals(segments, epsilon)))
+            good += 1
+        sides = sides[good:]
+    return segments
+
+
+def _count_safe(steps):
+    """Count the steps before the first whose scaling left the range that is safe for its dtype."""
+    made = [b if side == "key" else a for side, a, b in steps]
+    xp = array_namespace(*made)
+    big = BIG[str(made[0].dtype).rpartition(".")[-1]]
 
     def safe(x):
         return bool(xp.all((x < big) & (x > 1 / big)))
 
-    g = xp.zeros_like(scores[..., 0, :])
-    a, b = begin_segment("query", Duals(entropic_c_transform(scores, g, onto="query", **settings), g))
-    for _ in range(n_iter):
-        b_new = r / (_times(transpose(segments[-1].K), a) + column_padding)
-        if safe(b_new):
-            b = b_new
-            segments[-1].steps.append(("key", a, b))
-        else:
-            f, _ = _duals(segments[-1], a, b, epsilon)
-            g = entropic_c_transform(scores, f, onto="key", **settings)
-            a, b = begin_segment("key", Duals(f, g))
-
-        a_new = 1 / (_times(segments[-1].K, b) + row_padding)
-        if safe(a_new):
-            a = a_new
-            segments[-1].steps.append(("query", a, b))
-        else:
-            _, g = _duals(segments[-1], a, b, epsilon)
-            f = entropic_c_transform(scores, g, onto="query", **settings)
-            a, b = begin_segment("query", Duals(f, g))
-    return segments
+    if safe(made[0] if len(made) == 1 else xp.concat(made, axis=-1)):  # one look for all
+        return len(made)
+    return next(i for i, x in enumerate(made) if not safe(x))
 
 
 def scaled_duals(segments, epsilon):
     """Query and key dual after the last half step."""
     _, a, b = segments[-1].steps[-1]
-    return _duals(segments[-1], a, b, epsilon)
+    xp = array_namespace(a, b)
+    f, g = segments[-1].reference
+    return Duals(f + epsilon * xp.log(a), g + epsilon * xp.log(b))
 
 
 def scaled_plan(segments):
@@ -107,21 +132,16 @@ def scaling_vjp(segments, df, dg, mass):
             if side == "query":
                 A.append(a * df)
                 B.append(b)
-                dg, df = dg - b * _times(transpose(K), A[-1]), xp.zeros_like(df)
+                dg, df = dg - b * _sums(transpose(K), A[-1]), 0.0
             else:
                 A.append(a)
                 B.append(b * dg / mass)
-                df, dg = df - a * _times(K, B[-1]), xp.zeros_like(dg)
+                df, dg = df - a * _sums(K, B[-1]), 0.0
         d_scores = d_scores - K * (xp.stack(A, axis=-1) @ xp.stack(B, axis=-2))
     return d_scores
 
 
-def _duals(segment, a, b, epsilon):
-    xp = array_namespace(a, b)
-    f, g = segment.reference
-    return Duals(f + epsilon * xp.log(a), g + epsilon * xp.log(b))
-
-
-def _times(matrix, vector):
-    """(..., n, m), (..., m) -> (..., n)."""
-    return (matrix @ vector[..., None])[..., 0]
+def _sums(matrix, vector, padding=None):
+    """(..., n, m), (..., m) -> (..., n): weighted sums of rows, and one where padding is."""
+    sums = (matrix @ vector[..., None])[..., 0]
+    return sums if padding is None else sums + padding

@@ -108,11 +108,11 @@ def sinkhorn_vjp(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=No
                 if onto == "query":
                     A.append(a * df)
                     B.append(b)
-                    dg, df = dg - b * _product(transpose(K), A[-1]), xp.zeros_like(df)
+                    dg, df = dg - b * _product(transpose(K), A[-1]), 0.0
                 else:
                     A.append(a)
                     B.append(b * dg / mass)
-                    df, dg = df - a * _product(K, B[-1]), xp.zeros_like(dg)
+                    df, dg = df - a * _product(K, B[-1]), 0.0
             d_scores = d_scores - K * (xp.stack(A, axis=-1) @ transpose(xp.stack(B, axis=-1)))
         return (d_scores,) if init is None else (d_scores, df)
 
@@ -144,9 +144,7 @@ def _segments(steps, epsilon):
     for side, duals in reversed(steps):
         xp = array_namespace(duals.query)
         safe = 10.0 if duals.query.dtype == xp.float32 else 100.0
-        if reference is not None and any(
-            _exceeds(xp, now - then, safe * epsilon) for now, then in zip(duals, reference, strict=True)
-        ):
+        if reference is not None and _exceed(duals, reference, safe * epsilon):
             yield segment
             segment = []
         if not segment:
@@ -156,8 +154,10 @@ def _segments(steps, epsilon):
         yield segment
 
 
-def _exceeds(xp, x, limit):
-    return bool(xp.any(xp.abs(x) > limit))
+def _exceed(duals, reference, limit):
+    xp = array_namespace(*duals)
+    far = [xp.any(xp.abs(now - then) > limit) for now, then in zip(duals, reference, strict=True)]
+    return bool(far[0] | far[1])  # joined first: one wait for the device
 
 
 def _product(matrix, vector):

@@ -57,12 +57,17 @@ def vjp_of(function):
     return getattr(home, f"{function.__name__}_vjp")
 
 
+def map_arrays(change, value):
+    """Apply ``change`` to an array, or to every array of a tuple such as Duals."""
+    if isinstance(value, tuple):
+        parts = [map_arrays(change, item) for item in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return change(value)
+
+
 def convert(arguments, change):
     """Apply ``change`` to every array of the arguments, inside Duals too; masks keep their dtype."""
-    return {
-        name: ar.Duals(*map(change, value)) if isinstance(value, ar.Duals) else change(value)
-        for name, value in arguments.items()
-    }
+    return {name: map_arrays(change, value) for name, value in arguments.items()}
 
 
 def outputs(value):
@@ -75,7 +80,4 @@ def outputs(value):
 def random_like(value, seed=0):
     """A cotangent for a result of NumPy arrays."""
     rng = np.random.default_rng(seed)
-    if isinstance(value, tuple):
-        parts = [rng.standard_normal(x.shape).astype(x.dtype) for x in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    return rng.standard_normal(value.shape).astype(value.dtype)
+    return map_arrays(lambda x: rng.standard_normal(x.shape).astype(x.dtype), value)
