@@ -1,0 +1,90 @@
+"""The same code runs on every array module: where it ran, how far from NumPy's numbers, what a GPU would do.
+
+The checks are those of the tests (tests/agreement.py, tests/counting.py), which need the test extra installed.
+"""
+
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from asap_ref import files, reproduce
+
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+COLUMNS = ("values", "gradients", "training step", "compiled, saved, loaded")
+
+
+def measure():
+    """Go through all modules, devices and dtypes; and count kernels, waits and transfers."""
+    sys.path.insert(0, str(TESTS))
+    try:
+        from backends import BACKENDS
+        from test_counts import table
+
+        rows = []
+        for backend in BACKENDS.values():
+            reason = backend.missing()
+            for dtype in backend.dtypes:
+                row = {"module": backend.name, "dtype": dtype, "missing": reason}
+                rows.append(row if reason else row | _errors(backend, dtype))
+        return {"rows": rows, "counts": table(), "machine": reproduce.machine()}
+    finally:
+        sys.path.remove(str(TESTS))
+
+
+def _errors(backend, dtype):
+    import agreement
+    from operators import OPERATORS
+
+    def worst(pairs):
+        return max(agreement.error(*pair) for pair in pairs)
+
+    with backend(dtype) as (_, place), tempfile.TemporaryDirectory() as folder:
+        of_operators = [agreement.of_operator(name, place) for name in OPERATORS]
+        steps = [pair for name in agreement.ATTENTIONS for pair in agreement.of_training_step(name, place)[0]]
+        return {
+            "version": version(backend.module.replace("_", "-")),
+            "operators": len(of_operators),
+            "values": max(worst(values) for values, _ in of_operators),
+            "gradients": max(worst(gradients) for _, gradients in of_operators),
+            "training step": worst(steps),
+            "compiled, saved, loaded": worst(agreement.of_files(place, backend.module, Path(folder))),
+        }
+
+
+def draw(record, folder):
+    """Write the two tables."""
+    lines = [["array module", "dtype", *COLUMNS]]
+    for row in record["rows"]:
+        name = f"{row['module']} ({row['version']})" if "version" in row else row["module"]
+        cells = [f"{row[column]:.0e}" if column in row else "not run" for column in COLUMNS]
+        lines.append([name, row["dtype"], *cells])
+    ran = [row for row in record["rows"] if not row["missing"]]
+    reasons = sorted(
+        {f"{row['module']}: {row['missing'].split(':')[0]}" for row in record["rows"] if row["missing"]}
+    )
+    text = (
+        f"{_table(lines)}\n"
+        "Largest difference from NumPy in float64, relative to the largest entry, over "
+        f"{ran[0]['operators']} calls of operators, a training step of the Transformer, and the logits of a model "
+        "that was trained, compiled and saved there, then loaded on NumPy, and back. "
+        f"Not run: {'; '.join(reasons) or 'none'}.\n\n"
+        f"{_table([['work', 'kernels', 'waits', 'transfers'], *record['counts']])}\n"
+        "What a GPU would do, counted on the strict module: kernels launched, times the host waits for the device "
+        "(one, to make sure that the result is finite; Sinkhorn looks at its scalings besides), and arrays that "
+        "move between host and device.\n"
+    )
+    path = Path(folder) / "modules.md"
+    files.save_text(path, text)
+    return [path]
+
+
+def _table(rows):
+    rows = [[str(cell) for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+if __name__ == "__main__":
+    from asap_ref.cli import main
+
+    raise SystemExit(main(["figures", "modules"]))
