@@ -151,6 +151,8 @@ def fidelity(teacher, attentions, batch):
     >>> fidelity(teacher, teacher.attentions, images)[0]["output_error"][:3]
     [0.0, 0.0, 0.0]
     """
+    if len(attentions) != len(teacher.attentions):
+        raise ValueError(f"fidelity: {len(attentions)} attentions for {len(teacher.attentions)} layers")
     report = []
     for layer, (q, k, v, query_mask, key_mask) in enumerate(record(teacher, batch)):
         masks = {"query_mask": query_mask, "key_mask": key_mask}

@@ -49,7 +49,7 @@ def operator(**shapes):
             arrays = _named_arrays(name, arguments, contracts)
             xp = _check_kind(name, arrays)
             _check_shapes(name, arrays)
-            _check_settings(name, arguments)
+            check_settings(name, arguments)
             half = next((x.dtype for _, x, _ in arrays if _kind(xp, x.dtype) == "half"), None)
             if half is not None:
                 arguments |= {key: _cast_half(xp, arguments[key]) for key in contracts if key in arguments}
@@ -81,6 +81,8 @@ def _checked_vjp(xp, name, value, vjp, half):
         arrays = []
         for i, (output, c) in enumerate(zip(outputs, given, strict=True)):
             label = f"cotangent[{i}]" if len(outputs) > 1 else "cotangent"
+            if output.ndim == 0 and isinstance(c, int | float):
+                continue  # a number stands for a 0-d array
             if not is_array(c) or tuple(c.shape) != tuple(output.shape):
                 got = tuple(c.shape) if is_array(c) else type(c).__name__
                 raise ValueError(f"{name}: {label} must have the value's shape {tuple(output.shape)}, got {got}")
@@ -231,7 +233,8 @@ def _broadcasts(shape, onto):
 LEAST = {"n_iter": 0, "block": 1}  # counts that operators take, and how small they may be
 
 
-def _check_settings(function, arguments):
+def check_settings(function, arguments):
+    """Check the settings among the arguments; epsilon becomes a Python float there."""
     if "epsilon" in arguments:
         # a Python float: a NumPy scalar would turn float32 arrays into float64
         arguments["epsilon"] = check_epsilon(arguments["epsilon"], function)
@@ -245,11 +248,17 @@ def _check_settings(function, arguments):
 
 def check_epsilon(epsilon, function):
     """Return epsilon as a float; raise unless it is a positive finite number."""
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float | np.floating):
-        raise TypeError(f"{function}: epsilon must be a number, got {type(epsilon).__name__}")
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"{function}: epsilon must be positive and finite, got {epsilon}")
-    return float(epsilon)
+    return check_positive(epsilon, "epsilon", function)
+
+
+def check_positive(value, name, function, *, or_zero=False):
+    """Return value as a float; raise unless it is a positive (or zero, where that is allowed) finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
+        bound = "at least 0" if or_zero else "positive"
+        raise ValueError(f"{function}: {name} must be {bound} and finite, got {value}")
+    return float(value)
 
 
 def check_count(value, name, function, *, least):

@@ -27,7 +27,7 @@ def patches(images, size):
     xp = array_namespace(images)
     b, height, width = images.shape
     grid = xp.reshape(images, (b, height // size, size, width // size, size))
-    return xp.reshape(xp.permute_dims(grid, (0, 1, 3, 2, 4)), (b, -1, size * size))
+    return xp.reshape(xp.permute_dims(grid, (0, 1, 3, 2, 4)), (b, (height // size) * (width // size), size * size))
 
 
 def embed_image_vjp(params, images, patch):
@@ -68,7 +68,7 @@ def embed_text_vjp(params, ids):
     def vjp(dx):
         unused = xp.zeros_like(position[n + 1 :, :])
         return {
-            "word": sum_rows(xp.reshape(dx[:, 1:, :], (b * n, -1)), flat, table.shape[0]),
+            "word": sum_rows(xp.reshape(dx[:, 1:, :], (b * n, dx.shape[-1])), flat, table.shape[0]),
             "class_token": xp.sum(dx[:, 0, :], axis=0),
             "position": xp.concat([xp.sum(dx, axis=0), unused], axis=0),
         }

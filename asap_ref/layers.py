@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from asap_ref.arrays import array_namespace, logsumexp
-from asap_ref.contracts import operator
+from asap_ref.contracts import check_positive, operator
 
 # ---------------------------------------------------------------------------------------------------- linear
 
@@ -81,6 +81,7 @@ def layer_norm(x, gain, bias, *, eps=1e-5):
     >>> layer_norm(np.asarray([[1.0, 3.0]]), np.ones(2), np.zeros(2)).round(3)
     array([[-1.,  1.]])
     """
+    _check_layer_norm(x, gain, bias, eps)
     z, _ = _standardise(x, eps)
     return z * gain + bias
 
@@ -99,6 +100,7 @@ def layer_norm_vjp(x, gain, bias, *, eps=1e-5):
     >>> bool(abs(vjp(np.asarray([[1.0, 0.0, 0.0]]))[0].sum()) < 1e-12)
     True
     """
+    _check_layer_norm(x, gain, bias, eps)
     xp = array_namespace(x, gain, bias)
     z, inverse_deviation = _standardise(x, eps)
 
@@ -111,6 +113,15 @@ def layer_norm_vjp(x, gain, bias, *, eps=1e-5):
         return dx, xp.sum(d_out * z, axis=rows), xp.sum(d_out, axis=rows)
 
     return z * gain + bias, vjp
+
+
+def _check_layer_norm(x, gain, bias, eps):
+    check_positive(eps, "eps", "layer_norm", or_zero=True)
+    if not tuple(gain.shape) == tuple(bias.shape) == (x.shape[-1],):
+        raise ValueError(
+            f"layer_norm: gain {tuple(gain.shape)} and bias {tuple(bias.shape)} do not fit x {tuple(x.shape)}; "
+            "expected (a,) and (a,) for x (..., a)"
+        )
 
 
 def _standardise(x, eps):
@@ -197,11 +208,13 @@ def named(values, *names):
 # --------------------------------------------------------------------------------------------- cross-entropy
 
 
+@operator(logits="N C")
 def cross_entropy(logits, labels):
-    """Mean negative log-likelihood of integer labels: (N, C), (N,) -> 0-d array. O(N C)."""
+    """Mean negative log-likelihood of integer labels: (N, C), (N,) -> 0-d array; arguments as below. O(N C)."""
     return cross_entropy_vjp(logits, labels)[0]
 
 
+@operator(logits="N C")
 def cross_entropy_vjp(logits, labels):
     """Cross-entropy and its VJP, ``vjp(d_loss) -> (d_logits,)``: softmax minus one-hot, over N.
 
@@ -209,11 +222,12 @@ def cross_entropy_vjp(logits, labels):
     ----------
     logits : array (N, C)
     labels : integer array (N,)
+        From 0 to C - 1.
 
     Raises
     ------
-    ValueError
-        If the shapes do not fit.
+    TypeError, ValueError
+        If the shapes do not fit, labels are not integers or out of range, or logits are not finite.
 
     Examples
     --------
@@ -228,7 +242,11 @@ def cross_entropy_vjp(logits, labels):
             f"cross_entropy: expected logits (N, C) and labels (N,), got {tuple(logits.shape)} "
             f"and {tuple(labels.shape)}"
         )
+    if not xp.isdtype(labels.dtype, "integral"):
+        raise TypeError(f"cross_entropy: labels must be integers, got {labels.dtype}")
     n, n_classes = logits.shape
+    if bool(xp.any((labels < 0) | (labels >= n_classes))):
+        raise ValueError(f"cross_entropy: labels must lie from 0 to {n_classes - 1}, the classes of the logits")
     one_hot = xp.astype(
         labels[:, None] == xp.arange(n_classes, dtype=labels.dtype, device=logits.device), logits.dtype
     )

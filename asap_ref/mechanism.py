@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from asap_ref.contracts import check_choice
+from asap_ref.contracts import check_choice, check_settings
 from asap_ref.fused import (
     asap_attention,
     asap_attention_vjp,
@@ -20,6 +22,14 @@ FORMS = {
     "sinkhorn": (sinkhorn_attention, sinkhorn_attention_vjp),
     "asap": (asap_attention, asap_attention_vjp),
 }
+
+
+@functools.cache
+def _settings_of(name):
+    """(names of all settings, of those without a default) of a mechanism."""
+    given = ("q", "k", "v", "query_mask", "key_mask")
+    found = [p for p in inspect.signature(FORMS[name][0]).parameters.values() if p.name not in given]
+    return tuple(p.name for p in found), tuple(p.name for p in found if p.default is p.empty)
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,13 @@ class Attention:
 
     def __post_init__(self):
         check_choice(self.name, "name", "Attention", tuple(FORMS))
+        known, required = _settings_of(self.name)
+        unknown = [name for name in self.settings if name not in known]
+        missing = [name for name in required if name not in self.settings]
+        if unknown or missing:
+            wrong = f"has no setting {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
+            raise ValueError(f"Attention: {self.name} attention {wrong}; its settings are: {', '.join(known)}")
+        check_settings("Attention", dict(self.settings))
 
     def __call__(self, q, k, v, *, query_mask=None, key_mask=None):
         """Return the attention output (..., n, p)."""

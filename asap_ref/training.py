@@ -6,8 +6,10 @@ and the epoch's number, so a resumed run ends with the same numbers as one that 
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from asap_ref import files, parameters
 from asap_ref.arrays import array_namespace, to_numpy
+from asap_ref.contracts import check_count, check_positive, operator
 from asap_ref.layers import cross_entropy_vjp
 from asap_ref.parameters import tree_map
 from asap_ref.text import batches, shuffled_batches, trimmed
@@ -32,6 +35,15 @@ class TrainingSettings:
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of all steps
     seed: int = 0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            check_count(getattr(self, name), name, "TrainingSettings", least=1)
+        check_count(self.seed, "seed", "TrainingSettings", least=0)
+        check_positive(self.learning_rate, "learning_rate", "TrainingSettings")
+        check_positive(self.weight_decay, "weight_decay", "TrainingSettings", or_zero=True)
+        if check_positive(self.warmup, "warmup", "TrainingSettings", or_zero=True) > 1:
+            raise ValueError(f"TrainingSettings: warmup is a share of the steps, at most 1, got {self.warmup}")
 
 
 # ----------------------------------------------------------------------------------------------------- optimiser
@@ -88,6 +100,7 @@ def learning_rate_at(step, total_steps, settings):
 # ---------------------------------------------------------------------------------------------------------- loop
 
 
+@operator(inputs=None)
 def loss_and_gradients(model, inputs, labels):
     """Mean cross-entropy of a batch and its gradient in the parameters: (0-d array, nested dict)."""
     logits, model_vjp = transformer_vjp(model.params, inputs, model.architecture, model.attentions)
@@ -139,12 +152,12 @@ def train(
     ValueError
         If the checkpoint comes from other settings, or labels do not fit.
     """
-    if len(inputs) != len(labels) or not len(inputs):
-        raise ValueError(f"train: {len(inputs)} inputs and {len(labels)} labels; expected as many, at least one")
+    _check_examples(inputs, labels, model.architecture.n_classes)
     like = model.params["head"]["weight"]
     xp, device = array_namespace(like), like.device
     made_by = {"settings": asdict(settings), "architecture": asdict(model.architecture), "examples": len(inputs)}
     made_by["attention"] = [repr(attention) for attention in model.attentions]
+    made_by["data"] = [zlib.crc32(np.ascontiguousarray(x)) for x in (inputs, labels)]
     params, moments, history = model.params, initial_moments(model.params), []
     if resume and checkpoint is not None and Path(checkpoint).exists():
         state, history = _load_checkpoint(checkpoint, made_by)
@@ -175,11 +188,24 @@ def train(
     return replace(model, params=params), history
 
 
+def _check_examples(inputs, labels, n_classes):
+    for name, x in (("inputs", inputs), ("labels", labels)):
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"train: {name} must be a NumPy array, got {type(x).__name__}; use to_numpy")
+    if len(inputs) != len(labels) or not len(inputs):
+        raise ValueError(f"train: {len(inputs)} inputs and {len(labels)} labels; expected as many, at least one")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"train: labels must be integers, got {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise ValueError(
+            f"train: labels lie from {labels.min()} to {labels.max()}, expected 0 to {n_classes - 1}, the classes "
+            "of the model"
+        )
+
+
 def _load_checkpoint(path, made_by):
     state, saved = files.load(path, "checkpoint")
     # through JSON, as the saved one went, so that tuples and lists compare equal
-    import json
-
     expected = json.loads(json.dumps(made_by))
     if saved["made_by"] != expected:
         different = [key for key in expected if saved["made_by"].get(key) != expected[key]]
@@ -213,6 +239,9 @@ def epochs_with_progress(start, stop, label, history):
 
 def predict(model, inputs, *, batch_size=256):
     """Logits of many inputs, batch by batch, as NumPy: (N, n_classes)."""
+    check_count(batch_size, "batch_size", "predict", least=1)
+    if not len(inputs):
+        raise ValueError("predict: inputs is empty; give at least one")
     picked = batches(inputs, batch_size)
     logits = np.concatenate([to_numpy(model(model.place(trimmed(inputs[batch])))) for batch in picked])
     return logits[np.argsort(np.concatenate(picked))]  # back in the order of the inputs
@@ -220,4 +249,6 @@ def predict(model, inputs, *, batch_size=256):
 
 def accuracy(model, inputs, labels):
     """Share of inputs whose largest logit is that of their label."""
+    if len(inputs) != len(labels):
+        raise ValueError(f"accuracy: {len(inputs)} inputs and {len(labels)} labels; expected as many")
     return float(np.mean(np.argmax(predict(model, inputs), axis=-1) == labels))

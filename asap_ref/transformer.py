@@ -190,7 +190,7 @@ def initialise(architecture, *, seed=0, dtype=np.float32):
     return {"embedding": embedding, **blocks, "norm": norm(), "head": affine(w, a.n_classes)}
 
 
-@operator(inputs=None)
+@operator(params=None, inputs=None)
 def transformer(params, inputs, architecture, attentions):
     """Logits of a batch: images (B, height, width) or token ids (B, n) -> (B, n_classes).
 
@@ -215,7 +215,7 @@ def transformer(params, inputs, architecture, attentions):
     return linear(layer_norm(x[:, 0, :], **params["norm"]), **params["head"])
 
 
-@operator(inputs=None)
+@operator(params=None, inputs=None)
 def transformer_vjp(params, inputs, architecture, attentions):
     """Logits and their VJP in the parameters, ``vjp(d_logits) -> d_params``, a dict like params."""
     xp = array_namespace(inputs)
@@ -256,11 +256,10 @@ def _check_inputs(inputs, architecture, attentions):
         raise ValueError(
             f"transformer: inputs has shape {shape}, expected (batch, n) with n from 1 to {architecture.length}"
         )
-    least, most = int(xp.min(inputs)), int(xp.max(inputs))
-    if least < 0 or most >= architecture.vocabulary:
+    if bool(xp.any((inputs < 0) | (inputs >= architecture.vocabulary))):
         raise ValueError(
-            f"transformer: inputs holds ids from {least} to {most}, expected 0 (padding) to "
-            f"{architecture.vocabulary - 1}, the vocabulary less one"
+            f"transformer: inputs holds ids from {int(xp.min(inputs))} to {int(xp.max(inputs))}, expected 0 "
+            f"(padding) to {architecture.vocabulary - 1}, the vocabulary less one"
         )
 
 

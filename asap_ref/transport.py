@@ -359,6 +359,7 @@ def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=Non
     return Duals(f, g), vjp
 
 
+@operator(plan="n m", query_mask="n", key_mask="m")
 def marginal_error(plan, *, query_mask=None, key_mask=None):
     """Largest deviation of a plan's row sums from 1 and of its column sums from n'/m'.
 
