@@ -29,9 +29,9 @@ class Experiment:
 EXPERIMENTS = {
     "digits": Experiment(
         load=load_digits,
-        architecture=Architecture(),
+        architecture=Architecture(n_heads=4),
         training=TrainingSettings(),
-        teacher={"n_iter": 15, "epsilon": 0.3},
+        teacher={"n_iter": 15, "epsilon": 1.0},
         compilation={"n_slices": 16},
     ),
 }
