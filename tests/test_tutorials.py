@@ -1,0 +1,86 @@
+"""The tutorials run, say what they said when they were committed, and keep the shape that readers rely on."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+nbformat = pytest.importorskip("nbformat", reason="notebooks need nbclient: pip install asap-ref[test]")
+spec = importlib.util.spec_from_file_location("execute", ROOT / "tutorials" / "execute.py")
+execute = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(execute)
+
+NOTEBOOKS = execute.notebooks()
+LESSONS = [path for path in NOTEBOOKS if path.parent.name == "tutorials"]
+NEEDS_TORCH = ("10_",)
+MACHINE = re.compile(r"(/home/|/root/|/Users/|/tmp/|/work/|/opt/|site-packages|[A-Z]:\\)")
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def prose(notebook):
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+@pytest.mark.slow
+@every_notebook
+def test_restart_and_run_all_prints_what_was_committed(path):
+    if path.name.startswith(NEEDS_TORCH):
+        pytest.importorskip("torch", reason="this tutorial checks a PyTorch layer: pip install asap-ref[peers]")
+    found = execute.differences(read(path), execute.execute(path))
+    assert not found, "\n".join([*found, f"if this is meant: python tutorials/execute.py {path.stem}"])
+
+
+@every_notebook
+def test_committed_outputs_are_complete_and_carry_no_error_and_no_machine(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1)), "not run from top to bottom in one go"
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error"
+            text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
+            assert "Traceback" not in text and "Warning" not in text
+    everything = nbformat.writes(notebook)
+    assert not MACHINE.search(everything), MACHINE.search(everything)
+    assert len(everything) < 1_000_000, "outputs are too large for a repository"
+    assert notebook == execute.normalise(read(path)), "commit what python tutorials/execute.py writes"
+
+
+@every_lesson
+def test_a_lesson_has_its_parts(path):
+    notebook = read(path)
+    text = prose(notebook)
+    assert notebook.cells[0].source.startswith("# ")
+    for part in ("**What you will do.**", "**What you will learn.**", "**What you need.**"):
+        assert part in notebook.cells[0].source, part
+    for part in ("## Exercises", "## In practice", "## Whose step is whose"):
+        assert part in text, part
+    assert any("assert " in cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert f"solutions/{path.name}" in text and (path.parent / "solutions" / path.name).exists()
+
+
+@every_notebook
+def test_a_solution_checks_itself(path):
+    code = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
+    assert "assert " in code
+
+
+def test_the_map_names_every_lesson():
+    text = (ROOT / "tutorials" / "README.md").read_text()
+    for path in LESSONS:
+        assert f"]({path.name})" in text
+    assert len(LESSONS) == len(list((ROOT / "tutorials" / "solutions").glob("*.ipynb")))
+
+
+@every_lesson
+def test_every_file_that_a_lesson_links_to_is_there(path):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", prose(read(path))):
+        assert (path.parent / target).exists(), target

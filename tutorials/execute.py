@@ -1,0 +1,125 @@
+"""Execute the tutorials and write their outputs in place.
+
+    python tutorials/execute.py              all of them, solutions included
+    python tutorials/execute.py 02 05        those whose name begins so
+    python tutorials/execute.py --check      compare printed outputs with committed ones
+
+A notebook is committed executed, and normalised: the same run gives the same file, with no times,
+paths or widget state in it. Outputs of cells tagged "varies" (times, versions) are not compared.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+TUTORIALS = Path(__file__).resolve().parent
+CELL_TIMEOUT = 120  # seconds; the slowest cell trains a model in about fifteen
+WIDGET = "application/vnd.jupyter.widget-view+json"
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+LANGUAGE = {
+    "name": "python",
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "pygments_lexer": "ipython3",
+}
+
+
+def notebooks(beginnings=()):
+    """List the paths of the notebooks, solutions after their tutorials."""
+    paths = sorted(TUTORIALS.glob("[0-9]*.ipynb")) + sorted(
+        TUTORIALS.glob("solutions/[0-9]*.ipynb")
+    )
+    return [path for path in paths if not beginnings or path.name.startswith(tuple(beginnings))]
+
+
+def execute(path):
+    """Run a notebook from its committed source in a new kernel; an error in a cell is raised."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name=KERNEL["name"],
+        resources={"metadata": {"path": str(path.parent)}},
+        record_timing=False,
+        coalesce_streams=True,
+    )
+    return normalise(client.execute())
+
+
+def normalise(notebook):
+    """Leave nothing in a notebook that differs from run to run or from machine to machine."""
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": LANGUAGE}
+    notebook.nbformat_minor = 5
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            # a widget needs a running kernel; beside each one stands a static view, which is kept
+            cell.outputs = [
+                output for output in cell.outputs if WIDGET not in output.get("data", {})
+            ]
+    return notebook
+
+
+def printed(notebook):
+    """List the texts that each code cell shows; None for a cell tagged "varies"."""
+    cells = []
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        texts = []
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if output.output_type == "stream" and output.name == "stdout":
+                texts.append(output.text)
+            elif data and not any(kind.startswith("image/") for kind in data):
+                texts.append(data.get("text/markdown") or data.get("text/plain", ""))
+        cells.append(None if "varies" in cell.metadata.get("tags", []) else texts)
+    return cells
+
+
+def differences(committed, fresh):
+    """Describe each cell whose printed output is not what was committed."""
+    pairs = zip(printed(committed), printed(fresh), strict=True)
+    return [
+        f"code cell {i + 1}:\n  committed {a}\n  now       {b}"
+        for i, (a, b) in enumerate(pairs)
+        if a != b
+    ]
+
+
+def main():
+    """Execute, then write or compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="beginnings of names, such as 02; all if none"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where printed outputs differ"
+    )
+    args = parser.parse_args()
+    paths, failed = notebooks(args.names), False
+    if not paths:
+        sys.exit(f"no notebook begins with {', '.join(args.names)}")
+    for path in paths:
+        fresh = execute(path)
+        if args.check:
+            found = differences(nbformat.read(path, as_version=4), fresh)
+            print(
+                path.relative_to(TUTORIALS), *(found or ["as committed"]), sep="\n  ", flush=True
+            )
+            failed |= bool(found)
+        else:
+            nbformat.write(fresh, path)
+            print(path.relative_to(TUTORIALS), flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
