@@ -20,7 +20,9 @@ from asap_ref.fused import (
 from asap_ref.mechanism import Attention
 from asap_ref.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.sinkhorn import sinkhorn, sinkhorn_vjp
+from asap_ref.sliced_attention import sliced_attention, sliced_attention_vjp
 from asap_ref.slices import slice_directions, sliced_potentials, sliced_potentials_vjp
+from asap_ref.soft_sort import soft_sort, soft_sort_vjp
 from asap_ref.transport import (
     Duals,
     attention_scores,
@@ -60,8 +62,12 @@ __all__ = [
     "sinkhorn_attention_vjp",
     "sinkhorn_vjp",
     "slice_directions",
+    "sliced_attention",
+    "sliced_attention_vjp",
     "sliced_potentials",
     "sliced_potentials_vjp",
+    "soft_sort",
+    "soft_sort_vjp",
     "softmax_attention",
     "softmax_attention_vjp",
     "to_numpy",

@@ -16,11 +16,13 @@ from asap_ref.fused import (
     softmax_attention,
     softmax_attention_vjp,
 )
+from asap_ref.sliced_attention import sliced_attention, sliced_attention_vjp
 
 FORMS = {
     "softmax": (softmax_attention, softmax_attention_vjp),
     "sinkhorn": (sinkhorn_attention, sinkhorn_attention_vjp),
     "asap": (asap_attention, asap_attention_vjp),
+    "sliced": (sliced_attention, sliced_attention_vjp),
 }
 
 

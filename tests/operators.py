@@ -19,6 +19,8 @@ WEIGHTS = scores(3, 8, seed=5)
 AMORTIZER = ar.fit_amortizer([(Q, K)], n_slices=5, n_iter=4, epsilon=0.7)
 DUALS = ar.sinkhorn(S, epsilon=0.7)
 MASKS = {"query_mask": QM, "key_mask": KM}
+RECTANGULAR = qkv(2, 3, n=5, m=7, d=4, p=3)
+SELF_MASKS = dict(zip(("query_mask", "key_mask"), masks(3, 6, 6, seed=1), strict=True))
 ROW = {"x": scores(4, 6, seed=6)}
 AFFINE = {"weight": scores(6, 3, seed=7), "bias": scores(3, seed=8)}
 
@@ -45,6 +47,15 @@ OPERATORS = {
     "softmax": (ar.softmax_attention, {"q": Q, "k": K, "v": V}, {}),
     "sinkhorn_attention": (ar.sinkhorn_attention, {"q": Q, "k": K, "v": V}, {"n_iter": 6}),
     "asap": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": AMORTIZER}),
+    "soft_sort": (ar.soft_sort, {"x": X}, {"temperature": 0.5}),
+    "soft_sort masked": (ar.soft_sort, {"x": F, "mask": QM}, {"temperature": 0.5}),
+    "sliced": (ar.sliced_attention, {"q": Q, "k": K, "v": V}, {"temperature": 0.5}),
+    "sliced directions": (
+        ar.sliced_attention,
+        {"q": RECTANGULAR[0], "k": RECTANGULAR[1], "v": RECTANGULAR[2], "directions": THETA},
+        {"temperature": 0.5, "slices_at_once": 2},
+    ),
+    "sliced masked": (ar.sliced_attention, {"q": Q[0], "k": K[0], "v": V[0], **SELF_MASKS}, {"hard": True}),
     "linear": (layers.linear, {**ROW, **AFFINE}, {}),
     "layer_norm": (layers.layer_norm, {**ROW, "gain": ROW["x"][0], "bias": ROW["x"][1]}, {}),
     "gelu": (layers.gelu, ROW, {}),
