@@ -1,4 +1,8 @@
-"""Attention as an argument of a model: a name and its settings, forward and backward, in the fast forms."""
+"""Attention as an argument of a model: a name and its settings, forward and backward, in the fast forms.
+
+Inside a model the slices of sliced-transport attention are the coordinates of the head, which the projections
+that make queries and keys learn; it takes no directions there.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ FORMS = {
 @functools.cache
 def _settings_of(name):
     """(names of all settings, of those without a default) of a mechanism."""
-    given = ("q", "k", "v", "query_mask", "key_mask")
+    given = ("q", "k", "v", "directions", "query_mask", "key_mask")
     found = [p for p in inspect.signature(FORMS[name][0]).parameters.values() if p.name not in given]
     return tuple(p.name for p in found), tuple(p.name for p in found if p.default is p.empty)
 

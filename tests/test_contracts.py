@@ -25,7 +25,7 @@ def test_non_finite_input_is_named(name, bad):
     broken = {**arguments, key: arguments[key].copy()}
     broken[key][..., 0, 0] = bad
     if "masked" in name:
-        broken |= {"query_mask": np.ones((2, 5), bool), "key_mask": np.ones((2, 7), bool)}
+        broken |= {name: np.ones_like(x) for name, x in arguments.items() if name.endswith("mask")}
     with pytest.raises(ValueError, match=rf"{key} contains (NaN|infinity); pass finite values"):
         function(**broken, **settings)
     with pytest.raises(ValueError, match=f"{key} contains"):

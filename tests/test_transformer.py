@@ -39,6 +39,7 @@ ATTENTIONS = {
     "softmax": Attention("softmax"),
     "sinkhorn": SINKHORN,
     "asap": Attention("asap", {"amortizer": small_amortizer()}),
+    "sliced": Attention("sliced", {"temperature": 0.3}),
 }
 
 
