@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from asap_ref.arrays import MODULES
 
-DATASETS = ("digits",)  # the keys of experiments.EXPERIMENTS, whose import would slow down --help
+DATASETS = ("digits", "r8", "topics")  # the keys of experiments.EXPERIMENTS, whose import would slow down --help
 
 
 def main(argv=None):
@@ -156,11 +156,12 @@ def run_compile(args):
     """Run ``asap-ref compile``."""
     from asap_ref.compilation import compile_model
     from asap_ref.experiments import experiment
+    from asap_ref.reproduce import whole_batches
     from asap_ref.transformer import Transformer
 
     model = Transformer.load(args.model)
     run = experiment(args.dataset, seed=args.seed, slices=args.slices)
-    compiled, report = compile_model(model, [run.load().train_inputs], **run.compilation)
+    compiled, report = compile_model(model, whole_batches(run.load().train_inputs), **run.compilation)
     compiled.save(args.compiled)
     for layer in report:
         shares = ", ".join(f"{r:.3f}" for r in layer["r_squared"])

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from asap_ref.contracts import check_choice
-from asap_ref.datasets import Dataset, load_digits
+from asap_ref.datasets import Dataset, load_digits, load_r8, load_topics
+from asap_ref.text import word_dropout
 from asap_ref.training import TrainingSettings
 from asap_ref.transformer import Architecture
 
@@ -33,6 +34,22 @@ EXPERIMENTS = {
         training=TrainingSettings(),
         teacher={"n_iter": 15, "epsilon": 1.0},
         compilation={"n_slices": 16},
+    ),
+    "r8": Experiment(
+        load=load_r8,
+        architecture=Architecture(vocabulary=6000, length=96, n_classes=8, width=64, n_heads=4),
+        training=TrainingSettings(epochs=6, batch_size=32),
+        teacher={"n_iter": 10, "epsilon": 0.5},
+        compilation={"n_slices": 16},
+        augment=word_dropout(0.2),
+    ),
+    "topics": Experiment(  # made up, small: the chain on text without a download
+        load=load_topics,
+        architecture=Architecture(vocabulary=300, length=24, n_classes=4, width=16, n_layers=1, n_heads=2),
+        training=TrainingSettings(epochs=6, batch_size=32, learning_rate=1e-2),
+        teacher={"n_iter": 10, "epsilon": 0.5},
+        compilation={"n_slices": 8},
+        augment=word_dropout(0.1),
     ),
 }
 

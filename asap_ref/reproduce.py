@@ -7,6 +7,7 @@ folder: report.json, report.md, a figure, the models, and checkpoints from which
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -16,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from asap_ref import files
-from asap_ref.arrays import array_module, array_namespace, to_numpy
+from asap_ref.arrays import array_module, to_numpy
 from asap_ref.compilation import compile_model, fidelity, hardness
 from asap_ref.experiments import experiment
 from asap_ref.mechanism import Attention
+from asap_ref.text import batches, trimmed
 from asap_ref.training import predict, train
 from asap_ref.transformer import Transformer
 
@@ -97,7 +99,7 @@ def reproduce(settings, out, *, resume=False, say=print):
     teacher = models["sinkhorn"]
 
     began = time.perf_counter()
-    compiled, calibration = compile_model(teacher, [data.train_inputs], **run.compilation)
+    compiled, calibration = compile_model(teacher, whole_batches(data.train_inputs), **run.compilation)
     seconds["compile"] = time.perf_counter() - began
     models["asap"] = compiled
     for name, model in models.items():
@@ -114,7 +116,12 @@ def reproduce(settings, out, *, resume=False, say=print):
         "rows": rows,
         "seconds": time.perf_counter() - start,
         "seconds_by_stage": seconds,
-        "dataset": {"name": data.name, "train": len(data.train_labels), "test": len(data.test_labels)},
+        "dataset": {
+            "name": data.name,
+            "train": len(data.train_labels),
+            "test": len(data.test_labels),
+            "sampled": len(sample(data.test_inputs)),  # for what needs whole plans
+        },
         "settings": {
             "seed": seed,
             "backend": settings.backend,
@@ -123,7 +130,7 @@ def reproduce(settings, out, *, resume=False, say=print):
             "teacher": dict(run.teacher),
             "compilation": dict(run.compilation),
         },
-        "teacher": hardness(teacher, data.test_inputs),
+        "teacher": hardness(teacher, sample(data.test_inputs)),
         "calibration": calibration,
         "machine": machine(),
     }
@@ -161,7 +168,7 @@ def compare(variants, inputs, labels, *, rounds=7):
     for name, model in variants.items():
         found = np.argmax(predict(model, inputs), axis=-1)
         same_parameters = model.params is teacher.params
-        by_layer = fidelity(teacher if same_parameters else model, model.attentions, inputs)
+        by_layer = fidelity(teacher if same_parameters else model, model.attentions, sample(inputs))
         errors = np.concatenate([layer["output_error"] for layer in by_layer])
         rows.append(
             {
@@ -183,16 +190,26 @@ def geometric_mean(x):
 
 
 def forward_milliseconds(variants, inputs, rounds):
-    """Median milliseconds of a forward pass over all inputs at once, the variants taking turns."""
-    like = next(iter(variants.values())).params["head"]["weight"]
-    batch = array_namespace(like).asarray(inputs, dtype=like.dtype, device=like.device)
+    """Median milliseconds of a forward pass over all inputs, texts by length, the variants taking turns."""
+    placed = [next(iter(variants.values())).place(batch) for batch in whole_batches(inputs)]
     times = {name: [] for name in variants}
     for _ in range(rounds + 1):  # the first is a warm-up
         for name, model in variants.items():
             began = time.perf_counter()
-            to_numpy(model(batch))  # waits for the device
+            for batch in placed:
+                to_numpy(model(batch))  # waits for the device
             times[name].append(1e3 * (time.perf_counter() - began))
     return {name: float(np.median(t[1:])) for name, t in times.items()}
+
+
+def whole_batches(inputs):
+    """All inputs in batches that fit into memory, texts with others of like length."""
+    return [trimmed(inputs[picked]) for picked in batches(inputs, 512)]
+
+
+def sample(inputs, most=400):
+    """Every so many-th of the inputs, for what needs whole plans: those of all of them may not fit into memory."""
+    return trimmed(inputs[:: math.ceil(len(inputs) / most)])
 
 
 # ------------------------------------------------------------------------------------------------- presentation
@@ -211,6 +228,7 @@ def markdown(report):
     training, teacher, compilation = (settings[part] for part in ("training", "teacher", "compilation"))
     ranges = np.concatenate([layer["score_range"] for layer in report["teacher"]])
     needed = np.concatenate([layer["iterations"] for layer in report["teacher"]])
+    where = "" if data["sampled"] == data["test"] else f", on {data['sampled']} test examples"
     return (
         f"{table}\n\n"
         f"{data['name']}, {data['train']} training and {data['test']} test examples, seed {settings['seed']}, "
@@ -219,8 +237,8 @@ def markdown(report):
         f"(mean of a head), and to bring every column sum within 0.05 a head needs {needed.min()} to "
         f"{needed.max()} iterations. ASAP: {compilation['n_slices']} slices. Attention output error: relative, on "
         "the teacher's q, k, v, geometric mean over heads; softmax was trained on its own and has none. Column "
-        f"error: mean distance of the plan's column sums from 1. Forward pass: all {data['test']} test examples, "
-        f"median of 7. {made_on['processor']}, Python {made_on['python']}, NumPy {made_on['numpy']}, "
+        f"error: mean distance of the plan's column sums from 1{where}. Forward pass: all {data['test']} test "
+        f"examples, median of 7. {made_on['processor']}, Python {made_on['python']}, NumPy {made_on['numpy']}, "
         f"array module {settings['backend']}. Whole run: {report['seconds']:.0f} s.\n"
     )
 
