@@ -34,6 +34,7 @@ class TrainingSettings:
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of all steps
+    dropout: float = 0.0  # share of what the embedding and each branch of a block write
     seed: int = 0
 
     def __post_init__(self):
@@ -44,6 +45,8 @@ class TrainingSettings:
         check_positive(self.weight_decay, "weight_decay", "TrainingSettings", or_zero=True)
         if check_positive(self.warmup, "warmup", "TrainingSettings", or_zero=True) > 1:
             raise ValueError(f"TrainingSettings: warmup is a share of the steps, at most 1, got {self.warmup}")
+        if check_positive(self.dropout, "dropout", "TrainingSettings", or_zero=True) >= 1:
+            raise ValueError(f"TrainingSettings: dropout is a share, below 1, got {self.dropout}")
 
 
 # ----------------------------------------------------------------------------------------------------- optimiser
@@ -100,10 +103,25 @@ def learning_rate_at(step, total_steps, settings):
 # ---------------------------------------------------------------------------------------------------------- loop
 
 
+def dropout_noise(share, architecture, inputs, rng):
+    """Draw the noise of dropout for a batch, a nested dict: 0 with probability ``share``, else 1 / (1 - share).
+
+    Source: Srivastava et al. 2014, in the scaled form that leaves inference as it is.
+    """
+    tokens = architecture.n_tokens if architecture.vocabulary is None else 1 + inputs.shape[1]
+
+    def draw():
+        kept = rng.random((len(inputs), tokens, architecture.width), np.float32) >= share
+        return kept.astype(np.float32) / np.float32(1 - share)
+
+    blocks = {f"block{i}": {"heads": draw(), "mlp": draw()} for i in range(architecture.n_layers)}
+    return {"embedding": draw(), **blocks}
+
+
 @operator(inputs=None)
-def loss_and_gradients(model, inputs, labels):
+def loss_and_gradients(model, inputs, labels, *, noise=None):
     """Mean cross-entropy of a batch and its gradient in the parameters: (0-d array, nested dict)."""
-    logits, model_vjp = transformer_vjp(model.params, inputs, model.architecture, model.attentions)
+    logits, model_vjp = transformer_vjp(model.params, inputs, model.architecture, model.attentions, noise=noise)
     loss, loss_vjp = cross_entropy_vjp(logits, labels)
     (d_logits,) = loss_vjp(1.0)
     return loss, model_vjp(d_logits)
@@ -171,9 +189,13 @@ def train(
         losses = []
         for i, picked in enumerate(shuffled_batches(inputs, settings.batch_size, rng)):
             batch = trimmed(inputs[picked])
-            batch = model.place(batch if augment is None else augment(batch, rng))
+            batch, noise = batch if augment is None else augment(batch, rng), None
+            if settings.dropout:
+                noise = dropout_noise(settings.dropout, model.architecture, batch, rng)
+                noise = parameters.place(noise, xp, dtype=like.dtype, device=device)
+            batch = model.place(batch)
             batch_labels = xp.asarray(labels[picked], device=device)
-            loss, grads = loss_and_gradients(replace(model, params=params), batch, batch_labels)
+            loss, grads = loss_and_gradients(replace(model, params=params), batch, batch_labels, noise=noise)
             step = epoch * steps_an_epoch + i + 1
             rate = learning_rate_at(step, total_steps, settings)
             params, moments = adamw(params, grads, moments, step, rate, weight_decay=settings.weight_decay)

@@ -79,19 +79,22 @@ def block(x, params, attention, n_heads, mask):
     return x + mlp(layer_norm(x, **params["norm2"]), params["mlp"])
 
 
-def block_vjp(x, params, attention, n_heads, mask):
-    """One block and its VJP, ``vjp(d_out) -> (dx, d_params)``: a residual adds its gradient to the branch's."""
+def block_vjp(x, params, attention, n_heads, mask, noise=None):
+    """One block and its VJP, ``vjp(d_out) -> (dx, d_params)``: a residual adds its gradient to the branch's.
+
+    Noise, {"heads": ..., "mlp": ...}, multiplies what the two branches write (dropout, in training).
+    """
     normed1, norm1_vjp = layer_norm_vjp(x, **params["norm1"])
     mixed, heads_backward = heads_vjp(normed1, params["heads"], attention, n_heads, mask)
-    y = x + mixed
+    y = x + times(mixed, noise, "heads")
     normed2, norm2_vjp = layer_norm_vjp(y, **params["norm2"])
     changed, mlp_backward = mlp_vjp(normed2, params["mlp"])
 
     def vjp(d_out):
-        d_normed2, d_mlp = mlp_backward(d_out)
+        d_normed2, d_mlp = mlp_backward(times(d_out, noise, "mlp"))
         dy, *d_norm2 = norm2_vjp(d_normed2)
         dy = dy + d_out
-        d_normed1, d_heads = heads_backward(dy)
+        d_normed1, d_heads = heads_backward(times(dy, noise, "heads"))
         dx, *d_norm1 = norm1_vjp(d_normed1)
         return dx + dy, {
             "norm1": named(d_norm1, "gain", "bias"),
@@ -100,7 +103,12 @@ def block_vjp(x, params, attention, n_heads, mask):
             "mlp": d_mlp,
         }
 
-    return y + changed, vjp
+    return y + times(changed, noise, "mlp"), vjp
+
+
+def times(x, noise, name):
+    """Multiply by the noise of that name, if there is noise."""
+    return x if noise is None else x * noise[name]
 
 
 # --------------------------------------------------------------------------------------------------- the model
@@ -216,14 +224,19 @@ def transformer(params, inputs, architecture, attentions):
 
 
 @operator(params=None, inputs=None)
-def transformer_vjp(params, inputs, architecture, attentions):
-    """Logits and their VJP in the parameters, ``vjp(d_logits) -> d_params``, a dict like params."""
+def transformer_vjp(params, inputs, architecture, attentions, *, noise=None):
+    """Logits and their VJP in the parameters, ``vjp(d_logits) -> d_params``, a dict like params.
+
+    Noise, as from `training.dropout_noise`, multiplies the embedded tokens and what each branch of a block writes.
+    """
     xp = array_namespace(inputs)
     _check_inputs(inputs, architecture, attentions)
     x, mask, embed_backward = embed_vjp(params["embedding"], inputs, architecture)
-    backward = {}
+    x, backward = times(x, noise, "embedding"), {}
     for i, attention in enumerate(attentions):
-        x, backward[f"block{i}"] = block_vjp(x, params[f"block{i}"], attention, architecture.n_heads, mask)
+        block_noise = None if noise is None else noise[f"block{i}"]
+        block_params = params[f"block{i}"]
+        x, backward[f"block{i}"] = block_vjp(x, block_params, attention, architecture.n_heads, mask, block_noise)
     normed, norm_vjp = layer_norm_vjp(x[:, 0, :], **params["norm"])
     logits, head_vjp = linear_vjp(normed, **params["head"])
 
@@ -234,7 +247,7 @@ def transformer_vjp(params, inputs, architecture, attentions):
         dx = xp.concat([d_first[:, None, :], xp.zeros_like(x[:, 1:, :])], axis=1)  # only the class token is read
         for name, block_backward in reversed(backward.items()):
             dx, d_params[name] = block_backward(dx)
-        d_params["embedding"] = embed_backward(dx)
+        d_params["embedding"] = embed_backward(times(dx, noise, "embedding"))
         return {name: d_params[name] for name in params}
 
     return logits, vjp

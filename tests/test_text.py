@@ -23,6 +23,7 @@ from asap_ref.training import (
     TrainingSettings,
     accuracy,
     adamw,
+    dropout_noise,
     initial_moments,
     learning_rate_at,
     loss_and_gradients,
@@ -60,11 +61,18 @@ def small_model(attention):
 # ----------------------------------------------------------------------------------------------------- the model
 
 
+def dropout(share=0.3):
+    noise = dropout_noise(share, SMALL, IDS, np.random.default_rng(1))
+    return place(noise, np, dtype=np.float64)
+
+
+@pytest.mark.parametrize("noise", [None, dropout()], ids=["plain", "dropout"])
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_gradient_of_the_loss_is_its_derivative(name):
+def test_gradient_of_the_loss_is_its_derivative(name, noise):
     model = small_model(ATTENTIONS[name])
-    loss, grads = loss_and_gradients(model, IDS, LABELS)
-    assert float(loss) == pytest.approx(float(cross_entropy(model(IDS), LABELS)), rel=1e-14)
+    loss, grads = loss_and_gradients(model, IDS, LABELS, noise=noise)
+    if noise is None:
+        assert float(loss) == pytest.approx(float(cross_entropy(model(IDS), LABELS)), rel=1e-14)
     flat, gradients = flatten(model.params), flatten(grads)
     assert list(flat) == list(gradients)
     for key, value in flat.items():
@@ -72,11 +80,25 @@ def test_gradient_of_the_loss_is_its_derivative(name):
 
         def along(t, key=key, value=value, direction=direction):
             moved = replace(model, params=unflatten({**flat, key: value + t * direction}))
-            return float(cross_entropy(moved(IDS), LABELS))
+            return float(loss_and_gradients(moved, IDS, LABELS, noise=noise)[0])
 
         numeric = (along(h) - along(-h)) / (2 * h)
         # atol: rounding of a loss near 1, 1e-16, over h
         np.testing.assert_allclose(np.sum(gradients[key] * direction), numeric, rtol=1e-6, atol=1e-10, err_msg=key)
+
+
+def test_dropout_scales_what_it_keeps_and_no_dropout_changes_nothing():
+    noise = flatten(dropout())
+    assert set(noise) == {"embedding", *(f"block{i}/{part}" for i in (0, 1) for part in ("heads", "mlp"))}
+    for value in noise.values():
+        assert value.shape == (5, 8, 12)
+        np.testing.assert_allclose(np.unique(value), [0, 1 / 0.7], rtol=1e-7)
+        assert np.mean(value == 0) == pytest.approx(0.3, abs=0.1)  # 480 draws: 5 standard deviations
+    model = small_model(SINKHORN)
+    plain, silent = (loss_and_gradients(model, IDS, LABELS, noise=noise) for noise in (None, dropout(0.0)))
+    assert plain[0] == silent[0]
+    for key, gradient in flatten(plain[1]).items():
+        np.testing.assert_array_equal(flatten(silent[1])[key], gradient)
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -227,7 +249,7 @@ def test_a_small_model_learns_the_made_up_topics_and_resumes(tmp_path):
     data = load_topics()
     architecture = Architecture(vocabulary=300, length=24, n_classes=4, width=16, n_layers=1, n_heads=2)
     model = Transformer.create(architecture, Attention("sinkhorn", {"n_iter": 3}))
-    settings = TrainingSettings(epochs=4, batch_size=32, learning_rate=1e-2)
+    settings = TrainingSettings(epochs=4, batch_size=32, learning_rate=1e-2, dropout=0.1)
     trained, history = train(model, data.train_inputs, data.train_labels, settings, augment=word_dropout(0.1))
     assert accuracy(trained, data.test_inputs, data.test_labels) > 0.8  # four topics: chance is 0.25
 
