@@ -17,7 +17,9 @@ from asap_ref.fused import (
     softmax_attention,
     softmax_attention_vjp,
 )
+from asap_ref.initial_duals import initial_attention, initial_attention_vjp, initial_dual, initial_dual_vjp
 from asap_ref.mechanism import Attention
+from asap_ref.one_sided import one_sided_attention, one_sided_attention_vjp
 from asap_ref.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.sinkhorn import sinkhorn, sinkhorn_vjp
 from asap_ref.sliced_attention import sliced_attention, sliced_attention_vjp
@@ -54,9 +56,15 @@ __all__ = [
     "entropic_c_transform",
     "entropic_c_transform_vjp",
     "fit_amortizer",
+    "initial_attention",
+    "initial_attention_vjp",
+    "initial_dual",
+    "initial_dual_vjp",
     "kantorovich_potentials_1d",
     "kantorovich_potentials_1d_vjp",
     "marginal_error",
+    "one_sided_attention",
+    "one_sided_attention_vjp",
     "sinkhorn",
     "sinkhorn_attention",
     "sinkhorn_attention_vjp",

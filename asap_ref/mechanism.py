@@ -20,6 +20,8 @@ from asap_ref.fused import (
     softmax_attention,
     softmax_attention_vjp,
 )
+from asap_ref.initial_duals import initial_attention, initial_attention_vjp
+from asap_ref.one_sided import one_sided_attention, one_sided_attention_vjp
 from asap_ref.sliced_attention import sliced_attention, sliced_attention_vjp
 
 FORMS = {
@@ -27,6 +29,8 @@ FORMS = {
     "sinkhorn": (sinkhorn_attention, sinkhorn_attention_vjp),
     "asap": (asap_attention, asap_attention_vjp),
     "sliced": (sliced_attention, sliced_attention_vjp),
+    "initial": (initial_attention, initial_attention_vjp),
+    "one-sided": (one_sided_attention, one_sided_attention_vjp),
 }
 
 

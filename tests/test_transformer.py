@@ -40,6 +40,8 @@ ATTENTIONS = {
     "sinkhorn": SINKHORN,
     "asap": Attention("asap", {"amortizer": small_amortizer()}),
     "sliced": Attention("sliced", {"temperature": 0.3}),
+    "initial": Attention("initial", {"epsilon": 0.5}),
+    "one-sided": Attention("one-sided", {"amortizer": small_amortizer()}),
 }
 
 
