@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from asap_ref.arrays import MODULES
 
 DATASETS = ("digits", "r8", "topics")  # the keys of experiments.EXPERIMENTS, whose import would slow down --help
+TRAINABLE = ("softmax", "sinkhorn", "sliced", "initial")  # the keys of mechanism.FORMS that need no amortizer
 
 
 def main(argv=None):
@@ -59,6 +60,7 @@ def build_parser():
         commands.add_parser,
         "asap-ref reproduce --epochs 5 --out quick",
         "asap-ref reproduce --epochs 5 --out quick --resume",
+        "asap-ref reproduce --attention sliced",
         name="reproduce",
         help="train on real data, compile, and compare the replacement with the teacher",
     )
@@ -71,6 +73,13 @@ def build_parser():
     reproduce.add_argument("--seed", type=integer(0), default=0, help="seed of weights and order (%(default)s)")
     reproduce.add_argument(
         "--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)"
+    )
+    reproduce.add_argument(
+        "--attention",
+        choices=TRAINABLE,
+        nargs="+",
+        default=(),
+        help="train a model with these mechanisms too, at their default settings",
     )
     reproduce.add_argument("--resume", action="store_true", help="go on from the checkpoints in the folder")
 
@@ -148,6 +157,7 @@ def run_reproduce(args):
         slices=args.slices,
         seed=args.seed,
         backend=args.backend,
+        attention=tuple(args.attention),
     )
     reproduce(settings, args.out, resume=args.resume)
 

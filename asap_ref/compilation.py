@@ -56,7 +56,9 @@ def record(model, batch):
 # ------------------------------------------------------------------------------------------------------ compile
 
 
-def compile_model(model, batches, *, n_slices=32, cumulants=True, kind="orthogonal", ridge=1e-4, seed=0):
+def compile_model(
+    model, batches, *, n_slices=32, cumulants=True, kind="orthogonal", ridge=1e-4, seed=0, one_sided=False
+):
     """Replace the Sinkhorn attention of a trained model by ASAP attention, without retraining.
 
     Parameters
@@ -67,6 +69,8 @@ def compile_model(model, batches, *, n_slices=32, cumulants=True, kind="orthogon
         Calibration data (no labels needed); gone through once for each layer, one batch in memory.
     n_slices, cumulants, kind, ridge, seed
         As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer.
+    one_sided : bool
+        Predict the key dual instead, for one-sided attention (one_sided.py), an ablation.
 
     Returns
     -------
@@ -104,7 +108,7 @@ def compile_model(model, batches, *, n_slices=32, cumulants=True, kind="orthogon
         if attention.name != "sinkhorn":
             raise ValueError(f"compile_model: layer {layer} has {attention.name} attention, expected sinkhorn")
         amortizer = fit_amortizer(
-            (_drop_values(record(model, batch)[layer]) for batch in batches),
+            (_drop_values(record(model, batch)[layer], exchanged=one_sided) for batch in batches),
             n_slices=n_slices,
             cumulants=cumulants,
             kind=kind,
@@ -112,13 +116,15 @@ def compile_model(model, batches, *, n_slices=32, cumulants=True, kind="orthogon
             seed=seed,
             **attention.settings,
         )
-        attentions.append(Attention("asap", {"amortizer": amortizer}))
+        attentions.append(Attention("one-sided" if one_sided else "asap", {"amortizer": amortizer}))
         report.append({"layer": layer, "r_squared": amortizer.r_squared.tolist()})
     return model.with_attention(*attentions), report
 
 
-def _drop_values(call):
+def _drop_values(call, *, exchanged):
     q, k, _, query_mask, key_mask = call
+    if exchanged:
+        q, k, query_mask, key_mask = k, q, key_mask, query_mask
     return (q, k) if query_mask is None and key_mask is None else (q, k, query_mask, key_mask)
 
 

@@ -35,7 +35,7 @@ FORMS = {
 
 
 @functools.cache
-def _settings_of(name):
+def settings_of(name):
     """(names of all settings, of those without a default) of a mechanism."""
     given = ("q", "k", "v", "directions", "query_mask", "key_mask")
     found = [p for p in inspect.signature(FORMS[name][0]).parameters.values() if p.name not in given]
@@ -61,7 +61,7 @@ class Attention:
 
     def __post_init__(self):
         check_choice(self.name, "name", "Attention", tuple(FORMS))
-        known, required = _settings_of(self.name)
+        known, required = settings_of(self.name)
         unknown = [name for name in self.settings if name not in known]
         missing = [name for name in required if name not in self.settings]
         if unknown or missing:

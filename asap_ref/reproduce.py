@@ -26,6 +26,10 @@ from asap_ref.training import predict, train
 from asap_ref.transformer import Transformer
 
 TRUNCATIONS = (1, 2, 3, 5)
+RIVALS_TOLD = (
+    "initial: duals that nobody learned, with ASAP's two-sided transform; one-sided: ASAP's prediction on the key "
+    "side and one softmax. "
+)
 COLUMNS = {
     "attention": "attention",
     "accuracy": "test accuracy",
@@ -47,6 +51,7 @@ class ReproduceSettings:
     slices: int | None = None
     seed: int = 0
     backend: str = "numpy"
+    attention: tuple[str, ...] = ()  # mechanisms to train a model with, besides softmax and sinkhorn
 
 
 def reproduce(settings, out, *, resume=False, say=print):
@@ -82,7 +87,8 @@ def reproduce(settings, out, *, resume=False, say=print):
     out.mkdir(parents=True, exist_ok=True)  # an unusable folder is found now, not after an epoch
 
     seconds, models = {}, {}
-    for attention in (Attention("softmax"), Attention("sinkhorn", run.teacher)):
+    more = [Attention(name) for name in settings.attention if name not in ("softmax", "sinkhorn")]
+    for attention in (Attention("softmax"), Attention("sinkhorn", run.teacher), *more):
         model = Transformer.create(run.architecture, attention, seed=seed, xp=xp)
         began = time.perf_counter()
         models[attention.name], _ = train(
@@ -105,10 +111,11 @@ def reproduce(settings, out, *, resume=False, say=print):
     for name, model in models.items():
         model.save(out / f"{name}.npz")
 
-    variants = {"softmax": models["softmax"], "sinkhorn": teacher}
+    variants = {name: model for name, model in models.items() if name != "asap"}
     for t in TRUNCATIONS:
         variants[f"sinkhorn-{t}"] = teacher.with_attention(Attention("sinkhorn", {**run.teacher, "n_iter": t}))
     variants["asap"] = compiled
+    variants |= rivals(teacher, data.train_inputs, run)
     began = time.perf_counter()
     rows = compare(variants, data.test_inputs, data.test_labels)
     seconds["compare"] = time.perf_counter() - began
@@ -154,6 +161,22 @@ def machine():
 
 
 # --------------------------------------------------------------------------------------------------- comparison
+
+
+def rivals(teacher, inputs, run):
+    """What else could replace the teacher's attention without retraining: {name: model}.
+
+    Three duals that nobody learned, each with the two-sided transform of ASAP, and ASAP on the key side alone.
+    """
+    # the sums over slices do not know padding yet
+    starts = ("zero", "gaussian", "sorting") if run.architecture.vocabulary is None else ("zero", "gaussian")
+    epsilon = run.teacher.get("epsilon", 1.0)
+    found = {
+        f"initial-{start}": teacher.with_attention(Attention("initial", {"start": start, "epsilon": epsilon}))
+        for start in starts
+    }
+    found["one-sided"], _ = compile_model(teacher, whole_batches(inputs), one_sided=True, **run.compilation)
+    return found
 
 
 def compare(variants, inputs, labels, *, rounds=7):
@@ -228,6 +251,8 @@ def markdown(report):
     training, teacher, compilation = (settings[part] for part in ("training", "teacher", "compilation"))
     ranges = np.concatenate([layer["score_range"] for layer in report["teacher"]])
     needed = np.concatenate([layer["iterations"] for layer in report["teacher"]])
+    has_rivals = any(row["attention"] == "one-sided" for row in report["rows"])
+    rivals_told = RIVALS_TOLD if has_rivals else ""
     where = "" if data["sampled"] == data["test"] else f", on {data['sampled']} test examples"
     return (
         f"{table}\n\n"
@@ -237,8 +262,8 @@ def markdown(report):
         f"(mean of a head), and to bring every column sum within 0.05 a head needs {needed.min()} to "
         f"{needed.max()} iterations. ASAP: {compilation['n_slices']} slices. Attention output error: relative, on "
         "the teacher's q, k, v, geometric mean over heads; softmax was trained on its own and has none. Column "
-        f"error: mean distance of the plan's column sums from 1{where}. Forward pass: all {data['test']} test "
-        f"examples, median of 7. {made_on['processor']}, Python {made_on['python']}, NumPy {made_on['numpy']}, "
+        f"error: mean distance of the plan's column sums from 1{where}. {rivals_told}Forward pass: all "
+        f"{data['test']} test examples, median of 7. {made_on['processor']}, Python {made_on['python']}, NumPy {made_on['numpy']}, "
         f"array module {settings['backend']}. Whole run: {report['seconds']:.0f} s.\n"
     )
 
@@ -250,6 +275,7 @@ def draw(report, out):
     fig, axes = presentation.subplots(1, 2, figsize=(10, 4.2))
     for row in report["rows"]:
         kind = row["attention"].split("-")[0]
+        kind = kind if kind in presentation.MARKERS else "other"
         style = {"color": presentation.COLOURS[kind], "marker": presentation.MARKERS[kind], "ls": ""}
         style["markersize"] = 14 if kind == "asap" else 8
         for axis, value in zip(axes, (100 * row["accuracy"], row["output_error"]), strict=True):

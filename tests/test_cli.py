@@ -16,6 +16,7 @@ from asap_ref import cli
 from asap_ref.transformer import Transformer
 
 ATTENTIONS = ["softmax", "sinkhorn", "sinkhorn-1", "sinkhorn-2", "sinkhorn-3", "sinkhorn-5", "asap"]
+RIVALS = ["initial-zero", "initial-gaussian", "initial-sorting", "one-sided"]
 COLUMNS = {"attention", "accuracy", "agreement", "output_error", "column_error", "ms_per_forward", "speedup"}
 
 
@@ -39,7 +40,7 @@ def short_run(tmp_path_factory):
 def test_reproduce_writes_report_figure_and_models(short_run):
     out, done = short_run
     report = json.loads((out / "report.json").read_text())
-    assert [row["attention"] for row in report["rows"]] == ATTENTIONS
+    assert [row["attention"] for row in report["rows"]] == [*ATTENTIONS, *RIVALS]
     assert all(set(row) == COLUMNS for row in report["rows"])
     rows = {row["attention"]: row for row in report["rows"]}
     assert rows["sinkhorn"]["agreement"] == 1 and rows["sinkhorn"]["output_error"] == 0
@@ -62,6 +63,17 @@ def test_the_compiled_model_runs_on_its_own_and_gives_the_reported_accuracy(shor
     for name in ("softmax", "sinkhorn", "asap"):
         expected = next(row["accuracy"] for row in report["rows"] if row["attention"] == name)
         assert accuracy(Transformer.load(out / f"{name}.npz"), digits.test_inputs, digits.test_labels) == expected
+
+
+def test_a_model_can_be_trained_with_any_other_mechanism(tmp_path):
+    shared = ["--epochs", "1", "--n-iter", "2", "--slices", "4", "--out", str(tmp_path)]
+    done = asap_ref("reproduce", "--attention", "sliced", "initial", *shared)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    trained = {row["attention"]: row for row in report["rows"] if row["output_error"] is None}
+    assert list(trained) == ["softmax", "sliced", "initial"]
+    assert all(row["accuracy"] > 0.15 for row in trained.values())  # it learns: chance is 0.1
+    assert Transformer.load(tmp_path / "sliced.npz").attentions[0].name == "sliced"
 
 
 def test_progress_is_plain_lines_when_piped(short_run):
@@ -107,6 +119,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(sho
         (["reproduce", "--seed", "-1"], "expected an integer of at least 0, got '-1'"),
         (["reproduce", "--backend", "tensorflow"], "invalid choice"),
         (["reproduce", "--dataset", "imagenet"], "invalid choice"),
+        (["reproduce", "--attention", "sparse"], "invalid choice"),
         (["reproduce", "--out"], "expected one argument"),
         (["reproduce", "--out", os.devnull], "File exists"),
         (["reproduce", "--out", f"{os.devnull}/deeper"], "Not a directory"),
@@ -184,6 +197,9 @@ def test_the_command_line_offers_every_experiment():
     from asap_ref import cli, experiments
 
     assert set(cli.DATASETS) == set(experiments.EXPERIMENTS)
+    from asap_ref import mechanism
+
+    assert set(cli.TRAINABLE) == {name for name in mechanism.FORMS if not mechanism.settings_of(name)[1]}
 
 
 def test_info_names_versions_and_array_modules():
