@@ -263,8 +263,9 @@ def markdown(report):
         f"{needed.max()} iterations. ASAP: {compilation['n_slices']} slices. Attention output error: relative, on "
         "the teacher's q, k, v, geometric mean over heads; softmax was trained on its own and has none. Column "
         f"error: mean distance of the plan's column sums from 1{where}. {rivals_told}Forward pass: all "
-        f"{data['test']} test examples, median of 7. {made_on['processor']}, Python {made_on['python']}, NumPy {made_on['numpy']}, "
-        f"array module {settings['backend']}. Whole run: {report['seconds']:.0f} s.\n"
+        f"{data['test']} test examples, median of 7. {made_on['processor']}, Python "
+        f"{made_on['python']}, NumPy {made_on['numpy']}, array module {settings['backend']}. "
+        f"Whole run: {report['seconds']:.0f} s.\n"
     )
 
 

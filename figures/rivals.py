@@ -146,7 +146,11 @@ def draw(record, folder):
         seconds, accuracies = [r["train_seconds"] for r in rows], [100 * r["accuracy"] for r in rows]
         axes[2].plot(seconds, accuracies, label=NAMES[name], **style)
     axes[2].set(xlabel="seconds of training (and compiling)", ylabel="test accuracy (%)", xscale="log")
-    axes[2].legend(fontsize=8.5)
+    ticks = [5, 10, 20, 50, 100]
+    axes[2].set_xticks(ticks, [str(t) for t in ticks], minor=False)
+    axes[2].set_xticks([], minor=True)
+    axes[2].margins(y=0.45)
+    axes[2].legend(fontsize=8.5, loc="lower right")
     fig.suptitle(
         "Soft sorting takes many times Sinkhorn's training memory, growing with slices; ASAP trains as Sinkhorn\n"
         "(a layer's training step in a fresh process; right: digits, a marker a seed)",
