@@ -94,7 +94,7 @@ def draw(record, folder):
             axis.plot(depth, runs.mean(0), label=NAMES[name], ls="--" if name == "asap" else "-", **style)
             axis.fill_between(depth, runs.min(0), runs.max(0), color=style["color"], alpha=0.15, lw=0)
         axis.set(xlabel="blocks passed" if measure_ == "rank_residual" else "layer", ylabel=label)
-    axes[0].legend()
+    axes[0].legend(loc="center", fontsize=9)
     fig.suptitle(
         "Softmax lets single tokens draw several times their share; doubly-stochastic attention does not\n"
         f"(digits, {record['settings']['layers']} layers; mean over heads and test images, band: range of "
