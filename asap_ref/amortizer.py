@@ -4,7 +4,7 @@
 
 How the weights are found is calibration.py.
 
-Shapes: q (..., H, n, d), k (..., H, m, d), directions (d, L), weights (H, F), query dual (..., H, n).
+Shapes: q (..., H, n, d), k (..., H, m, d), directions (d, L) or (H, d, L), weights (H, F), query dual (..., H, n).
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from asap_ref.contracts import operator
 from asap_ref.features import N_CUMULANTS, dual_features, dual_features_vjp
 
 
-@operator(q="H n d", k="H m d", directions=None, weights=None)
-def amortized_query_dual(q, k, directions, weights, *, cumulants=True):
+@operator(q="H n d", k="H m d", directions=None, weights=None, query_mask="n", key_mask="m")
+def amortized_query_dual(q, k, directions, weights, *, cumulants=True, query_mask=None, key_mask=None):
     """Predict the query dual, ``f_hat = Phiᵀ w`` (paper).
 
     Parameters
     ----------
     q : array (..., H, n, d)
     k : array (..., H, m, d)
-    directions : array (d, L)
+    directions : array (d, L) or (H, d, L)
     weights : array (H, F)
     cumulants : bool
         Whether the features include the three cumulants, so that F = L + 3.
+    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+        True at valid tokens.
 
     Returns
     -------
     array (..., H, n)
-        Mean zero over the tokens.
+        Mean zero over the valid tokens, zero at the others.
 
     Raises
     ------
@@ -53,12 +55,13 @@ def amortized_query_dual(q, k, directions, weights, *, cumulants=True):
     (1, 2, 5)
     """
     _check_weights(q, directions, weights, cumulants)
-    features = dual_features(q, k, directions, cumulants=cumulants)
+    masks = dict(query_mask=query_mask, key_mask=key_mask)
+    features = dual_features(q, k, directions, cumulants=cumulants, **masks)
     return (weights[:, None, :] @ features)[..., 0, :]
 
 
-@operator(q="H n d", k="H m d", directions=None, weights=None)
-def amortized_query_dual_vjp(q, k, directions, weights, *, cumulants=True):
+@operator(q="H n d", k="H m d", directions=None, weights=None, query_mask="n", key_mask="m")
+def amortized_query_dual_vjp(q, k, directions, weights, *, cumulants=True, query_mask=None, key_mask=None):
     """Predicted query dual and its VJP, ``vjp(d_dual) -> (d_q, d_k, d_directions, d_weights)``.
 
     Same arguments, errors and cost as `amortized_query_dual`. Derived.
@@ -72,7 +75,8 @@ def amortized_query_dual_vjp(q, k, directions, weights, *, cumulants=True):
     """
     xp = array_namespace(q, k, directions, weights)
     _check_weights(q, directions, weights, cumulants)
-    features, features_vjp = dual_features_vjp(q, k, directions, cumulants=cumulants)
+    masks = dict(query_mask=query_mask, key_mask=key_mask)
+    features, features_vjp = dual_features_vjp(q, k, directions, cumulants=cumulants, **masks)
 
     def vjp(d_dual):
         d_q, d_k, d_directions = features_vjp(weights[:, :, None] * d_dual[..., None, :])
@@ -102,7 +106,7 @@ class Amortizer:
     (16, 1, 6)
     """
 
-    directions: np.ndarray  # (d, L)
+    directions: np.ndarray  # (d, L) or (H, d, L)
     weights: np.ndarray  # (H, F)
     cumulants: bool = True
     epsilon: float = 1.0
@@ -121,9 +125,16 @@ class Amortizer:
             )
         return self._placed[key]
 
-    def predict(self, q, k):
-        """Predict the query dual of q (..., H, n, d) and k (..., H, m, d) -> (..., H, n)."""
-        return amortized_query_dual(q, k, *self.parameters(q), cumulants=self.cumulants)
+    def predict(self, q, k, *, query_mask=None, key_mask=None):
+        """Predict the query dual of q (..., H, n, d) and k (..., H, m, d) -> (..., H, n), zero at padding."""
+        masks = dict(query_mask=query_mask, key_mask=key_mask)
+        return amortized_query_dual(q, k, *self.parameters(q), cumulants=self.cumulants, **masks)
+
+    def predict_vjp(self, q, k, *, query_mask=None, key_mask=None):
+        """Prediction and its VJP, ``vjp(d_dual) -> (d_q, d_k)``; the amortizer itself is held fixed."""
+        masks = dict(query_mask=query_mask, key_mask=key_mask)
+        dual, vjp = amortized_query_dual_vjp(q, k, *self.parameters(q), cumulants=self.cumulants, **masks)
+        return dual, lambda d_dual: vjp(d_dual)[:2]
 
     def state(self):
         """(dict of arrays, JSON-ready settings), from which `from_state` rebuilds the amortizer."""

@@ -9,7 +9,6 @@ Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading 
 
 from __future__ import annotations
 
-from asap_ref.amortizer import amortized_query_dual_vjp
 from asap_ref.arrays import array_namespace, softmax, transpose
 from asap_ref.contracts import operator
 from asap_ref.sinkhorn import sinkhorn, sinkhorn_vjp
@@ -217,7 +216,7 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     masks = dict(query_mask=query_mask, key_mask=key_mask)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S = attention_scores(q, k)
-    f_hat = amortizer.predict(q, k)
+    f_hat = amortizer.predict(q, k, **masks)
     duals = two_sided_c_transform(S, f_hat, epsilon=amortizer.epsilon, **masks)
     P = transport_plan(S, duals, epsilon=amortizer.epsilon, **masks)
     return P @ v
@@ -239,10 +238,11 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     >>> [d.shape for d in vjp(out)]
     [(8, 1, 5, 4), (8, 1, 5, 4), (8, 1, 5, 4)]
     """
-    settings = dict(epsilon=amortizer.epsilon, query_mask=query_mask, key_mask=key_mask)
+    masks = dict(query_mask=query_mask, key_mask=key_mask)
+    settings = dict(epsilon=amortizer.epsilon, **masks)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
-    f_hat, predict_vjp = amortized_query_dual_vjp(q, k, *amortizer.parameters(q), cumulants=amortizer.cumulants)
+    f_hat, predict_vjp = amortizer.predict_vjp(q, k, **masks)
     duals, duals_vjp = two_sided_c_transform_vjp(S, f_hat, **settings)
     P, plan_vjp = transport_plan_vjp(S, duals, **settings)
 
@@ -250,7 +250,7 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
         dS_direct, d_duals = plan_vjp(d_out @ transpose(v))
         dS_through_duals, d_f_hat = duals_vjp(d_duals)
         dq, dk = scores_vjp(dS_direct + dS_through_duals)
-        dq_features, dk_features, _, _ = predict_vjp(d_f_hat)
+        dq_features, dk_features = predict_vjp(d_f_hat)
         return dq + dq_features, dk + dk_features, transpose(P) @ d_out
 
     return P @ v, vjp

@@ -18,6 +18,7 @@ from asap_ref.amortizer import Amortizer
 from asap_ref.arrays import array_namespace, to_numpy
 from asap_ref.contracts import check_choice, check_count, check_epsilon
 from asap_ref.features import dual_features
+from asap_ref.masks import centred, keep_tokens
 from asap_ref.sinkhorn import sinkhorn
 from asap_ref.slices import slice_directions
 from asap_ref.transport import attention_scores
@@ -43,13 +44,15 @@ class SufficientStatistics:
     count: int  # tokens
 
     @classmethod
-    def of(cls, features, target):
-        """Sums over features (..., H, F, n) and target (..., H, n)."""
+    def of(cls, features, target, *, mask=None):
+        """Sums over features (..., H, F, n) and target (..., H, n), both zero where the mask (..., n) is False."""
         # (..., H, F, n) -> (H, F, ... n), in float64: float32 sums over many tokens lose the small slices
         phi, f = (np.asarray(to_numpy(x), dtype=np.float64) for x in (features, target))
         phi = np.moveaxis(phi, (-3, -2), (0, 1)).reshape(*phi.shape[-3:-1], -1)
+        valid = np.ones(f.shape, bool) if mask is None else np.broadcast_to(to_numpy(mask), f.shape)
+        count = int(valid.sum()) // f.shape[-2]  # a head
         f = np.moveaxis(f, -2, 0).reshape(f.shape[-2], -1)
-        return cls(phi @ phi.mT, (phi @ f[..., None])[..., 0], np.sum(f * f, axis=-1), f.shape[-1])
+        return cls(phi @ phi.mT, (phi @ f[..., None])[..., 0], np.sum(f * f, axis=-1), count)
 
     def __add__(self, other):
         return SufficientStatistics(
@@ -93,8 +96,9 @@ def fit_amortizer(
 
     Parameters
     ----------
-    batches : iterable of (q, k)
-        q (batch, H, n, d) and k (batch, H, m, d), of any array module. Read once, one batch in memory.
+    batches : iterable of (q, k) or (q, k, query_mask, key_mask)
+        q (batch, H, n, d) and k (batch, H, m, d), of any array module; masks as in attention, or None. Sizes may
+        differ from batch to batch. Read once, one batch in memory. Only valid tokens count.
     n_slices : int
         L, the number of slice directions.
     n_iter : int
@@ -137,16 +141,18 @@ def fit_amortizer(
     if not ridge >= 0:
         raise ValueError(f"fit_amortizer: ridge must be at least 0, got {ridge}")
     statistics, directions = None, None
-    for q, k in batches:
+    for batch in batches:
+        q, k, query_mask, key_mask = (*batch, None, None) if len(batch) == 2 else batch
+        masks = dict(query_mask=query_mask, key_mask=key_mask)
         xp = array_namespace(q, k)
         if directions is None:
             directions = slice_directions(q.shape[-1], n_slices, kind=kind, seed=seed)
         theta = xp.asarray(directions, dtype=q.dtype, device=q.device)
-        features = dual_features(q, k, theta, cumulants=cumulants)
-        target = sinkhorn(attention_scores(q, k), n_iter=n_iter - 1, epsilon=epsilon).query
-        target = target - xp.mean(target, axis=-1, keepdims=True)
-        batch = SufficientStatistics.of(features, target)
-        statistics = batch if statistics is None else statistics + batch
+        features = dual_features(q, k, theta, cumulants=cumulants, **masks)
+        S = attention_scores(keep_tokens(q, query_mask), keep_tokens(k, key_mask))
+        target = centred(sinkhorn(S, n_iter=n_iter - 1, epsilon=epsilon, **masks).query, query_mask)
+        part = SufficientStatistics.of(features, target, mask=query_mask)
+        statistics = part if statistics is None else statistics + part
     if statistics is None or statistics.count == 0:
         raise ValueError("fit_amortizer: batches is empty; give at least one (q, k)")
     weights = statistics.ridge(ridge)

@@ -32,7 +32,7 @@ def operator(**shapes):
     """Decorate an operator with the shapes of its array arguments; see the module docstring.
 
     A value is the trailing axes, as in ``"n m"``; a tuple of such strings is a tuple of arrays (duals).
-    An argument whose name ends in ``mask`` is boolean and may broadcast along the leading axes.
+    An argument whose name ends in ``mask`` is boolean; it and ``weights`` may broadcast along the leading axes.
     ``None`` leaves the trailing axes to the operator, and allows a nested dict of arrays (parameters).
     ``inputs``, those of a model, may also be integers: the model knows whether it takes token ids.
     """
@@ -184,7 +184,7 @@ def _kind(xp, dtype):
 
 
 def _check_shapes(function, arrays):
-    sizes, leading, first = {}, None, None
+    sizes, leading, first, problems = {}, None, None, None
     for name, x, axes in arrays:
         if axes is None:
             continue
@@ -205,10 +205,13 @@ def _check_shapes(function, arrays):
                 raise ValueError(f"{function}: {name} has shape {shape}; its axis {axis} must not be empty")
         if leading is None:
             leading, first = shape[:split], name
-        elif name.endswith("mask"):
-            if not _broadcasts(shape[:split], leading):
+            problems = shape[
+                : len(shape) - min(len(axes), 2)
+            ]  # batch and heads, whether the contract names H or not
+        elif name.endswith(("mask", "weights")):
+            if not _broadcasts(shape[:split], problems):
                 raise ValueError(
-                    f"{function}: {name} has shape {shape}, whose leading axes do not broadcast to {leading}, "
+                    f"{function}: {name} has shape {shape}, whose leading axes do not broadcast to {problems}, "
                     f"those of {first}; insert axes of size 1, as in {name}[:, None, :]"
                 )
         elif shape[:split] != leading:

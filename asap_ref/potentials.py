@@ -10,40 +10,53 @@ c(x, y) = -x y and samples sorted ascending,
 phi is minus the area under the monotone map that takes x to y. Any slope between y_(i) and y_(i+1) is
 optimal; the trapezoid is the symmetric choice (ours, derived). No n x n matrix is formed.
 
-Shapes: x, y are (..., n); the last axis is the sample.
+Samples of different size, with weights, or padded, take the same walk on uneven steps: staircase.py.
+
+Shapes: x (..., n), y (..., m); the last axis is the sample. Below the public functions n = m.
 """
 
 from __future__ import annotations
 
 from asap_ref.arrays import array_namespace
 from asap_ref.contracts import check_choice, operator
+from asap_ref.masks import keep
+from asap_ref.staircase import staircase_potentials, staircase_potentials_vjp
+
+SHAPES = dict(x="n", y="m", x_weights="n", y_weights="m", x_mask="n", y_mask="m")
 
 
-@operator(x="n", y="m")
-def kantorovich_potentials_1d(x, y, *, cost="bilinear"):
-    """Exact Kantorovich potentials between two samples on the line, uniform weights.
+@operator(**SHAPES)
+def kantorovich_potentials_1d(x, y, *, cost="bilinear", x_weights=None, y_weights=None, x_mask=None, y_mask=None):
+    """Exact Kantorovich potentials between two samples on the line.
 
     Parameters
     ----------
-    x, y : array (..., n)
+    x, y : arrays (..., n) and (..., m)
         The samples; leading axes are independent problems.
     cost : {"bilinear", "sqeuclidean"}
         ``c(x, y) = -x y`` or ``(x - y)² / 2`` (mind the half). They differ by terms in x and y alone.
+    x_weights, y_weights : arrays (..., n) and (..., m), optional
+        Mass of each sample, not negative, up to a factor; uniform when not given. Settings: no gradient.
+    x_mask, y_mask : boolean arrays (..., n) and (..., m), optional
+        True at samples, False at padding. Weights and masks may lack leading axes, or have them of size 1.
 
     Returns
     -------
-    (phi, psi) : arrays (..., n)
-        phi has mean zero and ``phi_i + psi_j <= c(x_i, y_j)``, with equality on matched pairs.
+    (phi, psi) : arrays (..., n) and (..., m)
+        phi has (weighted) mean zero and ``phi_i + psi_j <= c(x_i, y_j)``, with equality on pairs that meet: no
+        duality gap. Samples of weight zero get values that keep this true, padding gets zero.
 
     Raises
     ------
     TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, an unknown cost, or non-finite input.
+        On mixed modules or dtypes, wrong shapes, an unknown cost, non-finite input, weights that are negative
+        or sum to zero.
 
     Notes
     -----
-    O(n log n) time, O(n) memory. Source: one-dimensional transport, Peyré & Cuturi section 2.6; METHOD "Exact
-    1D Kantorovich potentials". The trapezoid among the optimal slopes is our choice; it treats x and y alike.
+    O((n + m) log(n + m)) time, O(n + m) memory. Source: one-dimensional transport, Peyré & Cuturi section 2.6;
+    METHOD "Exact 1D Kantorovich potentials". The mean among the optimal slopes (the trapezoid, for equal sizes)
+    is our choice; for equal sizes it treats x and y alike.
 
     Examples
     --------
@@ -56,12 +69,23 @@ def kantorovich_potentials_1d(x, y, *, cost="bilinear"):
     True
     >>> float(phi.sum() + psi.sum()), float(-np.sort(x) @ np.sort(y))  # no duality gap
     (-8.0, -8.0)
+
+    The single y meets both x, the heavier one with more of its mass:
+
+    >>> weights = np.asarray([0.75, 0.25])
+    >>> kantorovich_potentials_1d(np.asarray([0.0, 4.0]), np.ones(1), x_weights=weights)
+    (array([ 1., -3.]), array([-1.]))
     """
-    return _potentials(x, y, cost)[0]
+    extra = _checked(cost, x_weights, y_weights, x_mask, y_mask)
+    if _is_square(x, y, extra):
+        return _potentials(x, y, cost)[0]
+    return staircase_potentials(x, y, cost, *extra)
 
 
-@operator(x="n", y="m")
-def kantorovich_potentials_1d_vjp(x, y, *, cost="bilinear"):
+@operator(**SHAPES)
+def kantorovich_potentials_1d_vjp(
+    x, y, *, cost="bilinear", x_weights=None, y_weights=None, x_mask=None, y_mask=None
+):
     """Exact potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_x, d_y)``.
 
     Sorting is locally a fixed permutation, so the gradient follows the order of the samples; where two
@@ -77,6 +101,9 @@ def kantorovich_potentials_1d_vjp(x, y, *, cost="bilinear"):
     >>> d_x, d_y
     (array([-0.5,  0.5]), array([0.5, 0.5]))
     """
+    extra = _checked(cost, x_weights, y_weights, x_mask, y_mask)
+    if not _is_square(x, y, extra):
+        return staircase_potentials_vjp(x, y, cost, *extra)
     xp = array_namespace(x, y)
     (phi, psi), (x_order, y_order) = _potentials(x, y, cost)
     x_rank, y_rank = xp.argsort(x_order, axis=-1), xp.argsort(y_order, axis=-1)
@@ -109,15 +136,28 @@ def kantorovich_potentials_1d_vjp(x, y, *, cost="bilinear"):
     return (phi, psi), vjp
 
 
+def _is_square(x, y, extra):
+    return x.shape[-1] == y.shape[-1] and all(given is None for given in extra)
+
+
+def _checked(cost, x_weights, y_weights, x_mask, y_mask):
+    check_choice(cost, "cost", "kantorovich_potentials_1d", ("bilinear", "sqeuclidean"))
+    for name, weights, mask in (("x_weights", x_weights, x_mask), ("y_weights", y_weights, y_mask)):
+        if weights is None:
+            continue
+        xp = array_namespace(weights)
+        weights = keep(weights, mask)
+        if not bool(xp.all(weights >= 0)):  # NaN included
+            raise ValueError(f"kantorovich_potentials_1d: {name} must not be negative or NaN, got {weights}")
+        empty = xp.sum(weights, axis=-1) == 0
+        if bool(xp.any(empty if mask is None else empty & xp.any(mask, axis=-1))):
+            raise ValueError(f"kantorovich_potentials_1d: {name} must not sum to zero, got {weights}")
+    return x_weights, y_weights, x_mask, y_mask
+
+
 def _potentials(x, y, cost):
     """((phi, psi), (order of x, order of y)), all (..., n)."""
     xp = array_namespace(x, y)
-    check_choice(cost, "cost", "kantorovich_potentials_1d", ("bilinear", "sqeuclidean"))
-    if x.shape[-1] != y.shape[-1]:
-        raise ValueError(
-            f"kantorovich_potentials_1d: x has {x.shape[-1]} samples and y has {y.shape[-1]}; "
-            "samples of different size are not supported: give both the same number"
-        )
     x_order, y_order = xp.argsort(x, axis=-1, stable=True), xp.argsort(y, axis=-1, stable=True)
     xs, ys = xp.take_along_axis(x, x_order, axis=-1), xp.take_along_axis(y, y_order, axis=-1)
 

@@ -4,15 +4,16 @@ A *slice* is a direction theta in R^d; queries and keys are projected on it afte
 that the slices of an orthonormal basis sum to the scores S = q kᵀ / sqrt(d). Each slice is a transport problem
 in one dimension, whose Kantorovich potentials are exact (potentials.py).
 
-Shapes: q (..., n, d), k (..., m, d), directions (d, L).
+Shapes: q (..., n, d), k (..., m, d), directions (d, L), or (H, d, L) where each head has its own.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from asap_ref.arrays import array_namespace
+from asap_ref.arrays import array_namespace, transpose
 from asap_ref.contracts import check_choice, check_count, operator
+from asap_ref.masks import centred, keep_tokens
 from asap_ref.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 
 
@@ -63,21 +64,23 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
     return np.concatenate(list(blocks), axis=-1)[:, :n_slices]
 
 
-@operator(q="n d", k="m d", directions=None)
-def sliced_potentials(q, k, directions):
+@operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
+def sliced_potentials(q, k, directions, *, query_mask=None, key_mask=None):
     """Kantorovich potentials of queries and keys on each slice: the raw features of ASAP.
 
     Parameters
     ----------
     q : array (..., n, d)
     k : array (..., m, d)
-    directions : array (d, L)
+    directions : array (d, L) or (H, d, L)
         As from `slice_directions`, converted to the module and dtype of q.
+    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+        True at valid tokens.
 
     Returns
     -------
     (phi, psi) : arrays (..., L, n) and (..., L, m)
-        Potentials for the bilinear cost, each of mean zero over its tokens.
+        Potentials for the bilinear cost, each of mean zero over its valid tokens, zero at the others.
 
     Raises
     ------
@@ -86,8 +89,8 @@ def sliced_potentials(q, k, directions):
 
     Notes
     -----
-    O(L n (d + log n)). Sliced dual projection (paper); the scaling by d^(-1/4), which makes the slices of an
-    orthonormal basis sum to the scores, is METHOD "Slices".
+    O(L (n + m) (d + log(n + m))). Sliced dual projection (paper); the scaling by d^(-1/4), which makes the slices
+    of an orthonormal basis sum to the scores, is METHOD "Slices".
 
     Examples
     --------
@@ -97,14 +100,13 @@ def sliced_potentials(q, k, directions):
     >>> phi.shape
     (2, 3, 5)
     """
-    xp = array_namespace(q, k, directions)
-    x, y = _project(q, directions), _project(k, directions)
-    phi, psi = kantorovich_potentials_1d(x, y)
-    return phi, psi - xp.mean(psi, axis=-1, keepdims=True)
+    x, y, masks = _samples(q, k, directions, query_mask, key_mask)
+    phi, psi = kantorovich_potentials_1d(x, y, **masks)
+    return phi, centred(psi, masks["y_mask"])
 
 
-@operator(q="n d", k="m d", directions=None)
-def sliced_potentials_vjp(q, k, directions):
+@operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
+def sliced_potentials_vjp(q, k, directions, *, query_mask=None, key_mask=None):
     """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_q, d_k, d_directions)``.
 
     Same arguments, errors and cost as `sliced_potentials`. Derived.
@@ -117,27 +119,34 @@ def sliced_potentials_vjp(q, k, directions):
     [(1, 2, 2), (1, 2, 2), (2, 2)]
     """
     xp = array_namespace(q, k, directions)
-    x, y = _project(q, directions), _project(k, directions)
-    (phi, psi), potentials_vjp = kantorovich_potentials_1d_vjp(x, y)
+    x, y, masks = _samples(q, k, directions, query_mask, key_mask)
+    (phi, psi), potentials_vjp = kantorovich_potentials_1d_vjp(x, y, **masks)
 
     def vjp(cotangent):
         d_phi, d_psi = cotangent
-        d_x, d_y = potentials_vjp((d_phi, d_psi - xp.mean(d_psi, axis=-1, keepdims=True)))  # (..., L, n)
+        d_x, d_y = potentials_vjp((d_phi, centred(d_psi, masks["y_mask"])))  # (..., L, n), (..., L, m)
         scale = q.shape[-1] ** -0.25
-        d_q, d_k = (scale * (xp.matrix_transpose(d) @ directions.T) for d in (d_x, d_y))
-        d_directions = scale * (d_x @ q + d_y @ k)  # (..., L, d), still one a problem
-        leading = tuple(range(d_directions.ndim - 2))
-        return d_q, d_k, xp.sum(d_directions, axis=leading).T
+        d_q, d_k = (scale * (transpose(d) @ transpose(directions)) for d in (d_x, d_y))
+        tokens = keep_tokens(q, query_mask), keep_tokens(k, key_mask)
+        d_directions = scale * transpose(d_x @ tokens[0] + d_y @ tokens[1])  # (..., d, L), still one a problem
+        shared = tuple(range(d_directions.ndim - directions.ndim))
+        return d_q, d_k, xp.sum(d_directions, axis=shared)
 
-    return (phi, psi - xp.mean(psi, axis=-1, keepdims=True)), vjp
+    return (phi, centred(psi, masks["y_mask"])), vjp
 
 
-def _project(tokens, directions):
-    """(..., n, d), (d, L) -> (..., L, n)."""
-    xp = array_namespace(tokens, directions)
-    d = tokens.shape[-1]
-    if directions.ndim != 2 or directions.shape[0] != d:
+def _samples(q, k, directions, query_mask, key_mask):
+    """Queries and keys on the line, x (..., L, n) and y (..., L, m), and masks (..., 1, n) and (..., 1, m)."""
+    d = q.shape[-1]
+    own = directions.ndim == 3 and q.ndim >= 3 and directions.shape[0] == q.shape[-3]
+    if not (directions.ndim == 2 or own) or directions.shape[-2] != d:
+        heads = f" or (H, d, L) with H = {q.shape[-3]}" if q.ndim >= 3 else ""
         raise ValueError(
-            f"directions has shape {tuple(directions.shape)}, expected (d, L) with d = {d} as in q and k"
+            f"directions has shape {tuple(directions.shape)}, expected (d, L){heads}, with d = {d} as in q and k"
         )
-    return d**-0.25 * (directions.T @ xp.matrix_transpose(tokens))
+    x, y = (
+        d**-0.25 * (transpose(directions) @ transpose(keep_tokens(tokens, mask)))
+        for tokens, mask in ((q, query_mask), (k, key_mask))
+    )
+    x_mask, y_mask = (mask if mask is None else mask[..., None, :] for mask in (query_mask, key_mask))
+    return x, y, dict(x_mask=x_mask, y_mask=y_mask)

@@ -21,6 +21,11 @@ DUALS = ar.sinkhorn(S, epsilon=0.7)
 MASKS = {"query_mask": QM, "key_mask": KM}
 RECTANGULAR = qkv(2, 3, n=5, m=7, d=4, p=3)
 SELF_MASKS = dict(zip(("query_mask", "key_mask"), masks(3, 6, 6, seed=1), strict=True))
+LONG_K, LONG_V = qkv(2, 3, n=9, d=4, p=5)[1:]  # more keys than queries
+TOKEN_MASKS = dict(zip(("query_mask", "key_mask"), (mask[:, None] for mask in masks(2, 6, 9)), strict=True))
+THETA_OF_HEADS = np.stack([ar.slice_directions(4, 5, seed=seed) for seed in range(3)])
+LONG_Y = scores(2, 9, seed=9)
+LEVELS = {"x_weights": np.asarray([1.0, 2, 0, 0.5, 1, 0]), "y_weights": np.asarray([1.0, 0, 2, 1, 1, 1, 1, 1, 1])}
 ROW = {"x": scores(4, 6, seed=6)}
 AFFINE = {"weight": scores(6, 3, seed=7), "bias": scores(3, seed=8)}
 
@@ -37,11 +42,25 @@ OPERATORS = {
     "sinkhorn init": (ar.sinkhorn, {"scores": S, "init": F}, {"n_iter": 6}),
     "potentials": (ar.kantorovich_potentials_1d, {"x": X, "y": Y}, {}),
     "potentials squared": (ar.kantorovich_potentials_1d, {"x": X, "y": Y}, {"cost": "sqeuclidean"}),
+    "potentials of other sizes": (ar.kantorovich_potentials_1d, {"x": X, "y": LONG_Y}, {}),
+    "potentials weighted": (ar.kantorovich_potentials_1d, {"x": X, "y": LONG_Y, **LEVELS}, {}),
     "sliced_potentials": (ar.sliced_potentials, {"q": Q, "k": K, "directions": THETA}, {}),
+    "sliced_potentials masked": (
+        ar.sliced_potentials,
+        {"q": Q, "k": LONG_K, "directions": THETA, **TOKEN_MASKS},
+        {},
+    ),
+    "sliced_potentials by head": (ar.sliced_potentials, {"q": Q, "k": K, "directions": THETA_OF_HEADS}, {}),
     "features": (ar.dual_features, {"q": Q, "k": K, "directions": THETA}, {}),
+    "features masked": (ar.dual_features, {"q": Q, "k": LONG_K, "directions": THETA, **TOKEN_MASKS}, {}),
     "query_dual": (
         ar.amortized_query_dual,
         {"q": Q, "k": K, "directions": THETA, "weights": WEIGHTS},
+        {},
+    ),
+    "query_dual masked": (
+        ar.amortized_query_dual,
+        {"q": Q, "k": LONG_K, "directions": THETA_OF_HEADS, "weights": WEIGHTS, **TOKEN_MASKS},
         {},
     ),
     "softmax": (ar.softmax_attention, {"q": Q, "k": K, "v": V}, {}),
@@ -60,6 +79,17 @@ OPERATORS = {
         {"temperature": 0.5, "slices_at_once": 2},
     ),
     "sliced masked": (ar.sliced_attention, {"q": Q[0], "k": K[0], "v": V[0], **SELF_MASKS}, {"hard": True}),
+    "softmax masked": (ar.softmax_attention, {"q": Q, "k": LONG_K, "v": LONG_V, **TOKEN_MASKS}, {}),
+    "sinkhorn_attention masked": (
+        ar.sinkhorn_attention,
+        {"q": Q, "k": LONG_K, "v": LONG_V, **TOKEN_MASKS},
+        {"n_iter": 6},
+    ),
+    "asap masked": (
+        ar.asap_attention,
+        {"q": Q, "k": LONG_K, "v": LONG_V, **TOKEN_MASKS},
+        {"amortizer": AMORTIZER},
+    ),
     "linear": (layers.linear, {**ROW, **AFFINE}, {}),
     "layer_norm": (layers.layer_norm, {**ROW, "gain": ROW["x"][0], "bias": ROW["x"][1]}, {}),
     "gelu": (layers.gelu, ROW, {}),

@@ -34,7 +34,7 @@ def test_asap_with_the_closure_ready_dual_is_the_teacher():
     class Oracle:
         epsilon = 0.7
 
-        def predict(self, q, k):
+        def predict(self, q, k, **masks):
             return sinkhorn(attention_scores(q, k), n_iter=8, epsilon=0.7).query
 
     expected = sinkhorn_attention(Q, K, V, n_iter=9, epsilon=0.7)

@@ -173,7 +173,7 @@ def test_a_prediction_that_leaves_the_range_is_rescued_in_the_log_domain():
         def parameters(self, like):
             return self.directions.astype(like.dtype), self.weights.astype(like.dtype)
 
-        def predict(self, q, k):
+        def predict(self, q, k, **masks):
             from asap_ref import amortized_query_dual
 
             return amortized_query_dual(q, k, *self.parameters(q))
