@@ -205,9 +205,7 @@ def _check_shapes(function, arrays):
                 raise ValueError(f"{function}: {name} has shape {shape}; its axis {axis} must not be empty")
         if leading is None:
             leading, first = shape[:split], name
-            problems = shape[
-                : len(shape) - min(len(axes), 2)
-            ]  # batch and heads, whether the contract names H or not
+            problems = shape[: -min(len(axes), 2)]  # batch and heads, whether the contract names H or not
         elif name.endswith(("mask", "weights")):
             if not _broadcasts(shape[:split], problems):
                 raise ValueError(

@@ -46,5 +46,7 @@ def centred(x, mask):
     array([-1.,  1.,  0.])
     """
     xp = array_namespace(x)
+    if mask is None:
+        return x - xp.mean(x, axis=-1, keepdims=True)
     x = keep(x, mask)
     return keep(x - xp.sum(x, axis=-1, keepdims=True) / token_count(x, mask), mask)
