@@ -194,6 +194,9 @@ def _check_shapes(function, arrays):
             raise ValueError(
                 f"{function}: {name} has shape {shape}, expected at least {len(axes)} axes {_written(axes)}"
             )
+        if name.endswith("mask"):
+            alone = sum(other.endswith("mask") for other, _, _ in arrays) == 1
+            _refuse_mask_of_pairs(function, name, x, (sizes["n"][0], sizes["m"][0]), problems, alone)
         for axis, size in zip(axes, shape[split:], strict=True):
             known, owner = sizes.setdefault(axis, (size, name))
             if size != known:
@@ -217,6 +220,27 @@ def _check_shapes(function, arrays):
                 f"{function}: {name} has shape {shape}, "
                 f"expected {_written(axes)} with leading axes {leading} as in {first}"
             )
+
+
+def _refuse_mask_of_pairs(function, name, mask, pairs, problems, alone):
+    """Refuse a mask of (query, key) pairs, the causal one above all, where masks of tokens are meant.
+
+    A lower triangle may also be the padding of sequences of lengths 1, 2, ..., n, if n of them make the batch.
+    It is taken for that where the other mask is given as well, as self-attention over padding does.
+    """
+    shape = tuple(mask.shape)
+    if shape[-2:] != pairs:
+        return
+    if _broadcasts(shape[:-1], problems):
+        xp = array_namespace(mask)
+        if not alone or len(shape) > 2 or shape[0] == 1 or not bool(xp.all(mask == xp.tril(mask | ~mask))):
+            return
+    raise ValueError(
+        f"{function}: {name} has shape {shape}, one entry a pair of query and key, but masks mark padding: "
+        "(..., n) for queries, (..., m) for keys. A causal mask leaves a doubly-stochastic plan only the identity "
+        "(the first query may use the first key alone, so no other query may, and so on): causal models need "
+        "softmax attention, as in torch's scaled_dot_product_attention(..., is_causal=True)"
+    )
 
 
 def _written(axes):

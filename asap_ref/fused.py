@@ -173,7 +173,8 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
     >>> bool(np.allclose(asap_attention(q, k, v, amortizer), slow))
     True
     """
-    if not _on_numpy(q) or query_mask is not None or key_mask is not None or q.shape[-2] != k.shape[-2]:
+    uneven = query_mask is not None or key_mask is not None or q.shape[-2] != k.shape[-2]
+    if not _on_numpy(q) or uneven or amortizer.directions.ndim != 2:
         return readable.asap_attention(q, k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
     f_hat = predict(q, k, amortizer)
 

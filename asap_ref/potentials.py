@@ -147,8 +147,8 @@ def _checked(cost, x_weights, y_weights, x_mask, y_mask):
             continue
         xp = array_namespace(weights)
         weights = keep(weights, mask)
-        if not bool(xp.all(weights >= 0)):  # NaN included
-            raise ValueError(f"kantorovich_potentials_1d: {name} must not be negative or NaN, got {weights}")
+        if not bool(xp.all((weights >= 0) & xp.isfinite(weights))):
+            raise ValueError(f"kantorovich_potentials_1d: {name} must be finite and at least 0, got {weights}")
         empty = xp.sum(weights, axis=-1) == 0
         if bool(xp.any(empty if mask is None else empty & xp.any(mask, axis=-1))):
             raise ValueError(f"kantorovich_potentials_1d: {name} must not sum to zero, got {weights}")

@@ -96,7 +96,7 @@ def _walk(a, b, cost, *, weighted):
     steps = _weighted_steps(a, b) if weighted else _uniform_steps(a, b)
     slope = (xp.take_along_axis(ys, steps.below, axis=-1) + xp.take_along_axis(ys, steps.above, axis=-1)) / 2
     rises = keep(-slope * (xs[..., 1:] - xs[..., :-1]), a.valid[..., 1:])  # (..., n - 1)
-    phi = xp.concat([xp.zeros_like(xs[..., :1]), xp.cumulative_sum(rises, axis=-1)], axis=-1)
+    phi = xp.cumulative_sum(rises, axis=-1, include_initial=True)
     if weighted:
         steps = _settle_weightless(a, b, steps, phi)
     met = xp.take_along_axis(xs, steps.match, axis=-1)  # (..., m)
@@ -155,6 +155,11 @@ def _uniform_steps(a, b):
     xp = array_namespace(a.values)
     n, m = a.values.shape[-1], b.values.shape[-1]
     index = dict(dtype=a.count.dtype, device=a.values.device)
+    if n * m > xp.iinfo(a.count.dtype).max:
+        raise ValueError(
+            f"kantorovich_potentials_1d: {n} times {m} levels overflow {a.count.dtype}; use 64-bit integers "
+            "(jax: jax.config.update('jax_enable_x64', True))"
+        )
     n_, m_ = (xp.where(c > 0, c, xp.ones_like(c)) for c in (a.count, b.count))  # (..., 1)
     i, j = xp.arange(1, n, **index), xp.arange(1, m + 1, **index)
     return Steps(
@@ -219,6 +224,6 @@ def _sum_into(values, index, size):
     _, ends = _ranks(
         index, xp.broadcast_to(xp.arange(size, dtype=index.dtype, device=index.device), (*index.shape[:-1], size))
     )
-    running = xp.concat([xp.zeros_like(values[..., :1]), xp.cumulative_sum(values, axis=-1)], axis=-1)
+    running = xp.cumulative_sum(values, axis=-1, include_initial=True)  # (..., s + 1)
     upto = xp.take_along_axis(running, ends, axis=-1)
     return upto - xp.concat([xp.zeros_like(upto[..., :1]), upto[..., :-1]], axis=-1)
