@@ -194,7 +194,7 @@ def _check_shapes(function, arrays):
             raise ValueError(
                 f"{function}: {name} has shape {shape}, expected at least {len(axes)} axes {_written(axes)}"
             )
-        if name.endswith("mask"):
+        if name.endswith("mask") and "n" in sizes and "m" in sizes:  # queries and keys
             alone = sum(other.endswith("mask") for other, _, _ in arrays) == 1
             _refuse_mask_of_pairs(function, name, x, (sizes["n"][0], sizes["m"][0]), problems, alone)
         for axis, size in zip(axes, shape[split:], strict=True):

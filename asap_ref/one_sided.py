@@ -14,7 +14,6 @@ Shapes: q (..., H, n, d), k (..., H, m, d), v (..., H, m, p).
 
 from __future__ import annotations
 
-from asap_ref.amortizer import amortized_query_dual_vjp
 from asap_ref.arrays import array_namespace, softmax, transpose
 from asap_ref.attention import without_padding
 from asap_ref.contracts import operator
@@ -56,7 +55,7 @@ def one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     True
     """
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
-    g = amortizer.predict(k, q)
+    g = amortizer.predict(k, q, query_mask=key_mask, key_mask=query_mask)
     return _biased_softmax(attention_scores(q, k), g, amortizer.epsilon, query_mask, key_mask) @ v
 
 
@@ -78,14 +77,14 @@ def one_sided_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=Non
     xp = array_namespace(q, k, v)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
-    g, predict_vjp = amortized_query_dual_vjp(k, q, *amortizer.parameters(k), cumulants=amortizer.cumulants)
+    g, predict_vjp = amortizer.predict_vjp(k, q, query_mask=key_mask, key_mask=query_mask)
     P = _biased_softmax(S, g, amortizer.epsilon, query_mask, key_mask)
 
     def vjp(d_out):
         dP = d_out @ transpose(v)
         dS = P * (dP - xp.sum(P * dP, axis=-1, keepdims=True)) / amortizer.epsilon
         dq, dk = scores_vjp(dS)
-        dk_bias, dq_bias, *_ = predict_vjp(xp.sum(dS, axis=-2))
+        dk_bias, dq_bias = predict_vjp(xp.sum(dS, axis=-2))
         return dq + dq_bias, dk + dk_bias, transpose(P) @ d_out
 
     return P @ v, vjp

@@ -155,7 +155,7 @@ def test_with_the_exact_key_dual_one_softmax_is_the_converged_plan():
     class Exact:
         epsilon = 0.7
 
-        def predict(self, k, q):
+        def predict(self, k, q, *, query_mask, key_mask):
             return sinkhorn(attention_scores(k, q), n_iter=2000, epsilon=0.7).query
 
     expected = sinkhorn_attention(q, k, v, n_iter=2000, epsilon=0.7)

@@ -115,7 +115,7 @@ def modules_and_operators():
             yield pytest.param(backend, dtype, name, marks=slow, id=f"{backend}-{name}")
 
 
-@pytest.mark.parametrize(("backend", "dtype", "name"), modules_and_operators())
+@pytest.mark.parametrize(("backend", "dtype", "name"), list(modules_and_operators()))
 def test_padding_is_invisible_on_every_module(backend, dtype, name):
     sizes = [(5, 8), (5, 8)] if "jax" in backend else [(5, 8), (7, 3), (6, 6)]
     if reason := BACKENDS[backend].missing():
@@ -217,7 +217,7 @@ def test_a_causal_mask_is_refused_with_the_reason(name, key, shape):
     f = (FEATURES | MECHANISMS)[name][0]
     others, options = (FEATURES[name][2], {}) if name in FEATURES else ([], MECHANISMS[name][2])
     tokens = [q, k] if name in FEATURES else [q, k, v]
-    with pytest.raises(ValueError, match="doubly-stochastic plan only the identity.*softmax attention"):
+    with pytest.raises(ValueError, match=r"doubly-stochastic plan only the identity.*softmax attention"):
         f(*tokens, *others, **options, **{key: np.broadcast_to(TRIANGLE, shape)})
 
 
