@@ -7,7 +7,7 @@ ones of fused.py; those of attention.py say the same in the plainest way, and ar
 
 from asap_ref.amortizer import Amortizer, amortized_query_dual, amortized_query_dual_vjp
 from asap_ref.arrays import array_module, array_namespace, to_numpy
-from asap_ref.calibration import SufficientStatistics, fit_amortizer
+from asap_ref.calibration import fit_amortizer
 from asap_ref.features import dual_features, dual_features_vjp
 from asap_ref.fused import (
     asap_attention,
@@ -25,6 +25,7 @@ from asap_ref.sinkhorn import sinkhorn, sinkhorn_vjp
 from asap_ref.sliced_attention import sliced_attention, sliced_attention_vjp
 from asap_ref.slices import slice_directions, sliced_potentials, sliced_potentials_vjp
 from asap_ref.soft_sort import soft_sort, soft_sort_vjp
+from asap_ref.statistics import SufficientStatistics
 from asap_ref.transport import (
     Duals,
     attention_scores,

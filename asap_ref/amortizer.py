@@ -1,4 +1,4 @@
-"""The amortizer: a linear map, one weight vector a head, from slice potentials to the query dual.
+"""The amortizer: a linear map, one weight vector a head, from features of the tokens to the query dual.
 
     f_hat = Phiᵀ w,    Phi (..., F, n) features of the tokens (features.py),  w (F,) weights of a head.
 
@@ -16,11 +16,11 @@ import numpy as np
 from asap_ref import files
 from asap_ref.arrays import array_namespace
 from asap_ref.contracts import operator
-from asap_ref.features import N_CUMULANTS, dual_features, dual_features_vjp
+from asap_ref.features import count_features, dual_features, dual_features_vjp
 
 
 @operator(q="H n d", k="H m d", directions=None, weights=None, query_mask="n", key_mask="m")
-def amortized_query_dual(q, k, directions, weights, *, cumulants=True, query_mask=None, key_mask=None):
+def amortized_query_dual(q, k, directions, weights, *, cumulants=True, basis=None, query_mask=None, key_mask=None):
     """Predict the query dual, ``f_hat = Phiᵀ w`` (paper).
 
     Parameters
@@ -30,7 +30,9 @@ def amortized_query_dual(q, k, directions, weights, *, cumulants=True, query_mas
     directions : array (d, L) or (H, d, L)
     weights : array (H, F)
     cumulants : bool
-        Whether the features include the three cumulants, so that F = L + 3.
+        Whether the features include the three cumulants.
+    basis : array (d, r) or (H, d, r), optional
+        Basis of the quadratic features, if they are among the features.
     query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
         True at valid tokens.
 
@@ -54,14 +56,16 @@ def amortized_query_dual(q, k, directions, weights, *, cumulants=True, query_mas
     >>> amortized_query_dual(q, k, np.eye(4), np.ones((2, 4)), cumulants=False).shape
     (1, 2, 5)
     """
-    _check_weights(q, directions, weights, cumulants)
+    _check_weights(q, directions, weights, cumulants, basis)
     masks = dict(query_mask=query_mask, key_mask=key_mask)
-    features = dual_features(q, k, directions, cumulants=cumulants, **masks)
+    features = dual_features(q, k, directions, cumulants=cumulants, basis=basis, **masks)
     return (weights[:, None, :] @ features)[..., 0, :]
 
 
 @operator(q="H n d", k="H m d", directions=None, weights=None, query_mask="n", key_mask="m")
-def amortized_query_dual_vjp(q, k, directions, weights, *, cumulants=True, query_mask=None, key_mask=None):
+def amortized_query_dual_vjp(
+    q, k, directions, weights, *, cumulants=True, basis=None, query_mask=None, key_mask=None
+):
     """Predicted query dual and its VJP, ``vjp(d_dual) -> (d_q, d_k, d_directions, d_weights)``.
 
     Same arguments, errors and cost as `amortized_query_dual`. Derived.
@@ -74,9 +78,9 @@ def amortized_query_dual_vjp(q, k, directions, weights, *, cumulants=True, query
     (2, 4)
     """
     xp = array_namespace(q, k, directions, weights)
-    _check_weights(q, directions, weights, cumulants)
+    _check_weights(q, directions, weights, cumulants, basis)
     masks = dict(query_mask=query_mask, key_mask=key_mask)
-    features, features_vjp = dual_features_vjp(q, k, directions, cumulants=cumulants, **masks)
+    features, features_vjp = dual_features_vjp(q, k, directions, cumulants=cumulants, basis=basis, **masks)
 
     def vjp(d_dual):
         d_q, d_k, d_directions = features_vjp(weights[:, :, None] * d_dual[..., None, :])
@@ -86,8 +90,9 @@ def amortized_query_dual_vjp(q, k, directions, weights, *, cumulants=True, query
     return (weights[:, None, :] @ features)[..., 0, :], vjp
 
 
-def _check_weights(q, directions, weights, cumulants):
-    expected = (q.shape[-3], directions.shape[-1] + N_CUMULANTS * cumulants)
+def _check_weights(q, directions, weights, cumulants, basis):
+    rank = 0 if basis is None else basis.shape[-1]
+    expected = (q.shape[-3], count_features(directions.shape[-1], cumulants, rank))
     if tuple(weights.shape) != expected:
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (H, F) = {expected}")
 
@@ -109,40 +114,45 @@ class Amortizer:
     directions: np.ndarray  # (d, L) or (H, d, L)
     weights: np.ndarray  # (H, F)
     cumulants: bool = True
+    basis: np.ndarray | None = None  # (d, r) or (H, d, r), of the quadratic features
     epsilon: float = 1.0
     n_iter: int = 20
     objective: str = "regression"
+    refine: int = 0  # Sinkhorn iterations after the two-sided transform
     r_squared: np.ndarray | None = None  # (H,) on the calibration data
     _placed: dict = field(default_factory=dict, repr=False, compare=False)
 
     def parameters(self, like):
-        """(directions, weights) in the module, dtype and on the device of ``like``; copied there once."""
+        """(directions, weights, basis or None) in the module, dtype and device of ``like``; copied there once."""
         xp = array_namespace(like)
         key = (xp.__name__, str(like.dtype), str(like.device))
         if key not in self._placed:
             self._placed[key] = tuple(
-                xp.asarray(x, dtype=like.dtype, device=like.device) for x in (self.directions, self.weights)
+                None if x is None else xp.asarray(x, dtype=like.dtype, device=like.device)
+                for x in (self.directions, self.weights, self.basis)
             )
         return self._placed[key]
 
     def predict(self, q, k, *, query_mask=None, key_mask=None):
         """Predict the query dual of q (..., H, n, d) and k (..., H, m, d) -> (..., H, n), zero at padding."""
-        masks = dict(query_mask=query_mask, key_mask=key_mask)
-        return amortized_query_dual(q, k, *self.parameters(q), cumulants=self.cumulants, **masks)
+        directions, weights, basis = self.parameters(q)
+        settings = dict(cumulants=self.cumulants, basis=basis, query_mask=query_mask, key_mask=key_mask)
+        return amortized_query_dual(q, k, directions, weights, **settings)
 
     def predict_vjp(self, q, k, *, query_mask=None, key_mask=None):
         """Prediction and its VJP, ``vjp(d_dual) -> (d_q, d_k)``; the amortizer itself is held fixed."""
-        masks = dict(query_mask=query_mask, key_mask=key_mask)
-        dual, vjp = amortized_query_dual_vjp(q, k, *self.parameters(q), cumulants=self.cumulants, **masks)
+        directions, weights, basis = self.parameters(q)
+        settings = dict(cumulants=self.cumulants, basis=basis, query_mask=query_mask, key_mask=key_mask)
+        dual, vjp = amortized_query_dual_vjp(q, k, directions, weights, **settings)
         return dual, lambda d_dual: vjp(d_dual)[:2]
 
     def state(self):
         """(dict of arrays, JSON-ready settings), from which `from_state` rebuilds the amortizer."""
-        arrays = {"directions": self.directions, "weights": self.weights}
-        if self.r_squared is not None:
-            arrays["r_squared"] = self.r_squared
-        settings = {name: getattr(self, name) for name in ("cumulants", "epsilon", "n_iter", "objective")}
-        return arrays, settings
+        arrays = {name: getattr(self, name) for name in ("directions", "weights", "basis", "r_squared")}
+        names = ("cumulants", "epsilon", "n_iter", "objective", "refine")
+        return {name: x for name, x in arrays.items() if x is not None}, {
+            name: getattr(self, name) for name in names
+        }
 
     @classmethod
     def from_state(cls, arrays, settings):

@@ -17,8 +17,6 @@ from asap_ref.transport import (
     attention_scores_vjp,
     transport_plan,
     transport_plan_vjp,
-    two_sided_c_transform,
-    two_sided_c_transform_vjp,
     valid_pairs,
 )
 
@@ -217,7 +215,8 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S = attention_scores(q, k)
     f_hat = amortizer.predict(q, k, **masks)
-    duals = two_sided_c_transform(S, f_hat, epsilon=amortizer.epsilon, **masks)
+    # the two-sided transform is one iteration; an amortizer may ask for some more
+    duals = sinkhorn(S, n_iter=1 + amortizer.refine, init=f_hat, epsilon=amortizer.epsilon, **masks)
     P = transport_plan(S, duals, epsilon=amortizer.epsilon, **masks)
     return P @ v
 
@@ -243,7 +242,7 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
     f_hat, predict_vjp = amortizer.predict_vjp(q, k, **masks)
-    duals, duals_vjp = two_sided_c_transform_vjp(S, f_hat, **settings)
+    duals, duals_vjp = sinkhorn_vjp(S, n_iter=1 + amortizer.refine, init=f_hat, **settings)
     P, plan_vjp = transport_plan_vjp(S, duals, **settings)
 
     def vjp(d_out):

@@ -1,83 +1,37 @@
 """Calibration: the weights of the amortizer, from queries and keys and a Sinkhorn teacher.
 
-Ridge regression to the *closure-ready* dual f^(T-1) of a Sinkhorn teacher of T iterations, whose two-sided
-c-transform is exactly the teacher's plan. It needs only sums over tokens, ``Phi Phiᵀ``, ``Phi f`` and ``f f``, so
-batches stream, and statistics of parts add up to those of the whole. Features and target are centred over the
-tokens of each sequence: the constant of a dual is free.
+Three objectives, on the same features:
+
+    regression   ridge regression to the closure-ready dual f^(T-1), whose two-sided c-transform is exactly the plan of
+                 a teacher of T iterations (paper)
+    kl           from there, L-BFGS on KL(P_teacher || P_hat) (paper)
+    dual         from there, L-BFGS on the concave semi-dual: no teacher, the optimum is the converged plan (derived)
+
+Everything the data are needed for is a sum over batches (sources.py), so batches stream in bounded memory.
 
 Shapes: q (..., H, n, d), k (..., H, m, d), features (..., H, F, n), target (..., H, n), weights (H, F).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from scipy.optimize import minimize
 
 from asap_ref.amortizer import Amortizer
 from asap_ref.arrays import array_namespace, to_numpy
 from asap_ref.contracts import check_choice, check_count, check_epsilon
 from asap_ref.features import dual_features
 from asap_ref.masks import centred, keep_tokens
+from asap_ref.objectives import dual_loss_and_gradient, kl_loss_and_gradient
 from asap_ref.sinkhorn import sinkhorn
 from asap_ref.slices import slice_directions
-from asap_ref.transport import attention_scores
+from asap_ref.sources import in_process
+from asap_ref.statistics import SufficientStatistics, select
+from asap_ref.transport import attention_scores, transport_plan
 
-
-@dataclass(frozen=True)
-class SufficientStatistics:
-    """All that ridge regression needs of the data: sums over tokens, one a head, float64 on the host.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> features, target = rng.standard_normal((2, 1, 3, 5)), rng.standard_normal((2, 1, 5))
-    >>> whole = SufficientStatistics.of(features, target)
-    >>> first, second = (SufficientStatistics.of(features[i], target[i]) for i in (0, 1))
-    >>> np.allclose(whole.gram, (first + second).gram), whole.count == (first + second).count
-    (True, True)
-    """
-
-    gram: np.ndarray  # (H, F, F)  sum of Phi Phiᵀ
-    cross: np.ndarray  # (H, F)    sum of Phi f
-    square: np.ndarray  # (H,)     sum of f f
-    count: int  # tokens
-
-    @classmethod
-    def of(cls, features, target, *, mask=None):
-        """Sums over features (..., H, F, n) and target (..., H, n), both zero where the mask (..., n) is False."""
-        # (..., H, F, n) -> (H, F, ... n), in float64: float32 sums over many tokens lose the small slices
-        phi, f = (np.asarray(to_numpy(x), dtype=np.float64) for x in (features, target))
-        phi = np.moveaxis(phi, (-3, -2), (0, 1)).reshape(*phi.shape[-3:-1], -1)
-        valid = np.ones(f.shape, bool) if mask is None else np.broadcast_to(to_numpy(mask), f.shape)
-        count = int(valid.sum()) // f.shape[-2]  # a head
-        f = np.moveaxis(f, -2, 0).reshape(f.shape[-2], -1)
-        return cls(phi @ phi.mT, (phi @ f[..., None])[..., 0], np.sum(f * f, axis=-1), count)
-
-    def __add__(self, other):
-        return SufficientStatistics(
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.square + other.square,
-            self.count + other.count,
-        )
-
-    def ridge(self, strength):
-        """Weights (H, F) that minimise |f - Phiᵀ w|² + strength * sum_a (Phi Phiᵀ)_aa w_a².
-
-        The penalty is relative to each feature's own size, so it does not depend on units.
-        """
-        size = np.diagonal(self.gram, axis1=-2, axis2=-1)  # (H, F)
-        size = np.where(size > 0, size, 1.0)  # a feature that never varies gets weight 0
-        scale = np.sqrt(size)
-        correlation = self.gram / (scale[..., :, None] * scale[..., None, :])
-        correlation = correlation + strength * np.eye(size.shape[-1])
-        return np.linalg.solve(correlation, (self.cross / scale)[..., None])[..., 0] / scale
-
-    def r_squared(self, weights):
-        """Share of the dual's variance (over tokens, within sequences) that the weights explain, (H,)."""
-        explained = 2 * np.sum(weights * self.cross, -1) - np.einsum("hf,hfg,hg->h", weights, self.gram, weights)
-        return np.where(self.square > 0, explained / np.where(self.square > 0, self.square, 1.0), 1.0)
+OBJECTIVES = ("regression", "kl", "dual")
 
 
 def fit_amortizer(
@@ -88,8 +42,12 @@ def fit_amortizer(
     epsilon=1.0,
     objective="regression",
     cumulants=True,
+    quadratic=0,
     kind="orthogonal",
+    candidates=None,
     ridge=1e-4,
+    max_iter=50,
+    refine=0,
     seed=0,
 ):
     """Calibrate an amortizer on queries and keys, against a Sinkhorn teacher of n_iter iterations.
@@ -98,21 +56,36 @@ def fit_amortizer(
     ----------
     batches : iterable of (q, k) or (q, k, query_mask, key_mask)
         q (batch, H, n, d) and k (batch, H, m, d), of any array module; masks as in attention, or None. Sizes may
-        differ from batch to batch. Read once, one batch in memory. Only valid tokens count.
+        differ from batch to batch. Only valid tokens count. Regression reads them once, one in memory; kl and dual
+        go through them again at each step, so they need a list or another iterable that can be restarted.
     n_slices : int
-        L, the number of slice directions.
+        L, the number of slices.
     n_iter : int
         T, the teacher's iterations; at least 1. The target is its closure-ready dual f^(T-1).
     epsilon : float
         Regularisation of the teacher.
-    objective : {"regression"}
-        Ridge regression to the closure-ready dual (paper).
+    objective : {"regression", "kl", "dual"}
+        See the top of the module.
     cumulants : bool
         Whether to use the second-cumulant features (derived).
-    kind, seed
-        As in `slice_directions`.
+    quadratic : int
+        Rank r of the quadratic features (derived); 0 leaves them out. They are many, so they want many calibration
+        tokens, and `compile_model` uses them; at inference they cost next to nothing. Below d, their basis is the
+        r leading eigenvectors of the pooled covariance of the first batch's queries and keys, head by head; else
+        the axes.
+    kind : {"orthogonal", "gaussian", "pca"}
+        Slices as in `slice_directions`, shared by the heads; or the eigenvectors just named, then at most d.
+    candidates : int, optional
+        Draw that many slices and keep for each head the n_slices that explain most of its dual (derived): a better
+        map at the same inference cost.
     ridge : float
         Penalty, relative to each feature's second moment (ours).
+    max_iter : int
+        L-BFGS iterations of kl and dual.
+    refine : int
+        Sinkhorn iterations after the two-sided transform, kept with the amortizer.
+    seed : int
+        Of the slices.
 
     Returns
     -------
@@ -121,7 +94,8 @@ def fit_amortizer(
     Raises
     ------
     TypeError, ValueError
-        On wrong settings, empty batches, or batches that disagree in heads or dimension.
+        On wrong settings, empty batches, batches that disagree in heads or dimension, or an iterator that is
+        spent after one pass where several are needed.
 
     Notes
     -----
@@ -136,32 +110,152 @@ def fit_amortizer(
     (2, 11)
     """
     check_count(n_iter, "n_iter", "fit_amortizer", least=1)
+    check_count(quadratic, "quadratic", "fit_amortizer", least=0)
+    check_count(max_iter, "max_iter", "fit_amortizer", least=1)
+    check_count(refine, "refine", "fit_amortizer", least=0)
     epsilon = check_epsilon(epsilon, "fit_amortizer")
-    check_choice(objective, "objective", "fit_amortizer", ("regression",))
+    check_choice(objective, "objective", "fit_amortizer", OBJECTIVES)
+    check_choice(kind, "kind", "fit_amortizer", ("orthogonal", "gaussian", "pca"))
     if not ridge >= 0:
         raise ValueError(f"fit_amortizer: ridge must be at least 0, got {ridge}")
-    statistics, directions = None, None
-    for batch in batches:
-        q, k, query_mask, key_mask = (*batch, None, None) if len(batch) == 2 else batch
-        masks = dict(query_mask=query_mask, key_mask=key_mask)
-        xp = array_namespace(q, k)
-        if directions is None:
-            directions = slice_directions(q.shape[-1], n_slices, kind=kind, seed=seed)
-        theta = xp.asarray(directions, dtype=q.dtype, device=q.device)
-        features = dual_features(q, k, theta, cumulants=cumulants, **masks)
-        S = attention_scores(keep_tokens(q, query_mask), keep_tokens(k, key_mask))
-        target = centred(sinkhorn(S, n_iter=n_iter - 1, epsilon=epsilon, **masks).query, query_mask)
-        part = SufficientStatistics.of(features, target, mask=query_mask)
-        statistics = part if statistics is None else statistics + part
-    if statistics is None or statistics.count == 0:
+    if candidates is not None:
+        check_count(candidates, "candidates", "fit_amortizer", least=n_slices)
+    source = in_process(batches, restarts=objective != "regression")
+    first = source.first()
+    if first is None:
         raise ValueError("fit_amortizer: batches is empty; give at least one (q, k)")
+    d = first[0].shape[-1]
+    rank = min(quadratic, d)
+    principal = principal_directions(*_with_masks(first)) if kind == "pca" or 0 < rank < d else None  # (H, d, d)
+    pool = candidates or n_slices
+    if kind == "pca":
+        if pool > d:
+            raise ValueError(f"fit_amortizer: there are {d} pca directions, one a dimension, got n_slices {pool}")
+        directions = principal[..., :pool]
+    else:
+        directions = slice_directions(d, pool, kind=kind, seed=seed)
+    # of full rank any basis spans the same features: then the axes, which do not depend on the data
+    basis = None if rank == 0 else np.eye(d) if rank == d else principal[..., :rank]
+    settings = dict(cumulants=cumulants, basis=basis)
+
+    statistics = source.total(partial(regression_statistics, directions, settings, n_iter, epsilon))
+    if statistics.count == 0:
+        raise ValueError("fit_amortizer: batches hold no valid token")
+    if candidates is not None:
+        picked = select(statistics, pool, n_slices)  # (H, L)
+        always = np.arange(pool, statistics.gram.shape[-1])
+        statistics = statistics.of_features(np.hstack([picked, np.tile(always, (len(picked), 1))]))
+        shared = np.broadcast_to(directions, (len(picked), *directions.shape[-2:]))
+        directions = np.take_along_axis(shared, picked[:, None, :], axis=-1)  # (H, d, L)
     weights = statistics.ridge(ridge)
+    if objective != "regression":
+        one_batch = partial(loss_and_gradient, directions, settings, objective, n_iter, epsilon)
+        weights = descend(source, one_batch, weights, statistics, max(ridge, 1e-9), max_iter)
     return Amortizer(
         directions,
         weights,
         cumulants=cumulants,
+        basis=basis,
         epsilon=epsilon,
         n_iter=n_iter,
         objective=objective,
+        refine=refine,
         r_squared=statistics.r_squared(weights),
     )
+
+
+def principal_directions(q, k, query_mask, key_mask):
+    """Eigenvectors of the pooled covariance of queries and keys, largest first, head by head: NumPy (H, d, d)."""
+    covariance = 0.0
+    for x, mask in ((q, query_mask), (k, key_mask)):
+        x = to_numpy(keep_tokens(x, mask)).astype(np.float64)
+        valid = np.broadcast_to(True if mask is None else to_numpy(mask), x.shape[:-1])
+        # (..., H, n, d) -> (H, tokens, d)
+        x = np.moveaxis(x, -3, 0).reshape(x.shape[-3], -1, x.shape[-1])
+        valid = np.moveaxis(valid, -2, 0).reshape(len(x), -1, 1)
+        count = np.maximum(valid.sum(-2, keepdims=True), 1)
+        spread = (x - (x * valid).sum(-2, keepdims=True) / count) * valid
+        covariance = covariance + spread.mT @ spread / count
+    return np.linalg.eigh(covariance)[1][..., ::-1]
+
+
+# ------------------------------------------------------------------------------------------- one batch at a time
+
+
+def regression_statistics(directions, settings, n_iter, epsilon, batch):
+    """Sufficient statistics of one batch: features against the closure-ready dual."""
+    q, k, *masks = _with_masks(batch)
+    masks = dict(zip(("query_mask", "key_mask"), masks, strict=True))
+    features = _features(q, k, directions, settings, masks)
+    S = _scores(q, k, masks)
+    target = centred(sinkhorn(S, n_iter=n_iter - 1, epsilon=epsilon, **masks).query, masks["query_mask"])
+    return SufficientStatistics.of(features, target, mask=masks["query_mask"])
+
+
+def loss_and_gradient(directions, settings, objective, n_iter, epsilon, weights, batch):
+    """Loss of one batch, summed over sequences and heads, its gradient (H, F), and the number of sequences."""
+    q, k, *masks = _with_masks(batch)
+    masks = dict(zip(("query_mask", "key_mask"), masks, strict=True))
+    xp = array_namespace(q, k)
+    features = _features(q, k, directions, settings, masks)
+    w = xp.asarray(weights, dtype=q.dtype, device=q.device)
+    f_hat = (w[:, None, :] @ features)[..., 0, :]
+    S = _scores(q, k, masks)
+    if objective == "kl":
+        teacher = transport_plan(S, sinkhorn(S, n_iter=n_iter, epsilon=epsilon, **masks), epsilon=epsilon, **masks)
+        loss, d_f_hat = kl_loss_and_gradient(S, f_hat, xp.sum(teacher, axis=-2), epsilon=epsilon, **masks)
+    else:
+        loss, d_f_hat = dual_loss_and_gradient(S, f_hat, epsilon=epsilon, **masks)
+    d_weights = to_numpy((features @ d_f_hat[..., None])[..., 0]).astype(np.float64)  # (..., H, F)
+    loss = to_numpy(loss).astype(np.float64)
+    return Total(loss.sum(), d_weights.reshape(-1, *d_weights.shape[-2:]).sum(0), loss.size // loss.shape[-1])
+
+
+class Total(tuple):
+    """Numbers and arrays that are added entry by entry."""
+
+    def __new__(cls, *parts):
+        """Hold the parts."""
+        return super().__new__(cls, parts)
+
+    def __add__(self, other):
+        return Total(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def descend(source, one_batch, weights, statistics, pull, max_iter):
+    """Minimise kl or dual over the weights by L-BFGS: (H, F).
+
+    In coordinates z in which the features are uncorrelated, w = W z: the problem is then as round as the data
+    allow. The small penalty on z makes the optimum the only one; it is that of the ridge.
+    """
+    size = np.sqrt(np.maximum(np.diagonal(statistics.gram, axis1=-2, axis2=-1), np.finfo(float).tiny))
+    correlation = statistics.gram / (size[..., :, None] * size[..., None, :])
+    lower = np.linalg.cholesky(correlation + pull * np.eye(size.shape[-1]))
+    tokens = np.sqrt(statistics.count)
+    whiten = tokens * np.linalg.inv(lower).mT / size[..., :, None]  # (H, F, F): w = whiten z
+
+    def evaluate(z):
+        z = z.reshape(weights.shape)
+        w = (whiten @ z[..., None])[..., 0]
+        loss, d_w, count = source.total(partial(one_batch, w))
+        d_z = (whiten.mT @ d_w[..., None])[..., 0] / count + pull * z
+        return loss / count + pull * np.sum(z * z) / 2, d_z.ravel()
+
+    start = np.linalg.solve(whiten, weights[..., None])[..., 0].ravel()
+    found = minimize(evaluate, start, jac=True, method="L-BFGS-B", options={"maxiter": max_iter, "gtol": 1e-9})
+    return (whiten @ found.x.reshape(weights.shape)[..., None])[..., 0]
+
+
+def _with_masks(batch):
+    return (*batch, None, None) if len(batch) == 2 else tuple(batch)
+
+
+def _features(q, k, directions, settings, masks):
+    xp = array_namespace(q, k)
+    place = partial(xp.asarray, dtype=q.dtype, device=q.device)
+    basis = None if settings["basis"] is None else place(settings["basis"])
+    return dual_features(q, k, place(directions), cumulants=settings["cumulants"], basis=basis, **masks)
+
+
+def _scores(q, k, masks):
+    return attention_scores(keep_tokens(q, masks["query_mask"]), keep_tokens(k, masks["key_mask"]))

@@ -5,17 +5,20 @@
     swap        give the same parameters to ASAP attention
     fidelity    compare the two on other data, layer by layer and head by head
 
-All layers are calibrated on the activations of the trained model, as the layers below produced them there.
+Layers are calibrated on the activations of the trained model, or in order, each on what the compiled layers below
+produce.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from asap_ref.arrays import array_namespace, to_numpy
 from asap_ref.calibration import fit_amortizer
+from asap_ref.contracts import check_choice
 from asap_ref.mechanism import Attention
 from asap_ref.sinkhorn import sinkhorn
 from asap_ref.transport import attention_scores, marginal_error, transport_plan
@@ -57,7 +60,7 @@ def record(model, batch):
 
 
 def compile_model(
-    model, batches, *, n_slices=32, cumulants=True, kind="orthogonal", ridge=1e-4, seed=0, one_sided=False
+    model, batches, *, order="parallel", n_slices=16, quadratic=8, candidates=None, one_sided=False, **settings
 ):
     """Replace the Sinkhorn attention of a trained model by ASAP attention, without retraining.
 
@@ -67,8 +70,12 @@ def compile_model(
         Trained with Sinkhorn attention in every layer.
     batches : list of inputs
         Calibration data (no labels needed); gone through once for each layer, one batch in memory.
-    n_slices, cumulants, kind, ridge, seed
-        As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer.
+    order : {"parallel", "sequential"}
+        Calibrate every layer on the activations of the trained model, or each on those that the layers below
+        produce once they are compiled.
+    n_slices, quadratic, candidates, **settings
+        As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer. Whole data sets have tokens
+        enough for the quadratic features, so they are on here.
     one_sided : bool
         Predict the key dual instead, for one-sided attention (one_sided.py), an ablation.
 
@@ -103,29 +110,42 @@ def compile_model(
         raise TypeError(
             "compile_model: batches can be gone through only once, but every layer needs them; give a list"
         )
+    check_choice(order, "order", "compile_model", ("parallel", "sequential"))
     attentions, report = [], []
     for layer, attention in enumerate(model.attentions):
+        below = model
+        if order == "sequential":
+            below = model.with_attention(*attentions, *model.attentions[layer:])
         if attention.name != "sinkhorn":
             raise ValueError(f"compile_model: layer {layer} has {attention.name} attention, expected sinkhorn")
         amortizer = fit_amortizer(
-            (_drop_values(record(model, batch)[layer], exchanged=one_sided) for batch in batches),
+            Activations(below, layer, batches, exchanged=one_sided),
             n_slices=n_slices,
-            cumulants=cumulants,
-            kind=kind,
-            ridge=ridge,
-            seed=seed,
+            quadratic=quadratic,
+            candidates=candidates,
             **attention.settings,
+            **settings,
         )
         attentions.append(Attention("one-sided" if one_sided else "asap", {"amortizer": amortizer}))
         report.append({"layer": layer, "r_squared": amortizer.r_squared.tolist()})
     return model.with_attention(*attentions), report
 
 
-def _drop_values(call, *, exchanged):
-    q, k, _, query_mask, key_mask = call
-    if exchanged:
-        q, k, query_mask, key_mask = k, q, key_mask, query_mask
-    return (q, k) if query_mask is None and key_mask is None else (q, k, query_mask, key_mask)
+@dataclass(frozen=True)
+class Activations:
+    """Queries and keys of one layer of a model, batch by batch, computed anew in each pass."""
+
+    model: Any
+    layer: int
+    batches: Any
+    exchanged: bool = False  # keys in the role of queries, for one-sided attention
+
+    def __iter__(self):
+        for batch in self.batches:
+            q, k, _, query_mask, key_mask = record(self.model, batch)[self.layer]
+            if self.exchanged:
+                q, k, query_mask, key_mask = k, q, key_mask, query_mask
+            yield (q, k) if query_mask is None and key_mask is None else (q, k, query_mask, key_mask)
 
 
 # ----------------------------------------------------------------------------------------------------- fidelity

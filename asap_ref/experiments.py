@@ -33,7 +33,7 @@ EXPERIMENTS = {
         architecture=Architecture(n_heads=4),
         training=TrainingSettings(),
         teacher={"n_iter": 15, "epsilon": 1.0},
-        compilation={"n_slices": 16},
+        compilation={"n_slices": 8, "candidates": 64, "quadratic": 12},
     ),
     "r8": Experiment(
         load=load_r8,
@@ -81,9 +81,17 @@ def experiment(name, *, seed=0, epochs=None, n_iter=None, slices=None):
         base,
         training=replace(base.training, seed=seed, **_given(epochs=epochs)),
         teacher={**base.teacher, **_given(n_iter=n_iter)},
-        compilation={**base.compilation, "seed": seed, **_given(n_slices=slices)},
+        compilation=_with_slices({**base.compilation, "seed": seed}, slices),
     )
 
 
 def _given(**settings):
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def _with_slices(compilation, slices):
+    """Change the number of slices; there are never fewer candidates than slices to keep."""
+    if slices is None:
+        return compilation
+    candidates = _given(candidates=max(compilation["candidates"], slices) if "candidates" in compilation else None)
+    return {**compilation, "n_slices": slices, **candidates}

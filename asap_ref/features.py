@@ -1,11 +1,17 @@
 """Features of queries and keys from which the query dual is predicted.
 
-The L centred slice potentials (paper) and, optionally, three second-cumulant features (derived): expanding
-``LSE_j(S_ij)`` to second order in the spread of the keys gives q·mean(k) and qᵀ Cov(k) q, and |q|² stands for
-what the expansion leaves. A dual has a free constant, so each feature is centred over the valid tokens of its
-sequence; padding has features zero.
+Three families, the last two optional and derived:
 
-Shapes: q (..., n, d), k (..., m, d), directions (d, L) or (H, d, L), features Phi (..., F, n).
+    slices      the L slice potentials (paper)
+    cumulants   q·mean(k), |q|² and qᵀ Cov(k) q: ``LSE_j(S_ij)`` to second order in the spread of this sequence's keys
+    quadratic   u, u uᵀ and u mean(w)ᵀ, entry by entry, with u and w the queries and keys on a basis of r directions:
+                the same expansion where the moments are not measured in the sequence but learned, one a head
+
+A dual has a free constant, so each feature is centred over the valid tokens of its sequence; padding has features
+zero.
+
+Shapes: q (..., n, d), k (..., m, d), directions (d, L) and basis (d, r), either of them with an axis H of heads before;
+features Phi (..., F, n).
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ N_CUMULANTS = 3
 
 
 @operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
-def dual_features(q, k, directions, *, cumulants=True, query_mask=None, key_mask=None):
+def dual_features(q, k, directions, *, cumulants=True, basis=None, query_mask=None, key_mask=None):
     """Features from which the query dual is predicted, each centred over its valid tokens.
 
     Parameters
@@ -31,13 +37,15 @@ def dual_features(q, k, directions, *, cumulants=True, query_mask=None, key_mask
     directions : array (d, L) or (H, d, L)
     cumulants : bool
         Whether to append q·mean(k), |q|² and qᵀ Cov(k) q (derived).
+    basis : array (d, r) or (H, d, r), optional
+        Directions on which the quadratic family is formed (derived); without it there is none.
     query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
         True at valid tokens.
 
     Returns
     -------
     array (..., F, n)
-        F = L, or L + 3 with cumulants. Zero at masked queries.
+        F = L, and 3 more with cumulants, and r + r (r + 1) / 2 + r² more with a basis. Zero at masked queries.
 
     Raises
     ------
@@ -46,7 +54,8 @@ def dual_features(q, k, directions, *, cumulants=True, query_mask=None, key_mask
 
     Notes
     -----
-    O(L (n + m) (d + log(n + m))), and O((n + m) d²) for the cumulants. Source: METHOD "Slices".
+    O(L (n + m) (d + log(n + m))), O((n + m) d²) for the cumulants and O(n r (d + r)) for the quadratic family.
+    Source: slices: paper and METHOD "Slices".
 
     Examples
     --------
@@ -59,15 +68,19 @@ def dual_features(q, k, directions, *, cumulants=True, query_mask=None, key_mask
     """
     xp = array_namespace(q, k, directions)
     masks = dict(query_mask=query_mask, key_mask=key_mask)
-    phi, _ = sliced_potentials(q, k, directions, **masks)
-    return xp.concat([phi, _cumulant_features(q, k, **masks)], axis=-2) if cumulants else phi
+    families = [sliced_potentials(q, k, directions, **masks)[0]]
+    if cumulants:
+        families.append(_cumulant_features(q, k, **masks))
+    if basis is not None:
+        families.append(_quadratic_features(q, k, basis, **masks))
+    return xp.concat(families, axis=-2) if len(families) > 1 else families[0]
 
 
 @operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
-def dual_features_vjp(q, k, directions, *, cumulants=True, query_mask=None, key_mask=None):
+def dual_features_vjp(q, k, directions, *, cumulants=True, basis=None, query_mask=None, key_mask=None):
     """Features and their VJP, ``vjp(d_features) -> (d_q, d_k, d_directions)``.
 
-    Same arguments, errors and cost as `dual_features`. Derived.
+    Same arguments, errors and cost as `dual_features`; the basis, a setting, has no gradient. Derived.
 
     Examples
     --------
@@ -80,17 +93,38 @@ def dual_features_vjp(q, k, directions, *, cumulants=True, query_mask=None, key_
     xp = array_namespace(q, k, directions)
     masks = dict(query_mask=query_mask, key_mask=key_mask)
     (phi, psi), potentials_vjp = sliced_potentials_vjp(q, k, directions, **masks)
-    if not cumulants:
-        return phi, lambda d_phi: potentials_vjp((d_phi, xp.zeros_like(psi)))
-    n_slices = directions.shape[-1]
-    extra, cumulants_vjp = _cumulant_features_vjp(q, k, **masks)
+    families, backward = [phi], []  # backward: of the families beside the slices
+    if cumulants:
+        families.append(_cumulant_features(q, k, **masks))
+        backward.append(_cumulant_features_vjp(q, k, **masks))
+    if basis is not None:
+        families.append(_quadratic_features(q, k, basis, **masks))
+        backward.append(_quadratic_features_vjp(q, k, basis, **masks))
 
     def vjp(d_features):
-        d_q, d_k, d_directions = potentials_vjp((d_features[..., :n_slices, :], xp.zeros_like(psi)))
-        d_q_extra, d_k_extra = cumulants_vjp(d_features[..., n_slices:, :])
-        return d_q + d_q_extra, d_k + d_k_extra, d_directions
+        start = phi.shape[-2]
+        d_q, d_k, d_directions = potentials_vjp((d_features[..., :start, :], xp.zeros_like(psi)))
+        for family, family_vjp in zip(families[1:], backward, strict=True):
+            stop = start + family.shape[-2]
+            d_q_more, d_k_more = family_vjp(d_features[..., start:stop, :])
+            d_q, d_k, start = d_q + d_q_more, d_k + d_k_more, stop
+        return d_q, d_k, d_directions
 
-    return xp.concat([phi, extra], axis=-2), vjp
+    return xp.concat(families, axis=-2) if backward else phi, vjp
+
+
+def count_features(n_slices, cumulants, rank):
+    """F, the number of features.
+
+    Examples
+    --------
+    >>> count_features(16, True, 0), count_features(16, True, 2)
+    (19, 28)
+    """
+    return n_slices + N_CUMULANTS * cumulants + rank + rank * (rank + 1) // 2 + rank * rank
+
+
+# ----------------------------------------------------------------------------------------------- cumulants
 
 
 def _cumulant_features(q, k, query_mask, key_mask):
@@ -116,7 +150,7 @@ def _cumulant_features_vjp(q, k, query_mask, key_mask):
         d_k = 2 / m * spread @ (transpose(u * d_cov) @ u) + xp.sum(d_dot * u, axis=-2, keepdims=True) / m
         return scale * d_u, keep_tokens(d_k, key_mask)
 
-    return _cumulant_features(q, k, query_mask, key_mask), vjp
+    return vjp
 
 
 def _moments(k, mask):
@@ -127,6 +161,56 @@ def _moments(k, mask):
     mean = xp.sum(k, axis=-2, keepdims=True) / m
     spread = keep_tokens(k - mean, mask)
     return mean, spread, transpose(spread) @ spread / m, m
+
+
+# ----------------------------------------------------------------------------------------------- quadratic
+
+
+def _quadratic_features(q, k, basis, query_mask, key_mask):
+    """u, then u_a u_b for a <= b, then u_a w_b: (..., n, d), (..., m, d) -> (..., r + r (r + 1) / 2 + r², n)."""
+    xp = array_namespace(q, k, basis)
+    u, w = _on_basis(q, k, basis, query_mask, key_mask)
+    r = u.shape[-2]
+    squares = [u[..., a : a + 1, :] * u[..., a:, :] for a in range(r)]
+    mixed = [u * w[..., b : b + 1, :] for b in range(r)]
+    return centred(xp.concat([u, *squares, *mixed], axis=-2), _of_features(query_mask))
+
+
+def _quadratic_features_vjp(q, k, basis, query_mask, key_mask):
+    xp = array_namespace(q, k, basis)
+
+    def vjp(d_features):
+        d = centred(d_features, _of_features(query_mask))
+        u, w = _on_basis(q, k, basis, query_mask, key_mask)
+        r = u.shape[-2]
+        d_u, start = d[..., :r, :], r
+        rows = []  # what the squares send to their first factor, one row of u at a time
+        for a in range(r):
+            d_square = d[..., start : start + r - a, :]
+            rows.append(xp.sum(d_square * u[..., a:, :], axis=-2))
+            d_second = d_square * u[..., a : a + 1, :]
+            d_u = d_u + xp.concat([xp.zeros_like(u[..., :a, :]), d_second], axis=-2)
+            start += r - a
+        d_u = d_u + xp.stack(rows, axis=-2)
+        d_w = []
+        for b in range(r):
+            d_mixed = d[..., start + b * r : start + (b + 1) * r, :]
+            d_u = d_u + d_mixed * w[..., b : b + 1, :]
+            d_w.append(xp.sum(d_mixed * u, axis=(-2, -1)))
+        scale, m = q.shape[-1] ** -0.25, token_count(k[..., 0], key_mask)
+        d_mean = xp.stack(d_w, axis=-1)[..., None, :] / (m if key_mask is None else m[..., None])  # (..., 1, r)
+        d_k = scale * (d_mean @ transpose(basis)) + xp.zeros_like(k)
+        return scale * keep_tokens(transpose(d_u) @ transpose(basis), query_mask), keep_tokens(d_k, key_mask)
+
+    return vjp
+
+
+def _on_basis(q, k, basis, query_mask, key_mask):
+    """Queries on the basis, (..., r, n), and the mean key on it, (..., r, 1); scaled as slices are."""
+    scale = q.shape[-1] ** -0.25
+    mean, *_ = _moments(k, key_mask)
+    project = scale * transpose(basis)
+    return project @ transpose(keep_tokens(q, query_mask)), project @ transpose(mean)
 
 
 def _of_features(mask):

@@ -25,6 +25,7 @@ import numpy as np
 from asap_ref import attention as readable
 from asap_ref.arrays import array_namespace, transpose
 from asap_ref.contracts import inside, operator
+from asap_ref.features import N_CUMULANTS
 from asap_ref.scaling import scale, scaled_plan, scaling_vjp
 from asap_ref.transport import (
     attention_scores,
@@ -174,9 +175,19 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
     True
     """
     uneven = query_mask is not None or key_mask is not None or q.shape[-2] != k.shape[-2]
-    if not _on_numpy(q) or uneven or amortizer.directions.ndim != 2:
+    if not _on_numpy(q) or uneven:
         return readable.asap_attention(q, k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
     f_hat = predict(q, k, amortizer)
+
+    def refined(q, k, v, f_hat):
+        segments = scale(
+            attention_scores(q, k), n_iter=1 + amortizer.refine, epsilon=amortizer.epsilon, init=f_hat[..., 0]
+        )
+        _, a, b = segments[-1].steps[-1]
+        return a[..., :, None] * (segments[-1].K @ (b[..., :, None] * v))
+
+    if amortizer.refine:
+        return over_problems(refined, [q, k, v, f_hat[..., None]], [])
 
     def part(q, k, v, f_hat):
         out, good = _asap_tiles(q, k, v, f_hat[..., 0], amortizer.epsilon, block)
@@ -236,48 +247,76 @@ def predict(q, k, amortizer):
     """Query dual up to a constant, square and unmasked, NumPy: `Amortizer.predict`, with the fewest passes.
 
     The keys need their values sorted but not their order, nothing is centred (the constant is free), the slice's
-    weight is applied before the one scatter, and all slices of a head are summed there.
+    weight is applied before the one scatter, and all slices of a head are summed there. Cumulants and quadratic
+    features are one quadratic form of the query together, so the latter cost nothing.
     """
-    directions, weights = amortizer.parameters(q)
+    directions, weights, _ = amortizer.parameters(q)
     leading, n, d = q.shape[:-2], q.shape[-2], q.shape[-1]
     count, L = math.prod(leading), directions.shape[-1]
     flat_q, flat_k = q.reshape(count, n, d), k.reshape(count, n, d)
-    w = np.broadcast_to(weights, (*leading, weights.shape[-1])).reshape(count, weights.shape[-1])
+    polynomial = _polynomial(q, k, amortizer)
+
+    def of_problems(x):  # one a head -> one a problem
+        return np.broadcast_to(x, (*leading, *x.shape[1:])).reshape(count, *x.shape[1:])
+
+    w = of_problems(weights[:, :L])
+    per_head = directions.ndim == 3
+    theta = of_problems(directions) if per_head else directions
 
     def part(piece):
-        return _predict_part(flat_q[piece], flat_k[piece], w[piece], directions, amortizer.cumulants)
+        return _predict_part(flat_q[piece], flat_k[piece], w[piece], theta[piece] if per_head else theta)
 
     step = max(min(2**16 // max(n * L, 1), math.ceil(count / worker_count())), 1)
     pieces = [slice(i, i + step) for i in range(0, count, step)] or [slice(0, 0)]
-    return np.concatenate(spread(part, pieces)).reshape(*leading, n)
+    return np.concatenate(spread(part, pieces)).reshape(*leading, n) + polynomial
 
 
-def _predict_part(q, k, w, directions, cumulants):
-    """(B, n, d), (B, n, d), (B, F) -> (B, n)."""
+def _predict_part(q, k, w, directions):
+    """(B, n, d), (B, n, d), (B, L) -> (B, n)."""
     n, d = q.shape[-2:]
-    L = directions.shape[-1]
-    theta = np.ascontiguousarray(directions.T) * d**-0.25
+    theta = np.ascontiguousarray(transpose(directions)) * d**-0.25
     x, y = theta @ transpose(q), theta @ transpose(k)  # (B, L, n)
     y.sort(axis=-1)
     order = np.argsort(x, axis=-1)
     order += n * np.arange(order.size // n).reshape(*order.shape[:-1], 1)  # into the flat array: one gather
     x = x.reshape(-1)[order]
     steps = (y[..., :-1] + y[..., 1:]) * (x[..., 1:] - x[..., :-1])
-    steps *= -0.5 * w[:, :L, None]
+    steps *= -0.5 * w[..., None]
     phi = np.zeros_like(x)
     np.cumsum(steps, axis=-1, out=phi[..., 1:])
     unsorted = np.empty_like(phi)
     unsorted.reshape(-1)[order] = phi
-    f_hat = unsorted.sum(-2)
-    if cumulants:
-        u = q / math.sqrt(d)
-        mean = k.mean(-2, keepdims=True)  # (B, 1, d)
-        centred = k - mean
-        cov = transpose(centred) @ centred / n
-        # w1 q·mean + w2 |q|² + w3 qᵀ Cov q, as one quadratic form
-        form = w[:, L + 2, None, None] * cov + w[:, L + 1, None, None] * np.eye(d, dtype=q.dtype)
-        f_hat += np.sum((u @ form + w[:, L, None, None] * mean) * u, axis=-1)
-    return f_hat
+    return unsorted.sum(-2)
+
+
+def _polynomial(q, k, amortizer):
+    """What cumulants and quadratic features add to the dual: uᵀ form u + linear u with u = q / sqrt(d), (..., n)."""
+    directions, weights, R = amortizer.parameters(q)
+    n, d = q.shape[-2:]
+    u, mean = q / math.sqrt(d), k.mean(-2, keepdims=True)  # (..., n, d), (..., 1, d)
+    start, form, linear = directions.shape[-1], 0.0, 0.0
+    if amortizer.cumulants:
+        w_dot, w_square, w_cov = (weights[:, start + i, None, None] for i in range(N_CUMULANTS))
+        spread = k - mean
+        form = w_cov * (transpose(spread) @ spread / n) + w_square * np.eye(d, dtype=q.dtype)
+        linear = w_dot * mean
+        start += N_CUMULANTS
+    if R is not None:
+        r = R.shape[-1]
+        upper = np.triu_indices(r)
+        square = np.zeros((len(weights), r, r), q.dtype)
+        stop = start + r + len(upper[0])
+        square[:, *upper] = weights[:, start + r : stop]
+        mixed = weights[:, stop:].reshape(-1, r, r)  # [b, a] weighs u_a mean_b
+        form = form + math.sqrt(d) * (R @ square @ transpose(R))
+        linear = (
+            linear
+            + d**0.25 * transpose(R @ weights[:, start : start + r, None])
+            + mean @ (R @ mixed @ transpose(R))
+        )
+    if isinstance(form, float):
+        return 0.0
+    return np.sum((u @ form + linear) * u, axis=-1)
 
 
 @operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")

@@ -47,8 +47,11 @@ class Segment:
     steps: list
 
 
-def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None):
-    """Run Sinkhorn in scaling form and return its segments; the last step of the last one is the result."""
+def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None, init=None):
+    """Run Sinkhorn in scaling form and return its segments; the last step of the last one is the result.
+
+    It starts from softmax, or from the query dual ``init``, then with at least one iteration.
+    """
     xp = array_namespace(scores)
     settings = {"epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
     r = column_mass(scores, query_mask, key_mask)
@@ -80,8 +83,12 @@ def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None):
             f = entropic_c_transform(scores, g, onto="query", **settings)
         return segment_from(side, Duals(f, g))
 
-    segments = [in_log_domain("query", None, xp.zeros_like(scores[..., 0, :]))]
-    sides = ["key", "query"] * n_iter
+    if init is None:
+        segments = [in_log_domain("query", None, xp.zeros_like(scores[..., 0, :]))]
+        sides = ["key", "query"] * n_iter
+    else:  # from a dual that may be anywhere, the first half step is taken in the log domain
+        segments = [in_log_domain("key", init, None)]
+        sides = ["query", *["key", "query"] * (n_iter - 1)]
     look_every = 1 if isinstance(scores, np.ndarray) else LOOK_EVERY
     while sides:
         steps = list(half_steps(segments[-1], sides[:look_every]))

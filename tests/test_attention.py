@@ -32,7 +32,7 @@ def test_asap_with_the_closure_ready_dual_is_the_teacher():
     """An amortizer that predicts f^(T-1) exactly gives the attention of the teacher of T iterations."""
 
     class Oracle:
-        epsilon = 0.7
+        epsilon, refine = 0.7, 0
 
         def predict(self, q, k, **masks):
             return sinkhorn(attention_scores(q, k), n_iter=8, epsilon=0.7).query

@@ -57,10 +57,9 @@ KINDS = {
 @pytest.mark.parametrize("name", ["softmax", "sinkhorn", "asap"])
 def test_fast_equals_readable(name, kind, dtype):
     q, k, v = (x.astype(dtype) for x in KINDS[kind])
-    if name == "asap" and kind == "empty batch":
-        amortizer = {"amortizer": amortizer_for(*KINDS["random"][:2])}
-    else:
-        amortizer = {}
+    amortizer = (
+        {"amortizer": amortizer_for(*KINDS["random"][:2])} if name == "asap" and kind == "empty batch" else {}
+    )
     fast, slow = forms(name, q, k, **amortizer)
     # float32 scores near 1e4 are known to 1e-3 only, in either form; the readable float64 one is the judge
     expected = slow(*(x.astype(np.float64) for x in (q, k, v)))
@@ -168,15 +167,15 @@ def test_a_prediction_that_leaves_the_range_is_rescued_in_the_log_domain():
 
         directions = np.eye(4)
         weights = np.full((2, 7), -3.0)
-        cumulants, epsilon = True, 0.3
+        cumulants, epsilon, refine = True, 0.3, 0
 
         def parameters(self, like):
-            return self.directions.astype(like.dtype), self.weights.astype(like.dtype)
+            return self.directions.astype(like.dtype), self.weights.astype(like.dtype), None
 
         def predict(self, q, k, **masks):
             from asap_ref import amortized_query_dual
 
-            return amortized_query_dual(q, k, *self.parameters(q))
+            return amortized_query_dual(q, k, *self.parameters(q)[:2])
 
     expected = readable.asap_attention(*(x.astype(np.float64) for x in (q, k, v)), Far())
     found = fused.asap_attention(q, k, v, Far())
