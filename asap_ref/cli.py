@@ -1,4 +1,4 @@
-"""The command line: ``asap-ref reproduce | compile | figures | info``."""
+"""The command line: ``asap-ref reproduce | compile | figures | oracle | info``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from asap_ref.arrays import MODULES
+from asap_ref.oracle.shell import add_commands
 
 DATASETS = ("digits", "r8", "topics")  # the keys of experiments.EXPERIMENTS, whose import would slow down --help
 TRAINABLE = ("softmax", "sinkhorn", "sliced", "initial")  # the keys of mechanism.FORMS that need no amortizer
@@ -17,7 +18,8 @@ TRAINABLE = ("softmax", "sinkhorn", "sliced", "initial")  # the keys of mechanis
 def main(argv=None):
     """Run the command line and return its exit code.
 
-    0: done. 2: a mistake of the caller, told in one line. 130: interrupted. 141: the reader of the output left.
+    0: done. 1: the oracle found a mistake. 2: a mistake of the caller, told in one line. 130: interrupted. 141: the
+    reader of the output left.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -26,7 +28,7 @@ def main(argv=None):
     try:
         try:
             args = build_parser().parse_args(argv)
-            args.run(args)
+            code = args.run(args)
         finally:
             sys.stdout.flush()  # here, where a closed pipe can be told from a failure
     except KeyboardInterrupt:
@@ -42,7 +44,7 @@ def main(argv=None):
     except (ValueError, TypeError, ArithmeticError, OSError, ModuleNotFoundError) as error:
         print(f"asap-ref: error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def build_parser():
@@ -110,6 +112,15 @@ def build_parser():
     figures.add_argument(
         "--measure", action="store_true", help="run the measurements again, instead of the committed records"
     )
+
+    oracle = _parser(
+        commands.add_parser,
+        "asap-ref oracle list",
+        "asap-ref oracle check my_module.py",
+        name="oracle",
+        help="check an implementation elsewhere against inputs, outputs and gradients that are right",
+    )
+    add_commands(oracle, _parser)
 
     info = _parser(
         commands.add_parser, "asap-ref info", name="info", help="print versions and the array modules found"

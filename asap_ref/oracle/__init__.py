@@ -1,0 +1,28 @@
+"""The oracle: inputs, expected outputs and gradients from which an implementation elsewhere learns whether it is right.
+
+    from asap_ref import oracle
+
+    for case in oracle.cases("sinkhorn"):
+        print(oracle.check(case, my_sinkhorn(**case.inputs, **case.arguments)))
+
+README.md beside this file describes the vectors for readers in any language.
+"""
+
+from asap_ref.oracle.adapter import ModuleReport, check_module, load_module, run_case
+from asap_ref.oracle.case import Case, case, cases, flags, operators, parametrize
+from asap_ref.oracle.check import Report, check
+
+__all__ = [
+    "Case",
+    "ModuleReport",
+    "Report",
+    "case",
+    "cases",
+    "check",
+    "check_module",
+    "flags",
+    "load_module",
+    "operators",
+    "parametrize",
+    "run_case",
+]

@@ -1,0 +1,202 @@
+"""Cases: one operator on given inputs, with what must come out. Read from vectors/v1; nothing is computed here."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+VECTORS = Path(__file__).parent / "vectors"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator on given inputs, with the expected outputs, intermediates and gradients.
+
+    Arrays are NumPy float64 (masks boolean, labels integer) and are read from disk at first use. Inputs are
+    exactly representable in float32, so an implementation in float32 starts from the same numbers.
+
+    Examples
+    --------
+    >>> from asap_ref import oracle
+    >>> case = oracle.case("sinkhorn/softmax_start")
+    >>> case.operator, case.arguments["n_iter"], sorted(case.outputs)
+    ('sinkhorn', 0, ['key_dual', 'query_dual'])
+    """
+
+    id: str
+    operator: str
+    arguments: dict  # epsilon, n_iter, ...: passed by keyword
+    flags: tuple  # names of the mistakes that this case catches
+    hint: str  # what to look at when it fails
+    note: str  # what is particular about it
+    source: str  # where the mathematics stands
+    second_source: str  # the methods, not ours, that gave the same numbers
+    rules: dict  # gauge, and for each output and gradient: metric, scale, tolerance by dtype
+    path: Path
+
+    @functools.cached_property
+    def _groups(self):
+        groups = {}
+        with np.load(self.path, allow_pickle=False) as archive:
+            for key in archive.files:
+                group, name = key.split("/", 1)
+                x = archive[key]
+                groups.setdefault(group, {})[name] = x.astype(np.float64) if x.dtype.kind == "f" else x
+        return groups
+
+    def _group(self, name):
+        return {key: x.copy() for key, x in self._groups.get(name, {}).items()}  # a caller may write on his
+
+    @property
+    def inputs(self):
+        """Array arguments by name; masks are boolean."""
+        return self._group("inputs")
+
+    @property
+    def outputs(self):
+        """Expected results by name, in the order in which an implementation returns them."""
+        found = self._group("outputs")
+        return {name: found[name] for name in self.rules["outputs"]}
+
+    @property
+    def intermediates(self):
+        """What stands between inputs and outputs, by name: duals after each half step, sorted orders, features."""
+        return self._group("intermediates")
+
+    @property
+    def cotangents(self):
+        """For each output, the weights whose inner product with it is differentiated."""
+        found = self._group("cotangents")
+        return {name: found[name] for name in self.rules["outputs"] if name in found}
+
+    @property
+    def gradients(self):
+        """Expected gradients of the sum of cotangent times output, by name of the input."""
+        found = self._group("gradients")
+        return {name: found[name] for name in self.rules["gradients"]}
+
+    @property
+    def must_be_zero(self):
+        """For an output, where padding makes it exactly zero: boolean arrays."""
+        return self._group("must_be_zero")
+
+
+@functools.cache
+def manifest(version=1):
+    """Return the manifest as it stands in vectors/v<version>/manifest.json."""
+    path = VECTORS / f"v{version}" / "manifest.json"
+    if not path.exists():
+        known = ", ".join(sorted(p.name.removeprefix("v") for p in VECTORS.glob("v*")))
+        raise ValueError(f"oracle: no vectors of version {version!r}; there are: {known}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _all_cases(version):
+    listed = manifest(version)
+    hints = listed["flags"]
+    return tuple(
+        Case(
+            id=entry["id"],
+            operator=entry["operator"],
+            arguments=entry["arguments"],
+            flags=tuple(entry["flags"]),
+            hint="\n".join(f"{flag}: {hints[flag]}" for flag in entry["flags"]),
+            note=entry["note"],
+            source=entry["source"],
+            second_source=entry["second_source"],
+            rules={key: entry[key] for key in ("gauge", "outputs", "gradients")},
+            path=VECTORS / f"v{version}" / entry["file"],
+        )
+        for entry in listed["cases"]
+    )
+
+
+def operators(version=1):
+    """Return what the manifest says of each operator: its arguments, results and source, lowest floor first."""
+    return dict(manifest(version)["operators"])
+
+
+def flags(version=1):
+    """Return the hint of each flag, by name."""
+    return dict(manifest(version)["flags"])
+
+
+def cases(operator=None, flags=None, version=1):
+    """Return the cases of an operator, or with certain flags, or all of them.
+
+    Parameters
+    ----------
+    operator : str, optional
+    flags : str or collection of str, optional
+        Cases with at least one of them.
+    version : int
+        Version of the vectors; a released version never changes.
+
+    Returns
+    -------
+    list of Case
+
+    Raises
+    ------
+    ValueError
+        If there is no such operator, flag or version.
+
+    Examples
+    --------
+    >>> from asap_ref import oracle
+    >>> all("padding" in case.flags for case in oracle.cases(flags="padding"))
+    True
+    """
+    known = manifest(version)
+    wanted = {flags} if isinstance(flags, str) else set(flags or ())
+    if operator is not None and operator not in known["operators"]:
+        raise ValueError(f"oracle: no operator {operator!r}; there are: {', '.join(known['operators'])}")
+    if wanted - set(known["flags"]):
+        raise ValueError(
+            f"oracle: no flag {', '.join(sorted(wanted - set(known['flags'])))}; "
+            f"there are: {', '.join(known['flags'])}"
+        )
+    return [
+        case
+        for case in _all_cases(version)
+        if operator in (None, case.operator) and (not wanted or wanted & set(case.flags))
+    ]
+
+
+def case(id, version=1):
+    """Return the case of that id.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message names those of the same operator.
+    """
+    for found in _all_cases(version):
+        if found.id == id:
+            return found
+    near = [c.id for c in _all_cases(version) if c.operator == id.split("/")[0]]
+    raise ValueError(
+        f"oracle: no case {id!r}; " + (f"there are: {', '.join(near)}" if near else "see oracle.cases()")
+    )
+
+
+def parametrize(operator=None, flags=None, version=1):
+    """Return a pytest mark that runs a test once for each case, as its argument ``case``.
+
+    Examples
+    --------
+    >>> from asap_ref import oracle
+    >>> @oracle.parametrize("sinkhorn")
+    ... def test_sinkhorn(case):
+    ...     report = oracle.check(case, my_sinkhorn(**case.inputs, **case.arguments))
+    ...     assert report.passed, report
+    """
+    import pytest
+
+    found = cases(operator, flags, version)
+    return pytest.mark.parametrize("case", found, ids=[case.id for case in found])

@@ -1,0 +1,123 @@
+"""What a wrong array looks like: the few simple relations to the right one that name a mistake at once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+CLOSE = 1e-6  # of the largest entry: how well a relation must hold to be named
+
+
+def diagnose(case, name, found, expected, dtype):
+    """Remarks about a wrong array, most telling first; shapes agree."""
+    finite = np.isfinite(found)
+    if not finite.all():
+        what = "NaN" if np.isnan(found).any() else "infinite"
+        return (f"{int((~finite).sum())} of {found.size} entries are {what}",)
+    close = max(CLOSE, 20 * {"float64": 0, "float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2}[dtype])
+    scale = max(float(np.abs(expected).max(initial=0)), 1e-300)
+
+    def same(a, b):
+        return bool(np.abs(a - b).max(initial=0) <= close * scale)
+
+    free = name in {output for output, _ in case.rules["gauge"]}  # a constant has been added to it
+    if np.any(expected) and not np.any(_centred(found) if free else found):
+        return ("it is the same for all tokens" if free else "it is zero everywhere",)
+    remarks = []
+    if not same(found, expected):
+        remarks = [*_relation(case, found, expected, same, free), *_order(found, expected, same)]
+        remarks += _intermediates(case, name, found, close)
+    if not remarks:
+        remarks += _where(found, expected, free)
+    error = np.abs(found - expected).max() / scale
+    if dtype == "float64" and 1e-10 < error < 3e-6:
+        remarks.append("an error of this size is that of float32: something is computed or stored in float32")
+    return tuple(remarks)
+
+
+def _centred(x):
+    return x - x.mean(-1, keepdims=True) if x.ndim else x
+
+
+def _relation(case, found, expected, same, free):
+    """Look for the right array times, or plus, a number that we know."""
+    numbers = _known_numbers(case)
+    if expected.size < 2 or not np.any(expected):
+        return
+    x, y = (_centred(found), _centred(expected)) if free else (found, expected)
+    factor = float(np.sum(x * y) / max(np.sum(y * y), 1e-300))
+    if same(x, factor * y) and not same(x, y):
+        meaning = _name_of(factor, {"-1 (a sign)": -1.0, **numbers})
+        yield f"it is the right array times {factor:.6g}{meaning}"
+        return
+    shift = float(np.mean(found - expected))
+    if same(found, expected + shift):
+        logs = {f"log({key})": math.log(value) for key, value in numbers.items() if value > 0}
+        epsilon = case.arguments.get("epsilon", 1.0)
+        scaled = {f"epsilon {key}": epsilon * value for key, value in logs.items()}
+        signed = {**scaled, **{f"-{key}": -value for key, value in scaled.items()}, "epsilon": epsilon}
+        yield f"it is the right array plus the constant {shift:.6g}{_name_of(shift, signed)}"
+    elif found.ndim and found.shape[-1] > 1:
+        shifts = np.mean(found - expected, axis=-1, keepdims=True)
+        if same(found, expected + shifts):
+            yield "it is the right array plus a constant for each row: is it centred over its tokens?"
+
+
+def _known_numbers(case):
+    """Numbers of a problem by name, as wrong factors are made of them."""
+    numbers = {}
+    epsilon = case.arguments.get("epsilon", 1.0)
+    if epsilon != 1:
+        numbers |= {"epsilon": epsilon, "1/epsilon": 1 / epsilon, "epsilon²": epsilon**2}
+    shapes = {name: x.shape for name, x in case.inputs.items()}
+    if "q" in shapes and len(shapes["q"]) > 1:
+        d = shapes["q"][-1]
+        numbers |= {"sqrt(d)": d**0.5, "1/sqrt(d)": d**-0.5, "d^(1/4)": d**0.25, "d^(-1/4)": d**-0.25}
+        numbers |= {"n/m": shapes["q"][-2] / shapes["k"][-2]}
+    if "scores" in shapes:
+        n, m = shapes["scores"][-2:]
+        numbers |= {"n/m": n / m, "m/n": m / n, "n": n, "m": m, "1/n": 1 / n, "1/m": 1 / m}
+    return numbers | {"2": 2.0, "1/2": 0.5}
+
+
+def _name_of(value, numbers):
+    named = [key for key, number in numbers.items() if number != 0 and math.isclose(value, number, rel_tol=1e-4)]
+    return f" = {named[0]}" if named else ""
+
+
+def _order(found, expected, same):
+    """Look for the right values in another order, or turned."""
+    if found.ndim >= 2 and found.shape[-1] == found.shape[-2] and same(found.swapaxes(-1, -2), expected):
+        yield "it is the transpose of the right array: rows and columns are swapped"
+    elif found.ndim and found.shape[-1] > 1 and same(np.sort(found, -1), np.sort(expected, -1)):
+        yield "it has the right values in another order: put sorted results back in the order of the input"
+
+
+def _intermediates(case, name, found, close):
+    """Look for what stands in an earlier place of the same computation."""
+    for key, steps in case.intermediates.items():
+        if not key.startswith(name) or steps.ndim != found.ndim + 1:
+            continue
+        for t, step in enumerate(steps):
+            centred = [x - x.mean(-1, keepdims=True) for x in (found, step)]
+            if step.shape == found.shape and np.abs(centred[0] - centred[1]).max() <= close * (
+                np.abs(step).max() + 1e-300
+            ):
+                yield f"it is {key}[{t}]: the value after {t} of {len(steps) - 1} iterations"
+                return
+
+
+def _where(found, expected, free):
+    """Look whether it is wrong in a part only."""
+    deviation = found - expected
+    if free and deviation.ndim:
+        deviation = deviation - np.median(deviation, axis=-1, keepdims=True)
+    wrong = np.abs(deviation) > 1e-3 * np.abs(deviation).max()
+    for axis, what in ((-1, "last axis"), (-2, "last but one axis")):
+        if found.ndim >= -axis and found.shape[axis] > 2:
+            others = tuple(i for i in range(found.ndim) if i != found.ndim + axis)
+            lines = np.flatnonzero(wrong.any(axis=others))
+            if len(lines) <= found.shape[axis] // 2:
+                yield f"it is wrong only at {', '.join(map(str, lines))} of the {what} ({found.shape[axis]} long)"
+                return

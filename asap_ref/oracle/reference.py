@@ -1,0 +1,180 @@
+"""The package's own operators in the form that the oracle calls: plain arrays in, plain arrays out.
+
+An adapter like any other: ``asap-ref oracle check asap_ref.oracle.reference``. Where an operator takes a pair
+of duals or an amortizer, the oracle passes the arrays they are made of.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+import asap_ref
+from asap_ref import (
+    Amortizer,
+    Duals,
+    SufficientStatistics,
+    amortized_query_dual,
+    amortized_query_dual_vjp,
+    attention_scores,
+    attention_scores_vjp,
+    dual_features,
+    dual_features_vjp,
+    entropic_c_transform,
+    entropic_c_transform_vjp,
+    kantorovich_potentials_1d,
+    kantorovich_potentials_1d_vjp,
+    marginal_error,
+    sinkhorn,
+    sinkhorn_attention,
+    sinkhorn_attention_vjp,
+    sinkhorn_vjp,
+    slice_directions,
+    sliced_attention,
+    sliced_attention_vjp,
+    sliced_potentials,
+    sliced_potentials_vjp,
+    softmax_attention,
+    softmax_attention_vjp,
+    two_sided_c_transform,
+    two_sided_c_transform_vjp,
+)
+from asap_ref.arrays import array_namespace
+from asap_ref.compilation import record
+from asap_ref.layers import cross_entropy_vjp
+from asap_ref.mechanism import Attention
+from asap_ref.parameters import leaves, unflatten
+from asap_ref.training import adamw, initial_moments
+from asap_ref.transformer import Architecture, Transformer, transformer_vjp
+
+__all__ = [
+    "amortized_query_dual",
+    "amortized_query_dual_vjp",
+    "asap_attention",
+    "asap_attention_vjp",
+    "attention_scores",
+    "attention_scores_vjp",
+    "compile_model",
+    "dual_features",
+    "dual_features_vjp",
+    "entropic_c_transform",
+    "entropic_c_transform_vjp",
+    "fit_amortizer",
+    "kantorovich_potentials_1d",
+    "kantorovich_potentials_1d_vjp",
+    "marginal_error",
+    "sinkhorn",
+    "sinkhorn_attention",
+    "sinkhorn_attention_vjp",
+    "sinkhorn_vjp",
+    "slice_directions",
+    "sliced_attention",
+    "sliced_attention_vjp",
+    "sliced_potentials",
+    "sliced_potentials_vjp",
+    "softmax_attention",
+    "softmax_attention_vjp",
+    "training_trace",
+    "transport_plan",
+    "transport_plan_vjp",
+    "two_sided_c_transform",
+    "two_sided_c_transform_vjp",
+]
+
+
+def transport_plan(scores, query_dual, key_dual, **settings):
+    """(..., n, m), (..., n), (..., m) -> (..., n, m)."""
+    return asap_ref.transport_plan(scores, Duals(query_dual, key_dual), **settings)
+
+
+def transport_plan_vjp(scores, query_dual, key_dual, **settings):
+    """Plan and ``vjp(d_plan) -> (d_scores, d_query_dual, d_key_dual)``."""
+    plan, vjp = asap_ref.transport_plan_vjp(scores, Duals(query_dual, key_dual), **settings)
+
+    def flat(d_plan):
+        d_scores, d_duals = vjp(d_plan)
+        return d_scores, *d_duals
+
+    return plan, flat
+
+
+def asap_attention(q, k, v, directions, weights, basis=None, *, query_mask=None, key_mask=None, **settings):
+    """(..., H, n, d), (..., H, m, d), (..., H, m, p), (d, L), (H, F) -> (..., H, n, p)."""
+    amortizer = Amortizer(directions, weights, basis=basis, **settings)
+    return asap_ref.asap_attention(q, k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
+
+
+def asap_attention_vjp(q, k, v, directions, weights, basis=None, *, query_mask=None, key_mask=None, **settings):
+    """ASAP attention and ``vjp(d_out) -> (dq, dk, dv)``; the amortizer is held fixed."""
+    amortizer = Amortizer(directions, weights, basis=basis, **settings)
+    return asap_ref.asap_attention_vjp(q, k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
+
+
+def fit_amortizer(q, k, directions, *, n_iter, epsilon, ridge, cumulants):
+    """Weights (H, F) and R² (H,) of ridge regression to the closure-ready dual, on given directions."""
+    xp = array_namespace(q, k, directions)
+    features = dual_features(q, k, directions, cumulants=cumulants)
+    target = sinkhorn(attention_scores(q, k), n_iter=n_iter - 1, epsilon=epsilon).query
+    target = target - xp.mean(target, axis=-1, keepdims=True)
+    statistics = SufficientStatistics.of(features, target)
+    weights = statistics.ridge(ridge)
+    return weights, statistics.r_squared(weights)
+
+
+# ------------------------------------------------------------------------------------------- the small Transformer
+
+
+def training_trace(images, labels, learning_rates, *, attention=Attention, on_step=None, **settings):
+    """Losses and gradient norms of AdamW steps, one a batch: images (steps, B, height, width), labels (steps, B).
+
+    ``on_step(gradients, parameters)`` is told the gradients of each step and the parameters after it.
+    """
+    model, settings = _model(settings, attention)
+    params, moments = model.params, initial_moments(model.params)
+    losses, norms = [], []
+    for step, (x, y, rate) in enumerate(zip(images, labels, learning_rates, strict=True), start=1):
+        logits, vjp = transformer_vjp(params, x, model.architecture, model.attentions)
+        loss, loss_vjp = cross_entropy_vjp(logits, y)
+        grads = vjp(*loss_vjp(1.0))
+        losses.append(loss)
+        norms.append(np.sqrt(sum((g**2).sum() for g in leaves(grads))))
+        hyper = dict(weight_decay=settings["weight_decay"], betas=settings["betas"], eps=settings["adam_epsilon"])
+        params, moments = adamw(params, grads, moments, step, rate, **hyper)
+        if on_step is not None:
+            on_step(grads, params)
+    return np.asarray(losses), np.asarray(norms)
+
+
+def compile_model(images, directions, *, ridge, cumulants, attention=Attention, fit=fit_amortizer, **settings):
+    """Fit an amortizer a layer on a trained model's own queries and keys, and swap the attention.
+
+    Returns the weights (layers, H, F), and logits (B, classes) of the teacher and of the compiled model.
+    """
+    model, settings = _model(settings, attention)
+    hyper = {key: settings[key] for key in ("n_iter", "epsilon")}
+    weights, compiled = [], []
+    for q, k, *_ in record(model, images):
+        w, _ = fit(q, k, directions, ridge=ridge, cumulants=cumulants, **hyper)
+        amortizer = Amortizer(directions, w, cumulants=cumulants, epsilon=settings["epsilon"])
+        compiled.append(attention("asap", {"amortizer": amortizer}))
+        weights.append(w)
+    return np.stack(weights), model(images), model.with_attention(*compiled)(images)
+
+
+def _model(settings, attention):
+    """The Transformer that the parameters among the settings make up, and the other settings."""
+    params = {key: value for key, value in settings.items() if "/" in key}
+    settings = {key: value for key, value in settings.items() if key not in params}
+    params = unflatten(params)
+    width = params["embedding"]["class_token"].shape[0]
+    architecture = Architecture(
+        image=(settings["image_size"], settings["image_size"]),
+        patch=settings["patch"],
+        width=width,
+        n_heads=settings["n_heads"],
+        n_layers=sum(name.startswith("block") for name in params),
+        mlp_ratio=params["block0"]["mlp"]["up"]["weight"].shape[1] // width,
+        n_classes=params["head"]["bias"].shape[0],
+    )
+    hyper = {key: settings[key] for key in ("n_iter", "epsilon")}
+    teacher = attention("sinkhorn", hyper)
+    return Transformer(architecture, params, (teacher,) * architecture.n_layers), settings
