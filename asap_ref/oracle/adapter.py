@@ -24,6 +24,7 @@ import numpy as np
 
 from asap_ref.oracle.case import cases, operators
 from asap_ref.oracle.check import Report, check
+from asap_ref.oracle.diagnosis import LEAST_OF_FLOAT32, MOST_OF_FLOAT32
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,30 @@ class ModuleReport:
     def suspects(self):
         """Flags of the failing cases of the lowest failing operator, most telling first.
 
-        A flag tells much if cases that bear it fail and cases that do not bear it pass. Where several tell as
-        much, the rarer one is named first.
+        If few cases fail, a flag tells much if those that bear it fail and others pass. If most fail, so does the
+        ordinary case, whose flags describe the formula itself; rather those than flags that other operators share.
+        Wrong gradients of right values, and errors of the size of float32, speak for themselves.
         """
         first = self.first_operator()
         mine = [report for report in self.reports if report.case.operator == first]
+        failed = [report for report in mine if not report.passed]
+        most = 2 * len(failed) > len(mine)
         scores = {}
-        for flag in {flag for report in mine if not report.passed for flag in report.case.flags}:
+        for flag in {flag for report in failed for flag in report.case.flags} - {"plain"}:
             with_flag = [not r.passed for r in mine if flag in r.case.flags]
             without = [not r.passed for r in mine if flag not in r.case.flags]
-            share = sum(without) / len(without) if without else 0.0
-            scores[flag] = (sum(with_flag) / len(with_flag) - share, -len(with_flag))
-        return sorted(scores, key=scores.get, reverse=True)
+            fails, others_fail = (sum(x) / len(x) if x else 0.0 for x in (with_flag, without))
+            ordinary = flag in failed[0].case.flags
+            told = (ordinary, fails) if most else (round(fails - others_fail, 1), ordinary)
+            own = len(with_flag) / sum(flag in case.flags for case in cases(version=self.version))
+            scores[flag] = (*told, own, flag)
+        ranked = sorted(scores, key=scores.get, reverse=True)
+        wrong = [c for report in failed for c in report.comparisons if c.status == "wrong"]
+        if wrong and all(c.name.startswith("gradient") for c in wrong) and not any(r.message for r in failed):
+            ranked.insert(0, "gradient_through_both_sides")
+        if wrong and all(LEAST_OF_FLOAT32 < c.error < MOST_OF_FLOAT32 for c in wrong):
+            ranked.insert(0, "float32_inside")
+        return list(dict.fromkeys(ranked))
 
     def __str__(self):
         lines = [str(report) for report in self.failed]

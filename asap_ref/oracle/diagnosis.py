@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+LEAST_OF_FLOAT32, MOST_OF_FLOAT32 = 1e-10, 3e-6  # relative errors in float64 that float32 inside would explain
 CLOSE = 1e-6  # of the largest entry: how well a relation must hold to be named
 
 
@@ -31,7 +32,7 @@ def diagnose(case, name, found, expected, dtype):
     if not remarks:
         remarks += _where(found, expected, free)
     error = np.abs(found - expected).max() / scale
-    if dtype == "float64" and 1e-10 < error < 3e-6:
+    if dtype == "float64" and LEAST_OF_FLOAT32 < error < MOST_OF_FLOAT32:
         remarks.append("an error of this size is that of float32: something is computed or stored in float32")
     return tuple(remarks)
 

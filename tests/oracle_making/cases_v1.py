@@ -79,6 +79,7 @@ add(f"{C}/large_logits_query", "large_logits", "scores down to -4000, onto queri
 
 add(f"{C}/padding", "padding", "two sequences, padding holds 100", lambda g: masked_scores(g, 6, 5, (4, 6), (3, 4), "dual_n"), onto="key", epsilon=1.0)
 add(f"{C}/padding_query", "padding", "onto queries", lambda g: masked_scores(g, 5, 6, (3, 5), (4, 2), "dual_m"), onto="query", epsilon=0.5)
+add(f"{C}/padding_below_large_negatives", "padding large_logits half_precision_overflow", "valid scores near -20000: a mask of -10000 is above them", lambda g: (lambda x: {**x, "scores": np.where(x["scores"] == 100, 100, x["scores"] - 20000)})(masked_scores(g, 5, 5, (3, 5), (4, 3), "dual_n")), onto="key", epsilon=1.0)
 add(f"{C}/fully_masked", "fully_masked padding", "the second sequence has no valid query", lambda g: masked_scores(g, 4, 4, (3, 0), (2, 3), "dual_n"), onto="key", epsilon=1.0)
 add(f"{C}/single_token", "single_token", "one query, one key", lambda g: {"scores": g(1, 1), "dual": g(1)}, onto="key", epsilon=0.5)
 
@@ -87,7 +88,7 @@ near = lambda g, n, m: {"scores": g(n, m), "query_dual": -1.5 + g(n, spread=0.5)
 add(f"{P}/plain", "plain sign key_dual_for_query_dual", "square", lambda g: near(g, 5, 5), epsilon=1.0)
 add(f"{P}/epsilon", "epsilon_scaling", "epsilon 0.5, 4 queries and 6 keys", lambda g: near(g, 4, 6), epsilon=0.5)
 add(f"{P}/gauge", "gauge", "duals shifted by 512 against each other", lambda g: (lambda x: {**x, "query_dual": x["query_dual"] + 512, "key_dual": x["key_dual"] - 512})(near(g, 5, 5)), epsilon=1.0)
-add(f"{P}/large_logits", "large_logits", "scores near 800 that the duals cancel", lambda g: (lambda f, h, s: {"scores": s - f[:, None] - h[None, :], "query_dual": f, "key_dual": h})(400 * g(5), 100 * g(5), g(5, 5, spread=2)), epsilon=1.0)
+add(f"{P}/large_logits", "large_logits half_precision_overflow", "scores near 800 that the duals cancel", lambda g: (lambda f, h, s: {"scores": s - f[:, None] - h[None, :], "query_dual": f, "key_dual": h})(400 * g(5), 100 * g(5), g(5, 5, spread=2)), epsilon=1.0)
 add(f"{P}/padding", "padding", "padding holds 100", lambda g: masked_scores(g, 5, 4, (3, 5), (4, 2), "query_dual", "key_dual"), epsilon=2.0)
 
 T = "two_sided_c_transform"
@@ -140,7 +141,7 @@ add(f"{K}/unequal_lengths_common_levels", "unequal_lengths trapezoid", "4 and 6 
 add(f"{K}/unequal_ties", "ties_in_sort unequal_lengths", "5 and 8 points, many equal", lambda g: {"x": np.round(apart(g, 5)), "y": np.round(apart(g, 8))}, fixed="all", cost="bilinear")
 add(f"{K}/weights", "weights", "masses that sum to 8 and to 4", lambda g: {"x": apart(g, 5), "y": apart(g, 4), "x_weights": np.asarray([1.0, 2, 0.5, 3, 1.5]), "y_weights": np.asarray([0.5, 1.25, 2, 0.25])}, fixed=("x_weights", "y_weights"), cost="bilinear")
 
-add(f"{K}/padding", "padding sort_order", "as many samples a side, padding holds 100", lambda g: masked_samples(g, 6, 6, (4, 6), (4, 6)), cost="bilinear")
+add(f"{K}/padding", "padding sort_order", "as many samples a side; padding holds 0 and 100", lambda g: masked_samples(g, 6, 6, (4, 6), (4, 6)), cost="bilinear")
 add(f"{K}/padding_unequal_lengths", "padding unequal_lengths centring", "4 and 3, then 6 and 5 samples", lambda g: masked_samples(g, 6, 5, (4, 6), (3, 5)), cost="sqeuclidean")
 add(f"{K}/fully_masked", "fully_masked padding", "no y in the second problem", lambda g: masked_samples(g, 4, 4, (3, 2), (2, 0)), cost="bilinear")
 
@@ -165,7 +166,7 @@ add(f"{F}/cumulants", "plain cumulants centring", "with cumulants", qk(6, 6, 5, 
 add(f"{F}/unequal_lengths", "unequal_lengths cumulants", "5 queries, 8 keys", qk(5, 8, 4, 2), cumulants=True)
 add(f"{F}/padding", "padding cumulants centring", "means and covariance over valid tokens", lambda g: masked_qk(g, 6, 5, 3, 2, (4, 6), (4, 3)), cumulants=True)
 add(f"{F}/single_token", "single_token cumulants", "one token: every feature is 0", qk(1, 1, 3, 2), cumulants=True)
-add(f"{F}/quadratic", "quadratic", "a basis of rank 2", lambda g: {**qk(6, 6, 4, 2)(g), "basis": theta(4, 2, seed=1)}, fixed=("basis",), cumulants=True)
+add(f"{F}/quadratic", "quadratic", "a basis of rank 3", lambda g: {**qk(6, 6, 4, 2)(g), "basis": theta(4, 3, seed=1)}, fixed=("basis",), cumulants=True)
 
 A = "amortized_query_dual"
 add(f"{A}/plain", "plain head_weights", "two heads, batch of two", amortized(5, 5, 4, 3, 2, 2), cumulants=True)
@@ -173,7 +174,7 @@ add(f"{A}/slices_only", "slice_scale", "three heads, no cumulants", amortized(6,
 
 add(f"{A}/padding", "padding head_weights", "padding holds 100, masks (batch, 1, tokens)", lambda g: masked_amortized(g, 6, 5, 4, 2, 2, (4, 6), (4, 3)), cumulants=True)
 add(f"{A}/head_directions", "head_directions head_weights", "each head has its own slices", with_own_directions(amortized(5, 5, 4, 2, 2, 1)), cumulants=True)
-add(f"{A}/quadratic", "quadratic head_weights", "with a basis of rank 2", with_basis(amortized(5, 5, 4, 2, 2, 1), 2), fixed=("basis",), cumulants=True)
+add(f"{A}/quadratic", "quadratic head_weights", "with a basis of rank 3", with_basis(amortized(5, 5, 4, 2, 2, 1), 3), fixed=("basis",), cumulants=True)
 
 # ---------------------------------------------------------------------------------------------------- attentions
 
@@ -204,7 +205,7 @@ add(f"{N}/unequal_lengths", "unequal_lengths", "6 queries, 4 keys", amortized(6,
 add(f"{N}/padding", "padding unequal_lengths", "padding holds 100", lambda g: masked_amortized(g, 6, 5, 4, 2, 2, (4, 6), (4, 3), values=2), cumulants=True, epsilon=1.0, refine=0)
 add(f"{N}/fully_masked", "fully_masked padding", "no valid key in the second sequence", lambda g: masked_amortized(g, 4, 4, 3, 2, 1, (3, 2), (2, 0), values=2), cumulants=True, epsilon=1.0, refine=0)
 add(f"{N}/refine", "refine wrong_half_step_order", "two more iterations", amortized(6, 6, 4, 3, 1, 1, values=2), cumulants=True, epsilon=1.0, refine=2)
-add(f"{N}/quadratic", "quadratic", "with a basis of rank 2", with_basis(amortized(5, 5, 4, 2, 2, 1, values=2), 2), fixed=("basis",), cumulants=True, epsilon=1.0, refine=0)
+add(f"{N}/quadratic", "quadratic", "with a basis of rank 3", with_basis(amortized(5, 5, 4, 2, 2, 1, values=2), 3), fixed=("basis",), cumulants=True, epsilon=1.0, refine=0)
 
 E = "sliced_attention"
 

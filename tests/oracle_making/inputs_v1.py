@@ -54,7 +54,7 @@ def apart(g, *shape):
 def masked_samples(g, n, m, valid_x, valid_y):
     xm, ym = tokens(valid_x, n), tokens(valid_y, m)
     x, y = apart(g, len(valid_x), n), apart(g, len(valid_y), m)
-    return {"x": spoiled(x, xm), "y": spoiled(y, ym), "x_mask": xm, "y_mask": ym}
+    return {"x": spoiled(x, xm, 0.0), "y": spoiled(y, ym), "x_mask": xm, "y_mask": ym}
 
 
 def qk(n, m, d, n_slices, *leading, spread=1):

@@ -74,7 +74,7 @@ FLAGS = {
     "leading_axes": "leading axes are independent problems: sums, maxima and counts never run across batch or head.",
     "two_sided": "first the key dual from the prediction, then the query dual from that key dual; the prediction itself is not returned.",
     "float32_inside": "entries differ by 1e-5 of their size: float32 anywhere inside (sorts, sums, constants) loses them in float64.",
-    "half_precision_overflow": "scores exceed 65504, the largest float16: compute them in float32 and return the result in half.",
+    "half_precision_overflow": "scores, or sums of them, exceed what float16 holds (65504, and eleven bits): compute them in float32 and return the result in half.",
     "gradient_through_both_sides": (
         "the gradient runs through every half step of both duals (nothing is detached), through sorts along their order, "
         "and through the prediction."
