@@ -193,6 +193,7 @@ def _by_name(case, values, names, what):
     return {name: x for name, x in zip(names, values, strict=False) if x is not None}
 
 
+@np.errstate(all="ignore")  # infinities are reported, not warned of
 def _remove_gauge(case, found):
     """Shift duals and potentials by the free constant of each problem, so that they can be compared."""
     gauge = case.rules["gauge"]  # [[output, sign], ...]: the first output is made to agree in its mean
@@ -201,8 +202,7 @@ def _remove_gauge(case, found):
     first = gauge[0][0]
     valid = ~case.must_be_zero.get(first, np.zeros(found[first].shape, bool))
     difference = np.where(valid, found[first] - case.outputs[first], 0.0)
-    with np.errstate(invalid="ignore"):
-        shift = difference.sum(-1, keepdims=True) / np.maximum(valid.sum(-1, keepdims=True), 1)
+    shift = difference.sum(-1, keepdims=True) / np.maximum(valid.sum(-1, keepdims=True), 1)
     shifted = dict(found)
     for name, sign in gauge:
         padding = case.must_be_zero.get(name, np.zeros(found[name].shape, bool))
@@ -233,6 +233,7 @@ def orthonormal_blocks(found, expected):
 METRICS = {"entries": entries, "unit_columns": unit_columns, "orthonormal_blocks": orthonormal_blocks}
 
 
+@np.errstate(all="ignore")
 def _compare(case, dtype, name, found, expected, rule):
     tolerance = rule["tolerance"].get(dtype)
     if found is None:

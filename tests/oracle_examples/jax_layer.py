@@ -156,7 +156,7 @@ def marginal_error(plan, query_mask=None, key_mask=None):
 def potentials(x, y, a, b, cost):
     """(phi, psi) of one pair of samples with weights a, b >= 0; samples of weight 0 are padding, and come out as 0."""
     a, b = a * (b.sum() > 0), b * (a.sum() > 0)
-    order, y_order = (jnp.argsort(jnp.where(w > 0, z, jnp.inf), stable=True) for z, w in ((x, a), (y, b)))
+    order, y_order = (jnp.argsort(jnp.where(w > 0, lax.stop_gradient(z), jnp.inf)) for z, w in ((x, a), (y, b)))
     xs, ys = x[order], y[y_order]
     A, B = jnp.cumsum(a[order]) * b.sum(), jnp.cumsum(b[y_order]) * a.sum()
     slack = 8 * jnp.finfo(x.dtype).eps * A[-1]
@@ -165,12 +165,14 @@ def potentials(x, y, a, b, cost):
     right = jnp.minimum(jnp.searchsorted(B, A + slack, side="right"), last)
     steps = jnp.where(jnp.arange(1, len(x)) < (a > 0).sum(), jnp.diff(xs), 0)
     walk = -jnp.concatenate([jnp.zeros(1, x.dtype), jnp.cumsum(((ys[left] + ys[right]) / 2)[:-1] * steps)])
-    phi = jnp.zeros_like(x).at[order].set(walk)
+    phi = walk[jnp.argsort(order)]
     if cost == "sqeuclidean":
         phi, pairs = phi + x * x / 2, (x[:, None] - y[None, :]) ** 2 / 2
     else:
         pairs = -x[:, None] * y[None, :]
-    psi = jnp.where(a[:, None] > 0, pairs - phi[:, None], -far(x)).min(0)
+    gap = jnp.where(a[:, None] > 0, pairs - phi[:, None], -far(x))
+    # not gap.min(0): its gradient asks which entries equal the minimum, and XLA may compute them twice, a bit apart
+    psi = jnp.take_along_axis(gap, gap.argmin(0)[None, :], 0)[0]
     mean = jnp.where(a > 0, a * phi, 0).sum() / jnp.where(a.sum() > 0, a.sum(), 1)
     return jnp.where(a > 0, phi - mean, 0), jnp.where(b > 0, psi + mean, 0)
 
