@@ -16,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 
 TUTORIALS = Path(__file__).resolve().parent
-CELL_TIMEOUT = 120  # seconds; the slowest cell trains a model in about fifteen
+CELL_TIMEOUT = 600  # seconds; the slowest cell trains a model, in about fifteen on an idle machine
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {
