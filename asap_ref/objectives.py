@@ -83,7 +83,7 @@ def dual_loss_and_gradient(scores, query_dual, *, epsilon=1.0, query_mask=None, 
     rows = xp.sum(transport_plan(scores, Duals(query_dual, g), **settings), axis=-1)
     n = token_count(query_dual, query_mask)
     mass = column_mass(scores, query_mask, key_mask)
-    loss = -(xp.sum(query_dual, axis=-1) + xp.sum(g * mass, axis=-1)) / _without_axis(n)
+    loss = -(xp.sum(keep(query_dual, query_mask), axis=-1) + xp.sum(g * mass, axis=-1)) / _without_axis(n)
     return loss, keep(rows - 1, query_mask) / n
 
 

@@ -42,6 +42,7 @@ from asap_ref.arrays import array_namespace
 from asap_ref.compilation import record
 from asap_ref.layers import cross_entropy_vjp
 from asap_ref.mechanism import Attention
+from asap_ref.objectives import dual_loss_and_gradient, kl_loss_and_gradient
 from asap_ref.parameters import leaves, unflatten
 from asap_ref.training import adamw, initial_moments
 from asap_ref.transformer import Architecture, Transformer, transformer_vjp
@@ -56,11 +57,15 @@ __all__ = [
     "compile_model",
     "dual_features",
     "dual_features_vjp",
+    "dual_loss",
+    "dual_loss_vjp",
     "entropic_c_transform",
     "entropic_c_transform_vjp",
     "fit_amortizer",
     "kantorovich_potentials_1d",
     "kantorovich_potentials_1d_vjp",
+    "kl_loss",
+    "kl_loss_vjp",
     "marginal_error",
     "sinkhorn",
     "sinkhorn_attention",
@@ -107,6 +112,28 @@ def asap_attention_vjp(q, k, v, directions, weights, basis=None, *, query_mask=N
     """ASAP attention and ``vjp(d_out) -> (dq, dk, dv)``; the amortizer is held fixed."""
     amortizer = Amortizer(directions, weights, basis=basis, **settings)
     return asap_ref.asap_attention_vjp(q, k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
+
+
+def kl_loss(scores, query_dual, teacher_columns, **settings):
+    """(..., n, m), (..., n), (..., m) -> (...)."""
+    return kl_loss_and_gradient(scores, query_dual, teacher_columns, **settings)[0]
+
+
+def kl_loss_vjp(scores, query_dual, teacher_columns, **settings):
+    """Loss and ``vjp(d_loss) -> (None, d_query_dual)``: it is differentiated in the prediction alone."""
+    loss, gradient = kl_loss_and_gradient(scores, query_dual, teacher_columns, **settings)
+    return loss, lambda d_loss: (None, d_loss[..., None] * gradient)
+
+
+def dual_loss(scores, query_dual, **settings):
+    """(..., n, m), (..., n) -> (...)."""
+    return dual_loss_and_gradient(scores, query_dual, **settings)[0]
+
+
+def dual_loss_vjp(scores, query_dual, **settings):
+    """Loss and ``vjp(d_loss) -> (None, d_query_dual)``."""
+    loss, gradient = dual_loss_and_gradient(scores, query_dual, **settings)
+    return loss, lambda d_loss: (None, d_loss[..., None] * gradient)
 
 
 def fit_amortizer(q, k, directions, *, n_iter, epsilon, ridge, cumulants):

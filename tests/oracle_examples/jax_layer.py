@@ -328,6 +328,29 @@ def ranks_by_tokens(x, mask, temperature, hard):
     return jnp.where(mask[order][:, None] & mask[None, :], U, 0)
 
 
+@jax.jit
+def kl_loss(scores, query_dual, teacher_columns, query_mask=None, key_mask=None, *, epsilon):
+    @over("(n,m),(n),(m),(n),(m)->()")
+    def solve(S, f, columns, *masks):
+        masks = alive(*masks)
+        f, g = iterations(S, f, 1, epsilon, *masks)
+        return -(f.sum() + columns @ g) / (epsilon * count(masks[0], S))
+
+    masks = mask_of(scores, query_mask), mask_of(scores, key_mask, -1)
+    return solve(scores, query_dual, teacher_columns, *masks)
+
+
+@jax.jit
+def dual_loss(scores, query_dual, query_mask=None, key_mask=None, *, epsilon):
+    @over("(n,m),(n),(n),(m)->()")
+    def solve(S, f, *masks):
+        q_mask, k_mask = alive(*masks)
+        g = to_keys(S, f, epsilon, q_mask, k_mask)
+        return -jnp.where(q_mask, f, 0).sum() / count(q_mask, S) - g.sum() / count(k_mask, S)
+
+    return solve(scores, query_dual, mask_of(scores, query_mask), mask_of(scores, key_mask, -1))
+
+
 @functools.partial(jax.jit, static_argnames=("n_iter", "cumulants"))
 def fit_amortizer(q, k, directions, *, n_iter, epsilon, ridge, cumulants):
     phi = dual_features(q, k, directions, cumulants=cumulants)  # (batch, H, F, n)

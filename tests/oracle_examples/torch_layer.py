@@ -292,6 +292,22 @@ def soft_sort(x, valid, temperature, hard):
 # --------------------------------------------------------------------------------------------- calibration and layer
 
 
+@computed_in_float32
+def kl_loss(scores, query_dual, teacher_columns, query_mask=None, key_mask=None, *, epsilon):
+    valid = valid_tokens(scores, query_mask, key_mask)
+    f, g = iterate(scores, query_dual, 1, epsilon, valid)
+    return -(f.sum(-1) + (teacher_columns * g).sum(-1)) / (epsilon * valid[0].sum(-1).clamp(min=1))
+
+
+@computed_in_float32
+def dual_loss(scores, query_dual, query_mask=None, key_mask=None, *, epsilon):
+    valid = valid_tokens(scores, query_mask, key_mask)
+    g = key_update(scores, query_dual, epsilon, valid)
+    mass = column_mass(scores, valid)[..., 0]
+    f_hat = query_dual.masked_fill(~valid[0], 0)
+    return -(f_hat.sum(-1) + mass * g.sum(-1)) / valid[0].sum(-1).clamp(min=1)
+
+
 def fit_amortizer(q, k, directions, *, n_iter, epsilon, ridge, cumulants):
     features = dual_features(q, k, directions, cumulants=cumulants)  # (batch, H, F, n)
     target, _ = sinkhorn(attention_scores(q, k), n_iter=n_iter - 1, epsilon=epsilon)

@@ -217,6 +217,35 @@ add(f"{E}/hard", "soft_sort sort_order", "exact sorting", espformer(6, 6, 3, 2),
 add(f"{E}/unequal_lengths", "rank_coupling unequal_lengths", "6 queries, 4 keys", espformer(6, 4, 2, 2), **soft)
 add(f"{E}/padding", "padding rank_coupling", "padding holds 100", masked_espformer, **soft)
 
+def with_columns(make):
+    """Column sums of a teacher too, which sum to n'."""
+
+    def made(g):
+        x = make(g)
+        columns = np.abs(g(*x["scores"].shape[:-2], x["scores"].shape[-1])) + 0.25
+        if "key_mask" in x:
+            columns = np.where(x["key_mask"], columns, 0)
+        n = x["query_mask"].sum(-1, keepdims=True) if "query_mask" in x else x["scores"].shape[-2]
+        columns = np.round(columns / columns.sum(-1, keepdims=True) * n * 4096) / 4096
+        columns[..., 0] += np.squeeze(n - columns.sum(-1, keepdims=True), -1)
+        masks = {name: x.pop(name) for name in list(x) if name.endswith("mask")}
+        return {**x, "teacher_columns": columns, **masks}
+
+    return made
+
+
+J, B = "kl_loss", "dual_loss"
+given = lambda n, m: lambda g: {"scores": g(n, m, spread=2), "query_dual": g(n)}
+kept = ("scores", "teacher_columns")
+add(f"{J}/plain", "plain calibration_loss", "square", with_columns(given(6, 6)), fixed=kept, epsilon=1.0)
+add(f"{J}/epsilon", "epsilon_scaling calibration_loss", "epsilon 0.5", with_columns(given(5, 5)), fixed=kept, epsilon=0.5)
+add(f"{J}/unequal_lengths", "unequal_lengths calibration_loss", "6 queries, 4 keys", with_columns(given(6, 4)), fixed=kept, epsilon=1.0)
+add(f"{J}/padding", "padding calibration_loss", "padding holds 100", with_columns(lambda g: masked_scores(g, 6, 5, (4, 6), (5, 3), "query_dual")), fixed=kept, epsilon=1.0)
+add(f"{B}/plain", "plain calibration_loss sign", "square", given(6, 6), fixed=kept, epsilon=1.0)
+add(f"{B}/epsilon", "epsilon_scaling calibration_loss", "epsilon 2", given(5, 5), fixed=kept, epsilon=2.0)
+add(f"{B}/unequal_lengths", "unequal_lengths calibration_loss", "4 queries, 7 keys: g counts n/m times", given(4, 7), fixed=kept, epsilon=1.0)
+add(f"{B}/padding", "padding calibration_loss", "padding holds 100", lambda g: masked_scores(g, 6, 5, (4, 6), (4, 3), "query_dual"), fixed=kept, epsilon=1.0)
+
 add(
     "fit_amortizer/regression",
     "normal_equations centring",

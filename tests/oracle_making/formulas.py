@@ -77,6 +77,23 @@ def sinkhorn(xp, scores, init=None, *, n_iter, epsilon):
     return epsilon * sum(rows), g
 
 
+def kl_loss(xp, scores, query_dual, teacher_columns, *, epsilon):
+    # any teacher with these columns and rows that sum to one will do: here all its rows are equal
+    n = scores.shape[0]
+    log_plan = (scores + query_dual[:, None]) / epsilon
+    log_plan = log_plan + (log_mass(xp, scores) - log_sum_exp(xp, log_plan, -2))[None, :]
+    log_plan = log_plan - log_sum_exp(xp, log_plan, -1)[:, None]
+    terms = teacher_columns[None, :] / n * (log_plan - scores / epsilon)
+    return (-xp.sum(xp.sum(terms, axis=-1), axis=-1) / n,)
+
+
+def dual_loss(xp, scores, query_dual, *, epsilon):
+    n, m = scores.shape
+    totals = log_sum_exp(xp, (scores + query_dual[:, None]) / epsilon, -2)
+    g = epsilon * (log_mass(xp, scores) - totals)
+    return (-xp.sum(query_dual, axis=-1) / n - xp.sum(g, axis=-1) / m,)
+
+
 def marginal_error(xp, plan):
     n, m = plan.shape
     rows = xp.abs(xp.sum(plan, axis=1) - 1)

@@ -83,6 +83,10 @@ FLAGS = {
         "regress the centred closure-ready dual f^(T-1) (T - 1 iterations, not T) on centred features over all tokens; the "
         "ridge is relative to each feature's second moment."
     ),
+    "calibration_loss": (
+        "losses are per valid query; kl is that of the plan after the two-sided transform of the prediction, dual that of the "
+        "prediction and its c-transform; the gradient runs through both transforms."
+    ),
     "optimizer": "AdamW with bias correction, decoupled weight decay on arrays of two axes only, epsilon outside the root.",
     "transformer": (
         "pre-norm blocks, tanh GELU, layer norm epsilon 1e-5, class token first, positions added after it, logits from the class token."
@@ -204,6 +208,18 @@ OPERATORS = {
         ["cumulants", "epsilon", "refine"],
         {"out": "(..., H, n, p)"},
         "Two-sided entropic c-transform, and why it is cheap",
+    ),
+    "kl_loss": (
+        {"scores": "(..., n, m)", "query_dual": "(..., n)", "teacher_columns": "(..., m)", **MASKED},
+        ["epsilon"],
+        {"loss": "(...)"},
+        "The amortizer: query-side dual from features",
+    ),
+    "dual_loss": (
+        {"scores": "(..., n, m)", "query_dual": "(..., n)", **MASKED},
+        ["epsilon"],
+        {"loss": "(...)"},
+        "The amortizer: query-side dual from features",
     ),
     "fit_amortizer": (
         {"q": "(batch, H, n, d)", "k": "(batch, H, m, d)", "directions": "(d, L)"},

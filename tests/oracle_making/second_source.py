@@ -18,6 +18,8 @@ AXES = {
     "two_sided_c_transform": ({"scores": "n m", "query_dual": "n"}, ["n", "m"]),
     "transport_plan": ({"scores": "n m", "query_dual": "n", "key_dual": "m"}, ["n m"]),
     "sinkhorn": ({"scores": "n m", "init": "n"}, ["n", "m"]),
+    "kl_loss": ({"scores": "n m", "query_dual": "n", "teacher_columns": "m"}, [""]),
+    "dual_loss": ({"scores": "n m", "query_dual": "n"}, [""]),
     "marginal_error": ({"plan": "n m"}, ["", ""]),
     "kantorovich_potentials_1d": ({"x": "n", "y": "m", "x_weights": "n", "y_weights": "m"}, ["n", "m"]),
     "sliced_attention": ({"q": "n d", "k": "m d", "v": "m p", "directions": "shared"}, ["n p"]),
