@@ -7,7 +7,8 @@ Three objectives, on the same features:
     kl           from there, L-BFGS on KL(P_teacher || P_hat) (paper)
     dual         from there, L-BFGS on the concave semi-dual: no teacher, the optimum is the converged plan (derived)
 
-Everything the data are needed for is a sum over batches (sources.py), so batches stream in bounded memory.
+Everything the data are needed for is a sum over batches (sources.py), so batches stream in bounded memory, here or
+on the workers of a cluster (cluster.py).
 
 Shapes: q (..., H, n, d), k (..., H, m, d), features (..., H, F, n), target (..., H, n), weights (H, F).
 """
@@ -21,6 +22,7 @@ from scipy.optimize import minimize
 
 from asap_ref.amortizer import Amortizer
 from asap_ref.arrays import array_namespace, to_numpy
+from asap_ref.cluster import on_cluster
 from asap_ref.contracts import check_choice, check_count, check_epsilon
 from asap_ref.features import dual_features
 from asap_ref.masks import centred, keep_tokens
@@ -49,6 +51,8 @@ def fit_amortizer(
     max_iter=50,
     refine=0,
     seed=0,
+    client=None,
+    progress=False,
 ):
     """Calibrate an amortizer on queries and keys, against a Sinkhorn teacher of n_iter iterations.
 
@@ -57,7 +61,9 @@ def fit_amortizer(
     batches : iterable of (q, k) or (q, k, query_mask, key_mask)
         q (batch, H, n, d) and k (batch, H, m, d), of any array module; masks as in attention, or None. Sizes may
         differ from batch to batch. Only valid tokens count. Regression reads them once, one in memory; kl and dual
-        go through them again at each step, so they need a list or another iterable that can be restarted.
+        go through them again at each step, so they need a list or another iterable that can be restarted. Data that
+        are not in memory are read batch by batch: give paths of .npz files with arrays q, k (query_mask, key_mask),
+        a zarr group of those arrays or its path, or a tuple of zarr or dask arrays; see `asap_ref.sources.resolved`.
     n_slices : int
         L, the number of slices.
     n_iter : int
@@ -86,6 +92,12 @@ def fit_amortizer(
         Sinkhorn iterations after the two-sided transform, kept with the amortizer.
     seed : int
         Of the slices.
+    client : dask.distributed.Client, optional
+        Go through the batches on the workers of this cluster, which hold a batch for each of their threads, or
+        their share of all for kl and dual; the solve and the L-BFGS steps stay here. The result is the same up to
+        rounding. Needs ``asap-ref[distributed]``.
+    progress : bool
+        Whether to show Dask's progress bar, one for each sum over the batches.
 
     Returns
     -------
@@ -120,7 +132,11 @@ def fit_amortizer(
         raise ValueError(f"fit_amortizer: ridge must be at least 0, got {ridge}")
     if candidates is not None:
         check_count(candidates, "candidates", "fit_amortizer", least=n_slices)
-    source = in_process(batches, restarts=objective != "regression")
+    restarts = objective != "regression"
+    if client is None:
+        source = in_process(batches, restarts=restarts)
+    else:
+        source = on_cluster(batches, client, restarts=restarts, progress=progress)
     first = source.first()
     if first is None:
         raise ValueError("fit_amortizer: batches is empty; give at least one (q, k)")
@@ -217,6 +233,9 @@ class Total(tuple):
     def __new__(cls, *parts):
         """Hold the parts."""
         return super().__new__(cls, parts)
+
+    def __getnewargs__(self):
+        return tuple(self)  # it travels between processes
 
     def __add__(self, other):
         return Total(*(a + b for a, b in zip(self, other, strict=True)))

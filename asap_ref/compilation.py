@@ -12,7 +12,7 @@ produce.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from asap_ref.calibration import fit_amortizer
 from asap_ref.contracts import check_choice
 from asap_ref.mechanism import Attention
 from asap_ref.sinkhorn import sinkhorn
+from asap_ref.sources import Mapped
 from asap_ref.transport import attention_scores, marginal_error, transport_plan
 
 # ------------------------------------------------------------------------------------------------------- record
@@ -60,7 +61,17 @@ def record(model, batch):
 
 
 def compile_model(
-    model, batches, *, order="parallel", n_slices=16, quadratic=8, candidates=None, one_sided=False, **settings
+    model,
+    batches,
+    *,
+    order="parallel",
+    n_slices=16,
+    quadratic=8,
+    candidates=None,
+    one_sided=False,
+    client=None,
+    progress=False,
+    **settings,
 ):
     """Replace the Sinkhorn attention of a trained model by ASAP attention, without retraining.
 
@@ -69,7 +80,8 @@ def compile_model(
     model : Transformer
         Trained with Sinkhorn attention in every layer.
     batches : list of inputs
-        Calibration data (no labels needed); gone through once for each layer, one batch in memory.
+        Calibration data (no labels needed); gone through once for each layer, one batch in memory. Also paths of
+        .npy files, a batch each, or a zarr or dask array, a batch a chunk of its first axis.
     order : {"parallel", "sequential"}
         Calibrate every layer on the activations of the trained model, or each on those that the layers below
         produce once they are compiled.
@@ -78,6 +90,8 @@ def compile_model(
         enough for the quadratic features, so they are on here.
     one_sided : bool
         Predict the key dual instead, for one-sided attention (one_sided.py), an ablation.
+    client, progress
+        As in `fit_amortizer`: the model runs on the workers of a Dask cluster, and its activations stay there.
 
     Returns
     -------
@@ -119,10 +133,12 @@ def compile_model(
         if attention.name != "sinkhorn":
             raise ValueError(f"compile_model: layer {layer} has {attention.name} attention, expected sinkhorn")
         amortizer = fit_amortizer(
-            Activations(below, layer, batches, exchanged=one_sided),
+            Mapped(partial(activations, below, layer, one_sided), batches),
             n_slices=n_slices,
             quadratic=quadratic,
             candidates=candidates,
+            client=client,
+            progress=progress,
             **attention.settings,
             **settings,
         )
@@ -131,21 +147,15 @@ def compile_model(
     return model.with_attention(*attentions), report
 
 
-@dataclass(frozen=True)
-class Activations:
-    """Queries and keys of one layer of a model, batch by batch, computed anew in each pass."""
+def activations(model, layer, exchanged, batch):
+    """Queries and keys of one layer on one batch, with their masks if there are any.
 
-    model: Any
-    layer: int
-    batches: Any
-    exchanged: bool = False  # keys in the role of queries, for one-sided attention
-
-    def __iter__(self):
-        for batch in self.batches:
-            q, k, _, query_mask, key_mask = record(self.model, batch)[self.layer]
-            if self.exchanged:
-                q, k, query_mask, key_mask = k, q, key_mask, query_mask
-            yield (q, k) if query_mask is None and key_mask is None else (q, k, query_mask, key_mask)
+    Keys are in the role of queries if ``exchanged``, for one-sided attention.
+    """
+    q, k, _, query_mask, key_mask = record(model, batch)[layer]
+    if exchanged:
+        q, k, query_mask, key_mask = k, q, key_mask, query_mask
+    return (q, k) if query_mask is None and key_mask is None else (q, k, query_mask, key_mask)
 
 
 # ----------------------------------------------------------------------------------------------------- fidelity
