@@ -131,7 +131,7 @@ def _cumulant_features(q, k, query_mask, key_mask):
     """(..., n, d), (..., m, d) -> (..., 3, n)."""
     xp = array_namespace(q, k)
     u = keep_tokens(q, query_mask) / math.sqrt(q.shape[-1])
-    mean, _, cov, _ = _moments(k, key_mask)
+    mean, _, cov, _ = key_moments(k, key_mask)
     features = [xp.sum(u * mean, axis=-1), xp.sum(u * u, axis=-1), xp.sum((u @ cov) * u, axis=-1)]
     return centred(xp.stack(features, axis=-2), _of_features(query_mask))
 
@@ -144,7 +144,7 @@ def _cumulant_features_vjp(q, k, query_mask, key_mask):
         d = centred(d_features, _of_features(query_mask))
         d_dot, d_square, d_cov = (d[..., i, :, None] for i in range(N_CUMULANTS))  # (..., n, 1)
         u = scale * keep_tokens(q, query_mask)
-        mean, spread, cov, m = _moments(k, key_mask)
+        mean, spread, cov, m = key_moments(k, key_mask)
         d_u = d_dot * mean + 2 * d_square * u + 2 * d_cov * (u @ cov)
         # cov's gradient is sum_i d_i u_i u_iᵀ; what it sends through the mean of k vanishes, k being centred
         d_k = 2 / m * spread @ (transpose(u * d_cov) @ u) + xp.sum(d_dot * u, axis=-2, keepdims=True) / m
@@ -153,7 +153,7 @@ def _cumulant_features_vjp(q, k, query_mask, key_mask):
     return vjp
 
 
-def _moments(k, mask):
+def key_moments(k, mask):
     """Mean (..., 1, d), k less its mean (..., m, d), covariance (..., d, d), and m', over valid keys."""
     xp = array_namespace(k)
     k = keep_tokens(k, mask)
@@ -208,7 +208,7 @@ def _quadratic_features_vjp(q, k, basis, query_mask, key_mask):
 def _on_basis(q, k, basis, query_mask, key_mask):
     """Queries on the basis, (..., r, n), and the mean key on it, (..., r, 1); scaled as slices are."""
     scale = q.shape[-1] ** -0.25
-    mean, *_ = _moments(k, key_mask)
+    mean, *_ = key_moments(k, key_mask)
     project = scale * transpose(basis)
     return project @ transpose(keep_tokens(q, query_mask)), project @ transpose(mean)
 

@@ -9,8 +9,9 @@ from the tile while it is hot, and both normalisations are folded into the secon
     O = E [v / s, 1 / s]                                    (n, p + 1)
     out = O[:, :p] / O[:, p]
 
-No stabiliser is needed where the prediction is any good, since f_hat brings the exponents near -g. Where a sum
-leaves the safe range all the same, that problem is done again by the readable form, in the log domain.
+Padding costs a mask and no pass: masked queries do not count in s, and masked keys have 1 / s = 0. No stabiliser is
+needed where the prediction is any good, since f_hat brings the exponents near -g. Where a sum leaves the safe range
+all the same, that problem is done again by the readable form, in the log domain. The prediction is prediction.py.
 
 Sinkhorn runs in scaling form (scaling.py). On NumPy, problems are spread over threads (workers.py); on other
 array modules the same expressions run on whole arrays, or the readable form does where tiles mean nothing.
@@ -25,7 +26,8 @@ import numpy as np
 from asap_ref import attention as readable
 from asap_ref.arrays import array_namespace, transpose
 from asap_ref.contracts import inside, operator
-from asap_ref.features import N_CUMULANTS
+from asap_ref.masks import keep, keep_tokens
+from asap_ref.prediction import predict
 from asap_ref.scaling import scale, scaled_plan, scaling_vjp
 from asap_ref.transport import (
     attention_scores,
@@ -34,7 +36,7 @@ from asap_ref.transport import (
     transport_plan,
     two_sided_c_transform,
 )
-from asap_ref.workers import over_problems, over_problems_vjp, spread, worker_count
+from asap_ref.workers import over_problems, over_problems_vjp
 
 TILE = 2**17  # entries of a tile of scores: 512 KiB in float32
 
@@ -56,21 +58,30 @@ def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
     array([[2.],
            [2.]])
     """
-    if not _on_numpy(q) or query_mask is not None or key_mask is not None:
+    if not _on_numpy(q):
         return readable.softmax_attention(q, k, v, query_mask=query_mask, key_mask=key_mask)
-    return over_problems(_softmax_tiles, [q, k, v], [])
+    return over_problems(_softmax_tiles, [q, k, v], [query_mask, key_mask])
 
 
-def _softmax_tiles(q, k, v):
-    """(B, n, d), (B, m, d), (B, m, p) -> (B, n, p)."""
+def _softmax_tiles(q, k, v, query_mask, key_mask):
+    """(B, n, d), (B, m, d), (B, m, p), masks (B, n) and (B, m) -> (B, n, p)."""
+    q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
+    if key_mask is not None:  # padding takes the place of a token: the maximum of a row is that of its tokens
+        a_token = np.take_along_axis(k, key_mask.argmax(-1)[:, None, None], axis=-2)
+        k = np.where(key_mask[..., None], k, a_token)
     kt = transpose(k / math.sqrt(q.shape[-1]))
-    v = np.concatenate([v, np.ones_like(v[..., :1])], axis=-1)
+    v = np.concatenate([v, keep_tokens(np.ones_like(v[..., :1]), key_mask)], axis=-1)
     out = np.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
     for rows in _tiles(q, k):
         E = q[:, rows] @ kt
         E -= E.max(-1, keepdims=True)
         np.matmul(np.exp(E, out=E), v, out=out[:, rows])
-    return out[..., :-1] / out[..., -1:]
+    return keep_tokens(out[..., :-1] / (out[..., -1:] + _none_left(key_mask, q)), query_mask)
+
+
+def _none_left(mask, like):
+    """One where a sequence is all padding, (B, 1, 1), to keep a sum that is zero from being divided by."""
+    return 0 if mask is None else (~mask.any(-1))[:, None, None].astype(like.dtype)
 
 
 @operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
@@ -174,63 +185,73 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
     >>> bool(np.allclose(asap_attention(q, k, v, amortizer), slow))
     True
     """
-    uneven = query_mask is not None or key_mask is not None or q.shape[-2] != k.shape[-2]
-    if not _on_numpy(q) or uneven:
+    if not _on_numpy(q):
         return readable.asap_attention(q, k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
-    f_hat = predict(q, k, amortizer)
+    q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
+    f_hat = predict(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)
+    epsilon = amortizer.epsilon
 
-    def refined(q, k, v, f_hat):
-        segments = scale(
-            attention_scores(q, k), n_iter=1 + amortizer.refine, epsilon=amortizer.epsilon, init=f_hat[..., 0]
-        )
+    def refined(q, k, v, f_hat, query_mask, key_mask):
+        S, n_iter = attention_scores(q, k), 1 + amortizer.refine
+        masks = {"query_mask": query_mask, "key_mask": key_mask}
+        segments = scale(S, n_iter=n_iter, epsilon=epsilon, init=f_hat[..., 0], **masks)
         _, a, b = segments[-1].steps[-1]
         return a[..., :, None] * (segments[-1].K @ (b[..., :, None] * v))
 
-    if amortizer.refine:
-        return over_problems(refined, [q, k, v, f_hat[..., None]], [])
-
-    def part(q, k, v, f_hat):
-        out, good = _asap_tiles(q, k, v, f_hat[..., 0], amortizer.epsilon, block)
+    def part(q, k, v, f_hat, query_mask, key_mask):
+        f_hat = f_hat[..., 0]
+        out, good = _asap_tiles(q, k, v, f_hat, query_mask, key_mask, epsilon, block)
         for bad in np.flatnonzero(~good):  # the log domain survives what the tiles did not
-            out[bad] = _asap_from_dual(q[bad], k[bad], v[bad], f_hat[bad, :, 0], amortizer.epsilon)
+            problem = [None if x is None else x[bad] for x in (q, k, v, f_hat, query_mask, key_mask)]
+            out[bad] = _asap_from_dual(*problem, epsilon)
         return out
 
-    return over_problems(part, [q, k, v, f_hat[..., None]], [])
+    return over_problems(
+        refined if amortizer.refine else part, [q, k, v, f_hat[..., None]], [query_mask, key_mask]
+    )
 
 
-def _asap_tiles(q, k, v, f_hat, epsilon, block):
-    """(B, n, d), (B, n, d), (B, n, p), (B, n) -> (B, n, p), and whether each problem stayed in range, (B,)."""
+def _asap_tiles(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
+    """(B, n, d), (B, m, d), (B, m, p), (B, n) -> (B, n, p), and whether each problem stayed in range, (B,).
+
+    Padding is zero in q, k and v.
+    """
     n, m, p = q.shape[-2], k.shape[-2], v.shape[-1]
-    f_hat = f_hat - f_hat.max(-1, keepdims=True)
+    f_hat = f_hat if query_mask is None else np.where(query_mask, f_hat, -np.inf)
+    f_hat = keep(f_hat - f_hat.max(-1, keepdims=True, initial=np.finfo(q.dtype).min), query_mask)
     q1 = np.concatenate([q / (math.sqrt(q.shape[-1]) * epsilon), f_hat[..., None] / epsilon], axis=-1)
     k1t = transpose(np.concatenate([k, np.ones_like(k[..., :1])], axis=-1))
+    counted = keep(np.ones_like(f_hat), query_mask)[:, None, :]  # (B, 1, n)
     tiles = _tiles(q, k, block)
-    keep = block is None and n * m <= 2**24  # else form each tile again instead of keeping it
-    kept = np.empty((len(q), n, m), q.dtype) if keep else None
+    keeping = block is None and n * m <= 2**24  # else form each tile again instead of keeping it
+    kept = np.empty((len(q), n, m), q.dtype) if keeping else None
 
     def tile(rows):
-        E = np.matmul(q1[:, rows], k1t, out=kept[:, rows] if keep else None)
+        E = np.matmul(q1[:, rows], k1t, out=kept[:, rows] if keeping else None)
         return np.exp(E, out=E)
 
-    s = 0
+    s = _none_left(query_mask, q)
     for rows in tiles:
-        E = tile(rows)
-        s = s + np.matmul(np.ones((1, E.shape[-2]), E.dtype), E)[..., 0, :]  # (B, m): as a product, at BLAS speed
+        s = s + np.matmul(counted[..., rows], tile(rows))  # (B, 1, m): as a product, at BLAS speed
+    s = s[..., 0, :]
     inverse = 1 / s
-    v1 = np.concatenate([v * inverse[..., None], inverse[..., None]], axis=-1)  # (B, m, p + 1)
+    b = keep(inverse, key_mask)[..., None]
+    v1 = np.concatenate([v * b, b], axis=-1)  # (B, m, p + 1)
     out = np.empty((len(q), n, p + 1), q.dtype)
     for rows in tiles:
-        np.matmul(kept[:, rows] if keep else tile(rows), v1, out=out[:, rows])
+        np.matmul(kept[:, rows] if keeping else tile(rows), v1, out=out[:, rows])
+    total = out[..., p:] + _none_left(key_mask, q)
     tiny, huge = np.finfo(q.dtype).tiny * 1e6, np.finfo(q.dtype).max * 1e-6
-    sums = np.concatenate([s, out[..., p], inverse], axis=-1)
+    sums = np.concatenate([s, total[..., 0], inverse], axis=-1)
     good = np.all((sums > tiny) & (sums < huge), axis=-1)
-    return out[..., :p] / out[..., p:], good & np.isfinite(out).all((-1, -2))
+    return keep_tokens(out[..., :p] / total, query_mask), good & np.isfinite(out).all((-1, -2))
 
 
-def _asap_from_dual(q, k, v, f_hat, epsilon):
+def _asap_from_dual(q, k, v, f_hat, query_mask, key_mask, epsilon):
     """One problem in the log domain: (n, d), (m, d), (m, p), (n,) -> (n, p)."""
+    settings = {"epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
     S = attention_scores(q, k)
-    return transport_plan(S, two_sided_c_transform(S, f_hat, epsilon=epsilon), epsilon=epsilon) @ v
+    return transport_plan(S, two_sided_c_transform(S, f_hat, **settings), **settings) @ v
 
 
 def _tiles(q, k, block=None):
@@ -238,85 +259,6 @@ def _tiles(q, k, block=None):
     n, m = q.shape[-2], k.shape[-2]
     rows = block or max(min(n, TILE // max(m * len(q), 1)), min(n, 32))
     return [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
-
-
-# ------------------------------------------------------------------------------------------------ prediction
-
-
-def predict(q, k, amortizer):
-    """Query dual up to a constant, square and unmasked, NumPy: `Amortizer.predict`, with the fewest passes.
-
-    The keys need their values sorted but not their order, nothing is centred (the constant is free), the slice's
-    weight is applied before the one scatter, and all slices of a head are summed there. Cumulants and quadratic
-    features are one quadratic form of the query together, so the latter cost nothing.
-    """
-    directions, weights, _ = amortizer.parameters(q)
-    leading, n, d = q.shape[:-2], q.shape[-2], q.shape[-1]
-    count, L = math.prod(leading), directions.shape[-1]
-    flat_q, flat_k = q.reshape(count, n, d), k.reshape(count, n, d)
-    polynomial = _polynomial(q, k, amortizer)
-
-    def of_problems(x):  # one a head -> one a problem
-        return np.broadcast_to(x, (*leading, *x.shape[1:])).reshape(count, *x.shape[1:])
-
-    w = of_problems(weights[:, :L])
-    per_head = directions.ndim == 3
-    theta = of_problems(directions) if per_head else directions
-
-    def part(piece):
-        return _predict_part(flat_q[piece], flat_k[piece], w[piece], theta[piece] if per_head else theta)
-
-    step = max(min(2**16 // max(n * L, 1), math.ceil(count / worker_count())), 1)
-    pieces = [slice(i, i + step) for i in range(0, count, step)] or [slice(0, 0)]
-    return np.concatenate(spread(part, pieces)).reshape(*leading, n) + polynomial
-
-
-def _predict_part(q, k, w, directions):
-    """(B, n, d), (B, n, d), (B, L) -> (B, n)."""
-    n, d = q.shape[-2:]
-    theta = np.ascontiguousarray(transpose(directions)) * d**-0.25
-    x, y = theta @ transpose(q), theta @ transpose(k)  # (B, L, n)
-    y.sort(axis=-1)
-    order = np.argsort(x, axis=-1)
-    order += n * np.arange(order.size // n).reshape(*order.shape[:-1], 1)  # into the flat array: one gather
-    x = x.reshape(-1)[order]
-    steps = (y[..., :-1] + y[..., 1:]) * (x[..., 1:] - x[..., :-1])
-    steps *= -0.5 * w[..., None]
-    phi = np.zeros_like(x)
-    np.cumsum(steps, axis=-1, out=phi[..., 1:])
-    unsorted = np.empty_like(phi)
-    unsorted.reshape(-1)[order] = phi
-    return unsorted.sum(-2)
-
-
-def _polynomial(q, k, amortizer):
-    """What cumulants and quadratic features add to the dual: uᵀ form u + linear u with u = q / sqrt(d), (..., n)."""
-    directions, weights, R = amortizer.parameters(q)
-    n, d = q.shape[-2:]
-    u, mean = q / math.sqrt(d), k.mean(-2, keepdims=True)  # (..., n, d), (..., 1, d)
-    start, form, linear = directions.shape[-1], 0.0, 0.0
-    if amortizer.cumulants:
-        w_dot, w_square, w_cov = (weights[:, start + i, None, None] for i in range(N_CUMULANTS))
-        spread = k - mean
-        form = w_cov * (transpose(spread) @ spread / n) + w_square * np.eye(d, dtype=q.dtype)
-        linear = w_dot * mean
-        start += N_CUMULANTS
-    if R is not None:
-        r = R.shape[-1]
-        upper = np.triu_indices(r)
-        square = np.zeros((len(weights), r, r), q.dtype)
-        stop = start + r + len(upper[0])
-        square[:, *upper] = weights[:, start + r : stop]
-        mixed = weights[:, stop:].reshape(-1, r, r)  # [b, a] weighs u_a mean_b
-        form = form + math.sqrt(d) * (R @ square @ transpose(R))
-        linear = (
-            linear
-            + d**0.25 * transpose(R @ weights[:, start : start + r, None])
-            + mean @ (R @ mixed @ transpose(R))
-        )
-    if isinstance(form, float):
-        return 0.0
-    return np.sum((u @ form + linear) * u, axis=-1)
 
 
 @operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")

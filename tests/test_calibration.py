@@ -14,8 +14,8 @@ from asap_ref import (
     dual_features,
     dual_features_vjp,
     fit_amortizer,
-    fused,
     marginal_error,
+    prediction,
     sinkhorn,
     sinkhorn_attention,
     transport_plan,
@@ -23,6 +23,7 @@ from asap_ref import (
 )
 from asap_ref import attention as readable
 from asap_ref.calibration import principal_directions
+from asap_ref.masks import centred, keep_tokens
 from asap_ref.objectives import dual_loss_and_gradient, kl_loss_and_gradient
 from asap_ref.statistics import select
 
@@ -159,10 +160,24 @@ def test_quadratic_features_are_the_products_they_are_called():
 def test_the_fast_prediction_knows_every_feature(options):
     q, k = sequences(30)
     amortizer = fit_amortizer([(q, k)], **{"n_slices": 5, "n_iter": 4, **options})
-    expected = amortizer.predict(q, k)
-    found = fused.predict(q, k, amortizer)
-    found = found - found.mean(-1, keepdims=True)
-    np.testing.assert_allclose(found, expected, atol=1e-10 * np.abs(expected).max())
+    lengths = np.random.default_rng(0).integers(0, 13, (2, 30, 1, 1))
+    first, some = (np.arange(12) < lengths), np.random.default_rng(1).random((2, 30, 3, 12)) < 0.6
+    for keys, query_mask, key_mask in [
+        (k, None, None),
+        (k[..., :7, :], None, None),
+        (k, first[0], first[0]),  # as in self-attention
+        (k, *first),
+        (k, *some),
+        (k[..., :7, :], some[0], None),
+        (k[..., :7, :], None, some[1][..., :7]),
+    ]:
+        masks = {"query_mask": query_mask, "key_mask": key_mask}
+        q_, k_ = keep_tokens(q, query_mask), keep_tokens(keys, key_mask)
+        expected = amortizer.predict(q_, k_, **masks)
+        found = centred(prediction.predict(q_, k_, amortizer, **masks), query_mask)
+        valid = np.ones(q.shape[:-1], bool) if query_mask is None else np.broadcast_to(query_mask, q.shape[:-1])
+        assert not found[~valid].any()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
 
 
 def test_quadratic_features_and_chosen_slices_explain_more_on_new_data():

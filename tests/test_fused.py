@@ -75,7 +75,7 @@ def test_fast_equals_readable(name, kind, dtype):
         agree(found, expected, dtype)
 
 
-@pytest.mark.parametrize("name", ["softmax", "sinkhorn"])
+@pytest.mark.parametrize("name", ["softmax", "sinkhorn", "asap"])
 @pytest.mark.parametrize("kind", ["square", "rectangular", "fully masked"])
 def test_masks_and_rectangles(name, kind):
     n, m = (6, 6) if kind == "square" else (6, 8)
@@ -85,6 +85,8 @@ def test_masks_and_rectangles(name, kind):
         query_mask, key_mask = query_mask.copy(), key_mask.copy()
         query_mask[0], key_mask[0] = False, False
     options = {"query_mask": query_mask, "key_mask": key_mask}
+    if name == "asap":
+        options["amortizer"] = amortizer_for(*qkv(4, 3, n=6, d=4)[:2])
     fast, slow = forms(name, q, k, **options)
     agree(fast(q, k, v), slow(q, k, v), np.float64)
     (out, vjp), (_, slow_vjp) = (
@@ -136,6 +138,65 @@ def test_fast_equals_readable_on_anything(name, n, size, rounded, seed):
     fast, slow = forms(name, q, k)
     # scores up to 1e4: the exponents round by 1e-12, and the exponential turns that into a relative error
     np.testing.assert_allclose(fast(q, k, v), slow(q, k, v), rtol=0, atol=1e-9 * np.abs(v).max())
+
+
+PADDED_AMORTIZERS = {
+    refine: fit_amortizer(
+        [qkv(8, 2, n=10, d=3)[:2]], n_slices=4, n_iter=4, quadratic=2, epsilon=0.8, refine=refine
+    )
+    for refine in (0, 2)
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(["softmax", "sinkhorn", "asap", "asap, refined"]),
+    sizes=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    left_out=st.tuples(*[st.sampled_from([None, 0.0, 0.3, 0.8, 1.0])] * 2),
+    size=st.floats(1e-3, 60),
+    rounded=st.booleans(),
+    dtype=st.sampled_from([np.float64, np.float32]),
+    seed=st.integers(0, 2**31),
+)
+def test_fast_equals_readable_with_any_padding(name, sizes, left_out, size, rounded, dtype, seed):
+    """Padding at any place, up to all of a sequence, and of any content; any two sizes."""
+    q, k, v = (x.astype(dtype) for x in qkv(3, 2, n=sizes[0], m=sizes[1], d=3, size=size, seed=seed))
+    if rounded:
+        q, k = np.round(q), np.round(k)
+    rng = np.random.default_rng(seed)
+    query_mask, key_mask = (
+        None if share is None else rng.random((3, 1, n)) >= share for share, n in zip(left_out, sizes, strict=True)
+    )
+    for tokens, mask in ((q, query_mask), (k, key_mask), (v, key_mask)):
+        if mask is not None:
+            tokens[~np.broadcast_to(mask, tokens.shape[:-1])] = np.nan
+    options = {"query_mask": query_mask, "key_mask": key_mask}
+    name, _, refined = name.partition(",")
+    if name == "asap":
+        options["amortizer"] = PADDED_AMORTIZERS[2 if refined else 0]
+    fast, slow = forms(name, q, k, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fast(q, k, v)
+    expected = slow(*(x.astype(np.float64) for x in (q, k, v)))
+    assert found.dtype == dtype
+    valid = np.ones(sizes[0], bool) if query_mask is None else query_mask
+    assert not found[~np.broadcast_to(valid, found.shape[:-1])].any()
+    # the exponents round with the scores, up to 1e4, over the half steps of the iteration
+    rounding = TOLERANCE[dtype] if size <= 1 else TOLERANCE[dtype] + 600 * np.finfo(dtype).eps * size**2
+    assert np.abs(found - expected).max(initial=0) <= rounding * max(np.abs(np.nan_to_num(v)).max(), 1e-30)
+
+
+@pytest.mark.parametrize("block", [None, 7, 64])
+def test_padding_over_several_tiles(block):
+    q, k, v = qkv(2, 2, n=700, m=500, d=8)
+    amortizer = amortizer_for(q, k)
+    masks = {"query_mask": np.arange(700) < [[[650]], [[300]]], "key_mask": np.arange(500) < [[[80]], [[500]]]}
+    agree(
+        fused.asap_attention(q, k, v, amortizer, block=block, **masks),
+        readable.asap_attention(q, k, v, amortizer, **masks),
+        np.float64,
+    )
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
