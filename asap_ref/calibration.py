@@ -21,7 +21,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from asap_ref.amortizer import Amortizer
-from asap_ref.arrays import array_namespace, to_numpy
+from asap_ref.arrays import array_namespace, is_array, to_numpy
 from asap_ref.cluster import on_cluster
 from asap_ref.contracts import check_choice, check_count, check_epsilon
 from asap_ref.features import dual_features
@@ -140,7 +140,7 @@ def fit_amortizer(
     first = source.first()
     if first is None:
         raise ValueError("fit_amortizer: batches is empty; give at least one (q, k)")
-    d = first[0].shape[-1]
+    d = _with_masks(first)[0].shape[-1]
     rank = min(quadratic, d)
     principal = principal_directions(*_with_masks(first)) if kind == "pca" or 0 < rank < d else None  # (H, d, d)
     pool = candidates or n_slices
@@ -266,6 +266,18 @@ def descend(source, one_batch, weights, statistics, pull, max_iter):
 
 
 def _with_masks(batch):
+    stacked = is_array(batch) and batch.shape[:1] == (2,)
+    if not stacked and (not isinstance(batch, tuple | list) or len(batch) not in (2, 4)):
+        got = f"{len(batch)} of them" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise TypeError(
+            f"fit_amortizer: batches must yield tuples (q, k) or (q, k, query_mask, key_mask), got {got}"
+        )
+    for name, x in zip("qk", batch, strict=False):
+        if not is_array(x) or x.ndim < 3:
+            got = tuple(x.shape) if is_array(x) else type(x).__name__
+            raise ValueError(
+                f"fit_amortizer: {name} of a batch must be an array (batch, heads, tokens, d), got {got}"
+            )
     return (*batch, None, None) if len(batch) == 2 else tuple(batch)
 
 

@@ -21,7 +21,7 @@ import math
 from asap_ref.arrays import array_namespace, transpose
 from asap_ref.contracts import operator
 from asap_ref.masks import centred, keep_tokens, token_count
-from asap_ref.slices import sliced_potentials, sliced_potentials_vjp
+from asap_ref.slices import check_directions, sliced_potentials, sliced_potentials_vjp
 
 N_CUMULANTS = 3
 
@@ -207,6 +207,7 @@ def _quadratic_features_vjp(q, k, basis, query_mask, key_mask):
 
 def _on_basis(q, k, basis, query_mask, key_mask):
     """Queries on the basis, (..., r, n), and the mean key on it, (..., r, 1); scaled as slices are."""
+    check_directions("basis", basis, q)
     scale = q.shape[-1] ** -0.25
     mean, *_ = key_moments(k, key_mask)
     project = scale * transpose(basis)

@@ -137,16 +137,22 @@ def sliced_potentials_vjp(q, k, directions, *, query_mask=None, key_mask=None):
 
 def _samples(q, k, directions, query_mask, key_mask):
     """Queries and keys on the line, x (..., L, n) and y (..., L, m), and masks (..., 1, n) and (..., 1, m)."""
+    check_directions("directions", directions, q)
     d = q.shape[-1]
-    own = directions.ndim == 3 and q.ndim >= 3 and directions.shape[0] == q.shape[-3]
-    if not (directions.ndim == 2 or own) or directions.shape[-2] != d:
-        heads = f" or (H, d, L) with H = {q.shape[-3]}" if q.ndim >= 3 else ""
-        raise ValueError(
-            f"directions has shape {tuple(directions.shape)}, expected (d, L){heads}, with d = {d} as in q and k"
-        )
     x, y = (
         d**-0.25 * (transpose(directions) @ transpose(keep_tokens(tokens, mask)))
         for tokens, mask in ((q, query_mask), (k, key_mask))
     )
     x_mask, y_mask = (mask if mask is None else mask[..., None, :] for mask in (query_mask, key_mask))
     return x, y, dict(x_mask=x_mask, y_mask=y_mask)
+
+
+def check_directions(name, directions, q):
+    """Raise unless the directions are (d, L), or (H, d, L) with the heads of q (..., H, n, d)."""
+    d = q.shape[-1]
+    own = directions.ndim == 3 and q.ndim >= 3 and directions.shape[0] == q.shape[-3]
+    if not (directions.ndim == 2 or own) or directions.shape[-2] != d:
+        heads = f" or (H, d, L) with H = {q.shape[-3]}" if q.ndim >= 3 else ""
+        raise ValueError(
+            f"{name} has shape {tuple(directions.shape)}, expected (d, L){heads}, with d = {d} as in q and k"
+        )

@@ -156,6 +156,8 @@ def resolved(batches):
 
     Raises
     ------
+    TypeError
+        If there is nothing to go through.
     ValueError
         If a zarr group has no q or k, or arrays differ in their first axis.
 
@@ -184,6 +186,8 @@ def resolved(batches):
         if len(set(rows)) > 1:
             raise ValueError(f"batches: arrays of {rows} rows, expected as many of each")
         return Chunked(arrays, alone), load
+    if not hasattr(batches, "__iter__"):
+        raise TypeError(f"batches must be an iterable of batches, got {type(batches).__name__}")
     return batches, load
 
 

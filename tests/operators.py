@@ -3,6 +3,8 @@
 An entry is (function, {argument: NumPy array or Duals}, settings). A new operator is one more line.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from problems import masks, qkv, scores
 
@@ -53,6 +55,7 @@ OPERATORS = {
     "sliced_potentials by head": (ar.sliced_potentials, {"q": Q, "k": K, "directions": THETA_OF_HEADS}, {}),
     "features": (ar.dual_features, {"q": Q, "k": K, "directions": THETA}, {}),
     "features masked": (ar.dual_features, {"q": Q, "k": LONG_K, "directions": THETA, **TOKEN_MASKS}, {}),
+    "features quadratic": (ar.dual_features, {"q": Q, "k": K, "directions": THETA, "basis": THETA[:, :2]}, {}),
     "query_dual": (
         ar.amortized_query_dual,
         {"q": Q, "k": K, "directions": THETA, "weights": WEIGHTS},
@@ -66,6 +69,8 @@ OPERATORS = {
     "softmax": (ar.softmax_attention, {"q": Q, "k": K, "v": V}, {}),
     "sinkhorn_attention": (ar.sinkhorn_attention, {"q": Q, "k": K, "v": V}, {"n_iter": 6}),
     "asap": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": AMORTIZER}),
+    "asap refined": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": replace(AMORTIZER, refine=2)}),
+    "initial dual": (ar.initial_dual, {"q": Q, "k": LONG_K, **TOKEN_MASKS}, {"epsilon": 0.7}),
     "initial": (ar.initial_attention, {"q": Q, "k": K, "v": V}, {"epsilon": 0.7}),
     "initial masked": (ar.initial_attention, {"q": Q[0], "k": K[0], "v": V[0], **SELF_MASKS}, {}),
     "initial sorting": (ar.initial_attention, {"q": Q, "k": K, "v": V}, {"start": "sorting"}),
