@@ -40,8 +40,9 @@ def test_any_scale_gives_finite_numbers_or_says_why_not(name, dtype, data, ties)
     except (FloatingPointError, ValueError) as error:
         results, reason = (), str(error)
     if reason is not None:
-        # numbers of a usual size, and tiny ones, always work; but weights may all vanish
-        assert power > 2 or "weights must not sum to zero" in reason, reason
+        # numbers of a usual size, and tiny ones, always work; but weights may all vanish, and duals that were scaled
+        # and rounded belong to other scores: exp(1.5 * 10 / 0.7) is still a float32 number
+        assert power > (1 if name.startswith("plan") else 2) or "weights must not sum to zero" in reason, reason
         assert re.search("overflows float(32|64)|contains infinity|must not sum to zero", reason), reason
     for x in outputs(results):
         assert np.isfinite(x).all()
