@@ -19,7 +19,7 @@ from asap_ref.contracts import operator
 from asap_ref.features import count_features, dual_features, dual_features_vjp
 
 
-@operator(q="H n d", k="H m d", directions=None, weights=None, query_mask="n", key_mask="m")
+@operator(q="H n d", k="H m d", directions=None, weights=None, basis=None, query_mask="n", key_mask="m")
 def amortized_query_dual(q, k, directions, weights, *, cumulants=True, basis=None, query_mask=None, key_mask=None):
     """Predict the query dual, ``f_hat = Phiᵀ w`` (paper).
 
@@ -62,7 +62,7 @@ def amortized_query_dual(q, k, directions, weights, *, cumulants=True, basis=Non
     return (weights[:, None, :] @ features)[..., 0, :]
 
 
-@operator(q="H n d", k="H m d", directions=None, weights=None, query_mask="n", key_mask="m")
+@operator(q="H n d", k="H m d", directions=None, weights=None, basis=None, query_mask="n", key_mask="m")
 def amortized_query_dual_vjp(
     q, k, directions, weights, *, cumulants=True, basis=None, query_mask=None, key_mask=None
 ):

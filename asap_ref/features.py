@@ -26,7 +26,7 @@ from asap_ref.slices import check_directions, sliced_potentials, sliced_potentia
 N_CUMULANTS = 3
 
 
-@operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
+@operator(q="n d", k="m d", directions=None, basis=None, query_mask="n", key_mask="m")
 def dual_features(q, k, directions, *, cumulants=True, basis=None, query_mask=None, key_mask=None):
     """Features from which the query dual is predicted, each centred over its valid tokens.
 
@@ -76,7 +76,7 @@ def dual_features(q, k, directions, *, cumulants=True, basis=None, query_mask=No
     return xp.concat(families, axis=-2) if len(families) > 1 else families[0]
 
 
-@operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
+@operator(q="n d", k="m d", directions=None, basis=None, query_mask="n", key_mask="m")
 def dual_features_vjp(q, k, directions, *, cumulants=True, basis=None, query_mask=None, key_mask=None):
     """Features and their VJP, ``vjp(d_features) -> (d_q, d_k, d_directions)``.
 
