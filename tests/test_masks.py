@@ -10,6 +10,7 @@ from problems import qkv
 
 import asap_ref as ar
 from asap_ref import attention as readable
+from asap_ref import calibration
 from asap_ref.arrays import to_numpy
 
 AMORTIZER = ar.fit_amortizer([qkv(16, 3, n=6, d=4)[:2]], n_slices=5, n_iter=4, epsilon=0.7)
@@ -195,6 +196,66 @@ def test_calibration_of_a_padded_batch_is_that_of_its_sequences():
     np.testing.assert_allclose(
         streamed.weights, expected.weights, rtol=0, atol=1e-9 * np.abs(expected.weights).max()
     )
+
+
+def padded_sequences(count, room, seed=0, heads=2, d=4):
+    """Sequences of unequal sizes, and the same in one batch, padded with NaN at any place: (sequences, batch)."""
+    rng = np.random.default_rng(seed)
+    all_sizes = rng.integers(2, 9, (count, 2))  # before the places, which need more draws where there is more room
+    sequences, masks = [], []
+    q, k = (np.full((count, heads, size, d), np.nan) for size in room)
+    for i, sizes in enumerate(all_sizes):
+        sequences.append(qkv(1, heads, n=sizes[0], m=sizes[1], d=d, seed=i)[:2])
+        masks.append([rng.permutation(size) < length for size, length in zip(room, sizes, strict=True)])
+        for batch, tokens, mask in zip((q, k), sequences[i], masks[i], strict=True):
+            batch[i][:, mask] = tokens[0]
+    query_mask, key_mask = (np.stack(side)[:, None] for side in zip(*masks, strict=True))
+    return sequences, (q, k, query_mask, key_mask)
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_padding_is_invisible_to_the_statistics_and_to_every_loss(per_head, rank):
+    rng = np.random.default_rng(0)
+    heads = (2,) if per_head else ()
+    directions = rng.standard_normal((*heads, 4, 5))
+    of_features = {"cumulants": True, "basis": rng.standard_normal((*heads, 4, rank)) if rank else None}
+    sequences, batch = padded_sequences(12, (11, 14))
+    found = calibration.regression_statistics(directions, of_features, 5, 0.7, batch)
+    parts = [calibration.regression_statistics(directions, of_features, 5, 0.7, s) for s in sequences]
+    assert found.count == sum(part.count for part in parts)
+    for name in ("gram", "cross", "square"):
+        close(getattr(found, name), sum(getattr(part, name) for part in parts), 1e-12)
+    weights = rng.standard_normal((2, 5 + 3 + (3 + 6 + 9 if rank else 0))) / 10
+    for objective in ("kl", "dual"):
+        settings_ = (directions, of_features, objective, 5, 0.7, weights)
+        loss, gradient, count = calibration.loss_and_gradient(*settings_, batch)
+        alone = [calibration.loss_and_gradient(*settings_, sequence) for sequence in sequences]
+        assert count == len(sequences)
+        close(loss, sum(part[0] for part in alone), 1e-12)
+        close(gradient, sum(part[1] for part in alone), 1e-12)
+
+
+@pytest.mark.parametrize("objective", ["regression", "kl", "dual"])
+@pytest.mark.parametrize("options", [{}, {"quadratic": 2}, {"kind": "pca"}, {"candidates": 9}, {"refine": 1}])
+def test_calibration_does_not_depend_on_how_far_a_batch_is_padded(objective, options):
+    """The basis and the pca directions are those of the batch, so one batch is compared with another."""
+    settings_ = {"n_slices": 4, "n_iter": 5, "objective": objective, "max_iter": 5, **options}
+    fitted = []
+    for room in ((9, 9), (13, 10)):
+        _, batch = padded_sequences(40, room)
+        fitted.append(ar.fit_amortizer([batch], **settings_))
+    found, expected = fitted
+    names = ("directions", "weights", "basis", "r_squared")
+    if "pca" in options.values() or "quadratic" in options:  # eigenvectors have a sign of their own
+        q, k = qkv(6, 2, n=8, d=4, seed=99)[:2]
+        close(found.predict(q, k), expected.predict(q, k), 1e-9)
+        names = ("r_squared",)
+    for name in names:
+        x, e = getattr(found, name), getattr(expected, name)
+        assert (x is None) == (e is None)
+        if e is not None:
+            close(x, e, 1e-9)  # L-BFGS makes more of the rounding
 
 
 def test_statistics_count_valid_tokens_only():
