@@ -38,9 +38,9 @@ EXPERIMENTS = {
     "r8": Experiment(
         load=load_r8,
         architecture=Architecture(vocabulary=6000, length=96, n_classes=8, width=64, n_heads=4),
-        training=TrainingSettings(epochs=6, batch_size=32),
+        training=TrainingSettings(epochs=6, batch_size=32, dropout=0.3),
         teacher={"n_iter": 10, "epsilon": 0.5},
-        compilation={"n_slices": 16},
+        compilation={"n_slices": 8, "candidates": 64, "quadratic": 12},
         augment=word_dropout(0.2),
     ),
     "topics": Experiment(  # made up, small: the chain on text without a download

