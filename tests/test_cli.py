@@ -193,6 +193,7 @@ def test_resuming_with_other_options_is_refused(short_run):
     assert "made with other settings" in done.stderr
 
 
+@pytest.mark.slow
 def test_text_goes_the_same_way_from_padded_ids_to_the_table(tmp_path):
     arguments = ["reproduce", "--dataset", "topics", "--epochs", "3", "--out", str(tmp_path)]
     done = asap_ref(*arguments)
