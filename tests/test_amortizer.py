@@ -174,3 +174,23 @@ def test_no_batches_and_other_head_counts_are_refused():
     q, k, _ = qkv(2, 4, n=6, d=4)
     with pytest.raises(ValueError, match=r"weights has shape \(3, 5\), expected \(H, F\) = \(4, 5\)"):
         amortizer.predict(q, k)
+
+
+def test_parameters_follow_the_dtype_of_each_call():
+    """They are copied once a dtype, and a copy for float64 does not serve float32."""
+    q, k = sequences(2)
+    amortizer = fit_amortizer([(q, k)], n_slices=4, n_iter=4)
+    wide = amortizer.predict(q, k)
+    narrow = amortizer.predict(q.astype(np.float32), k.astype(np.float32))
+    assert (wide.dtype, narrow.dtype) == (np.float64, np.float32)
+    np.testing.assert_allclose(narrow, wide, rtol=0, atol=2e-5 * np.abs(wide).max())
+
+
+@pytest.mark.parametrize("n_iter", [1, 5])
+def test_the_target_is_the_closure_ready_dual_one_iteration_before_the_teachers(n_iter):
+    q, k = sequences(10)
+    amortizer = fit_amortizer([(q, k)], n_slices=4, n_iter=n_iter, epsilon=0.7)
+    target = sinkhorn(attention_scores(q, k), n_iter=n_iter - 1, epsilon=0.7).query
+    features = dual_features(q, k, amortizer.directions)
+    judge = SufficientStatistics.of(features, target - target.mean(-1, keepdims=True))
+    np.testing.assert_allclose(amortizer.weights, judge.ridge(1e-4), rtol=1e-9)

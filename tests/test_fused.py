@@ -14,7 +14,7 @@ from problems import masks, qkv
 from asap_ref import attention as readable
 from asap_ref import fit_amortizer, fused, scaling, sinkhorn, workers
 from asap_ref.contracts import inside
-from asap_ref.transport import attention_scores
+from asap_ref.transport import attention_scores, transport_plan, two_sided_c_transform
 
 # relative to the largest entry; float32 as the conventions say
 TOLERANCE = {np.float64: 1e-10, np.float32: 2e-5}
@@ -281,3 +281,21 @@ def test_chunks_cover_every_problem_once():
         for size in (1, 300, 10**6):
             covered = [i for piece in workers.chunks(count, size) for i in range(count)[piece]]
             assert covered == list(range(count))
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 2.0])
+def test_asap_at_another_temperature(epsilon):
+    q, k, v = qkv(3, 2, n=9, d=4)
+    amortizer = fit_amortizer([(q, k)], n_slices=4, n_iter=5, epsilon=epsilon)
+    agree(fused.asap_attention(q, k, v, amortizer), readable.asap_attention(q, k, v, amortizer), np.float64)
+
+
+def test_a_row_that_underflows_to_a_subnormal_sum_is_rescued(monkeypatch):
+    """Its sum is not zero, so nothing divides by zero: but it has lost its digits."""
+    q, k, v = qkv(1, 1, n=6, d=4)
+    amortizer = amortizer_for(q, k)
+    f_hat = np.asarray([0.0, 0, 0, 0, 0, -738])[None, None]  # exp(-738) is 3e-321
+    monkeypatch.setattr(fused, "predict", lambda *args, **kwargs: f_hat)
+    S = attention_scores(q, k)
+    expected = transport_plan(S, two_sided_c_transform(S, f_hat)) @ v
+    agree(fused.asap_attention(q, k, v, amortizer), expected, np.float64)

@@ -8,6 +8,7 @@ import pytest
 from gradients import check_against_torch, check_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import scores
 
 from asap_ref import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 
@@ -243,3 +244,14 @@ def test_more_levels_than_integers_can_hold_are_refused():
     jax = pytest.importorskip("jax", reason="jax is not installed: pip install 'asap-ref[test]'")
     with jax.enable_x64(False), pytest.raises(ValueError, match="levels overflow int32; use 64-bit integers"):
         kantorovich_potentials_1d(jax.numpy.zeros(50_000), jax.numpy.zeros(50_001))
+
+
+@pytest.mark.parametrize("cost", ["bilinear", "sqeuclidean"])
+def test_a_side_without_samples_leaves_the_other_without_potentials(cost):
+    x, y = scores(2, 4), scores(2, 3)
+    mask = np.asarray([[False] * 3, [True, True, False]])
+    (phi, psi), vjp = kantorovich_potentials_1d_vjp(x, y, cost=cost, y_mask=mask)
+    assert not phi[0].any() and not psi[0].any()
+    assert phi[1].any()
+    d_x, d_y = vjp((np.ones((2, 4)), np.ones((2, 3))))
+    assert not d_x[0].any() and not d_y[0].any()

@@ -365,3 +365,38 @@ def test_masks_broadcast_over_heads():
     broadcast = plan(S, query_mask=QM[:, None], key_mask=KM[:, None])
     full = plan(S, query_mask=np.repeat(QM[:, None], 3, 1), key_mask=np.repeat(KM[:, None], 3, 1))
     np.testing.assert_array_equal(broadcast, full)
+
+
+# ------------------------------------------------------------------------------------ what seeded faults taught
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masked_duals_are_exactly_zero_and_columns_have_their_mass(kind):
+    """With one mask alone n'/m' takes the other side's full count; neither is lost where n != m."""
+    S, options = scores(2, 5, 7), MASKS[kind]
+    duals = sinkhorn(S, n_iter=200, epsilon=2.0, **options)
+    queries = options.get("query_mask", np.ones((2, 5), bool))
+    keys = options.get("key_mask", np.ones((2, 7), bool))
+    assert not duals.query[~queries].any() and not duals.key[~keys].any()
+    P = transport_plan(S, duals, epsilon=2.0, **options)
+    share = queries.sum(-1, keepdims=True) / keys.sum(-1, keepdims=True)
+    np.testing.assert_allclose(P.sum(-2), np.where(keys, share, 0), rtol=1e-9)
+    for error in marginal_error(P, **options):
+        np.testing.assert_allclose(error, 0, atol=1e-9)
+
+
+def test_marginal_error_by_hand():
+    P = np.asarray([[0.25, 0.25, 0.0, 0.25], [0.25, 0.25, 0.25, 0.25]])  # rows 0.75 and 1, columns 0.5 but one
+    rows, columns = marginal_error(P)
+    assert rows == 0.25
+    assert columns == 0.25
+    rows, columns = marginal_error(P, query_mask=np.asarray([False, True]))  # columns want 1/4: row 0 is too much
+    assert rows == 0
+    assert columns == 0.25
+
+
+def test_rows_of_a_sharp_plan_are_exactly_one_in_float32():
+    """The rounding of g + S is the same where f is made of it and where the plan is: it cancels, at any size."""
+    planted = 1e5 * np.eye(20)[np.random.default_rng(0).permutation(20)]
+    S = (planted + scores(20, 20, size=1e3)).astype(np.float32)
+    np.testing.assert_array_equal(plan(S, n_iter=5).sum(-1), 1)
