@@ -8,7 +8,9 @@ ones of fused.py; those of attention.py say the same in the plainest way, and ar
 from asap_ref.amortizer import Amortizer, amortized_query_dual, amortized_query_dual_vjp
 from asap_ref.arrays import array_module, array_namespace, to_numpy
 from asap_ref.calibration import fit_amortizer
+from asap_ref.compilation import compile_model
 from asap_ref.features import dual_features, dual_features_vjp
+from asap_ref.fidelity import FidelityReport, fidelity_report
 from asap_ref.fused import (
     asap_attention,
     asap_attention_vjp,
@@ -19,6 +21,7 @@ from asap_ref.fused import (
 )
 from asap_ref.initial_duals import initial_attention, initial_attention_vjp, initial_dual, initial_dual_vjp
 from asap_ref.mechanism import Attention
+from asap_ref.mixed import mixed_attention, mixed_attention_vjp
 from asap_ref.one_sided import one_sided_attention, one_sided_attention_vjp
 from asap_ref.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.sinkhorn import sinkhorn, sinkhorn_vjp
@@ -43,6 +46,7 @@ __all__ = [
     "Amortizer",
     "Attention",
     "Duals",
+    "FidelityReport",
     "SufficientStatistics",
     "amortized_query_dual",
     "amortized_query_dual_vjp",
@@ -52,10 +56,12 @@ __all__ = [
     "asap_attention_vjp",
     "attention_scores",
     "attention_scores_vjp",
+    "compile_model",
     "dual_features",
     "dual_features_vjp",
     "entropic_c_transform",
     "entropic_c_transform_vjp",
+    "fidelity_report",
     "fit_amortizer",
     "initial_attention",
     "initial_attention_vjp",
@@ -64,6 +70,8 @@ __all__ = [
     "kantorovich_potentials_1d",
     "kantorovich_potentials_1d_vjp",
     "marginal_error",
+    "mixed_attention",
+    "mixed_attention_vjp",
     "one_sided_attention",
     "one_sided_attention_vjp",
     "sinkhorn",

@@ -9,7 +9,7 @@ Shapes: q (..., H, n, d), k (..., H, m, d), directions (d, L) or (H, d, L), weig
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from asap_ref import files
 from asap_ref.arrays import array_namespace
 from asap_ref.contracts import operator
 from asap_ref.features import count_features, dual_features, dual_features_vjp
+from asap_ref.statistics import SufficientStatistics
 
 
 @operator(q="H n d", k="H m d", directions=None, weights=None, basis=None, query_mask="n", key_mask="m")
@@ -120,6 +121,9 @@ class Amortizer:
     objective: str = "regression"
     refine: int = 0  # Sinkhorn iterations after the two-sided transform
     r_squared: np.ndarray | None = None  # (H,) on the calibration data
+    statistics: SufficientStatistics | None = field(
+        default=None, repr=False
+    )  # of it: what new data is merged with
     _placed: dict = field(default_factory=dict, repr=False, compare=False)
 
     def parameters(self, like):
@@ -146,17 +150,36 @@ class Amortizer:
         dual, vjp = amortized_query_dual_vjp(q, k, directions, weights, **settings)
         return dual, lambda d_dual: vjp(d_dual)[:2]
 
+    def of_heads(self, heads):
+        """Return the amortizer of some of the heads, by index."""
+        heads = list(heads)
+        directions, basis = (
+            x[heads] if x is not None and x.ndim == 3 else x for x in (self.directions, self.basis)
+        )
+        return replace(
+            self,
+            directions=directions,
+            basis=basis,
+            weights=self.weights[heads],
+            r_squared=None if self.r_squared is None else self.r_squared[heads],
+            statistics=None if self.statistics is None else self.statistics.of_heads(heads),
+            _placed={},
+        )
+
     def state(self):
         """(dict of arrays, JSON-ready settings), from which `from_state` rebuilds the amortizer."""
         arrays = {name: getattr(self, name) for name in ("directions", "weights", "basis", "r_squared")}
         names = ("cumulants", "epsilon", "n_iter", "objective", "refine")
-        return {name: x for name, x in arrays.items() if x is not None}, {
-            name: getattr(self, name) for name in names
-        }
+        arrays = {name: x for name, x in arrays.items() if x is not None}
+        if self.statistics is not None:
+            arrays["statistics"] = self.statistics.state()
+        return arrays, {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_state(cls, arrays, settings):
         """Rebuild an amortizer from its `state`."""
+        if "statistics" in arrays:
+            arrays = {**arrays, "statistics": SufficientStatistics.from_state(arrays["statistics"])}
         return cls(**arrays, **settings)
 
     def save(self, path):

@@ -177,6 +177,7 @@ def fit_amortizer(
         objective=objective,
         refine=refine,
         r_squared=statistics.r_squared(weights),
+        statistics=statistics,
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``asap-ref reproduce | compile | figures | oracle | info``."""
+"""The command line: ``asap-ref reproduce | compile | fidelity | figures | oracle | info``."""
 
 from __future__ import annotations
 
@@ -100,6 +100,32 @@ def build_parser():
     compile_.add_argument("--slices", type=integer(1), help="slice directions L (the data set's own)")
     compile_.add_argument("--seed", type=integer(0), default=0, help="seed of the directions (%(default)s)")
 
+    compile_.add_argument(
+        "--fallback",
+        type=float,
+        metavar="ERROR",
+        help="leave heads to Sinkhorn whose held-out attention output is off by more than this share",
+    )
+
+    fidelity = _parser(
+        commands.add_parser,
+        "asap-ref fidelity asap-out/asap.npz --out fidelity",
+        "asap-ref fidelity asap-out/asap.npz --dataset digits --worse-than 0.1",
+        name="fidelity",
+        help="report how faithful each head of a compiled model is to its Sinkhorn teacher, on test data",
+    )
+    fidelity.set_defaults(run=run_fidelity)
+    fidelity.add_argument("model", help="a compiled Transformer, .npz")
+    fidelity.add_argument("--dataset", choices=DATASETS, default="digits", help="whose test split (%(default)s)")
+    fidelity.add_argument(
+        "--worse-than",
+        type=float,
+        default=0.1,
+        metavar="ERROR",
+        help="name heads whose output error is larger (%(default)s)",
+    )
+    fidelity.add_argument("--out", metavar="STEM", help="also write STEM.md, STEM.svg, STEM.png and STEM.npz")
+
     figures = _parser(
         commands.add_parser,
         "asap-ref figures",
@@ -182,12 +208,32 @@ def run_compile(args):
 
     model = Transformer.load(args.model)
     run = experiment(args.dataset, seed=args.seed, slices=args.slices)
-    compiled, report = compile_model(model, whole_batches(run.load().train_inputs), **run.compilation)
+    calibration = whole_batches(run.load().train_inputs)
+    compiled, report = compile_model(model, calibration, fallback=args.fallback, **run.compilation)
     compiled.save(args.compiled)
     for layer in report:
         shares = ", ".join(f"{r:.3f}" for r in layer["r_squared"])
         print(f"layer {layer['layer']}: R² of the query dual, by head: {shares}")
+        if layer.get("on_sinkhorn"):
+            print(f"layer {layer['layer']}: left to Sinkhorn: heads {', '.join(map(str, layer['on_sinkhorn']))}")
     print(f"wrote {args.compiled}")
+
+
+def run_fidelity(args):
+    """Run ``asap-ref fidelity``."""
+    from asap_ref.experiments import experiment
+    from asap_ref.fidelity import fidelity_report
+    from asap_ref.reproduce import sample
+    from asap_ref.transformer import Transformer
+
+    inputs = sample(experiment(args.dataset).load().test_inputs)
+    report = fidelity_report(Transformer.load(args.model), inputs)
+    print(report.markdown())
+    worse = report.worse_than(args.worse_than)
+    named = ", ".join(f"layer {layer} head {head}" for layer, head in worse) or "none"
+    print(f"heads whose output is off by more than {args.worse_than}, worst first: {named}")
+    if args.out is not None:
+        print(f"wrote {', '.join(str(path) for path in report.write(args.out))}")
 
 
 def run_figures(args):

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from asap_ref.amortizer import Amortizer
 from asap_ref.contracts import check_choice, check_settings
 from asap_ref.fused import (
     asap_attention,
@@ -21,6 +22,7 @@ from asap_ref.fused import (
     softmax_attention_vjp,
 )
 from asap_ref.initial_duals import initial_attention, initial_attention_vjp
+from asap_ref.mixed import mixed_attention, mixed_attention_vjp
 from asap_ref.one_sided import one_sided_attention, one_sided_attention_vjp
 from asap_ref.sliced_attention import sliced_attention, sliced_attention_vjp
 
@@ -31,6 +33,7 @@ FORMS = {
     "sliced": (sliced_attention, sliced_attention_vjp),
     "initial": (initial_attention, initial_attention_vjp),
     "one-sided": (one_sided_attention, one_sided_attention_vjp),
+    "mixed": (mixed_attention, mixed_attention_vjp),
 }
 
 
@@ -78,3 +81,29 @@ class Attention:
         """Return (out, vjp) with ``vjp(d_out) -> (dq, dk, dv)``."""
         _, forward_vjp = FORMS[self.name]
         return forward_vjp(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)
+
+    def state(self):
+        """(nested dict of arrays, JSON-ready name and settings), from which `from_state` rebuilds the attention."""
+        arrays, settings = {}, dict(self.settings)
+        if "amortizer" in settings:
+            arrays["amortizer"], settings["amortizer"] = settings["amortizer"].state()
+        if "parts" in settings:
+            saved = []
+            for i, (attention, heads) in enumerate(settings["parts"]):
+                arrays[f"part{i}"], part = attention.state()
+                saved.append([part, list(heads)])
+            settings["parts"] = saved
+        return arrays, {"name": self.name, "settings": settings}
+
+    @classmethod
+    def from_state(cls, arrays, saved):
+        """Rebuild an attention from its `state`."""
+        settings = dict(saved["settings"])
+        if "amortizer" in settings:
+            settings["amortizer"] = Amortizer.from_state(arrays["amortizer"], settings["amortizer"])
+        if "parts" in settings:
+            settings["parts"] = tuple(
+                (cls.from_state(arrays.get(f"part{i}", {}), part), tuple(heads))
+                for i, (part, heads) in enumerate(settings["parts"])
+            )
+        return cls(saved["name"], settings)

@@ -18,8 +18,11 @@ import numpy as np
 
 from asap_ref import files
 from asap_ref.arrays import array_module, to_numpy
-from asap_ref.compilation import compile_model, fidelity, hardness
+from asap_ref.comparison import fidelity
+from asap_ref.compilation import compile_model
 from asap_ref.experiments import experiment
+from asap_ref.fidelity import fidelity_report
+from asap_ref.hardness import hardness
 from asap_ref.initial_duals import STARTS
 from asap_ref.mechanism import Attention
 from asap_ref.text import batches, trimmed
@@ -62,7 +65,8 @@ def reproduce(settings, out, *, resume=False, say=print):
     ----------
     settings : ReproduceSettings
     out : path
-        Folder for report.json, report.md, reproduce.png and .svg, the models and their checkpoints.
+        Folder for report.json, report.md, reproduce.png and .svg, the fidelity of each head (fidelity.md, .png, .svg
+        and .npz), the models and their checkpoints.
     resume : bool
         Go on from the checkpoints in ``out``.
     say : callable
@@ -109,6 +113,7 @@ def reproduce(settings, out, *, resume=False, say=print):
     compiled, calibration = compile_model(teacher, whole_batches(data.train_inputs), **run.compilation)
     seconds["compile"] = time.perf_counter() - began
     models["asap"] = compiled
+    fidelity_report(compiled, sample(data.test_inputs), teacher=teacher).write(out / "fidelity")
     for name, model in models.items():
         model.save(out / f"{name}.npz")
 

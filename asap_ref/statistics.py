@@ -46,6 +46,11 @@ class SufficientStatistics:
         return cls(phi @ phi.mT, (phi @ f[..., None])[..., 0], np.sum(f * f, axis=-1), count)
 
     def __add__(self, other):
+        if self.gram.shape != other.gram.shape:
+            raise ValueError(
+                f"statistics of {self.gram.shape[:2]} and of {other.gram.shape[:2]} heads and features cannot be "
+                "merged; they must come from the same heads, slices and feature families"
+            )
         return SufficientStatistics(
             self.gram + other.gram,
             self.cross + other.cross,
@@ -58,6 +63,20 @@ class SufficientStatistics:
         heads = np.arange(len(picked))[:, None]
         gram = self.gram[heads[:, :, None], picked[:, :, None], picked[:, None, :]]
         return SufficientStatistics(gram, self.cross[heads, picked], self.square, self.count)
+
+    def of_heads(self, heads):
+        """Statistics of some of the heads only, by index."""
+        heads = list(heads)
+        return SufficientStatistics(self.gram[heads], self.cross[heads], self.square[heads], self.count)
+
+    def state(self):
+        """Return a dict of arrays, from which `from_state` rebuilds the statistics."""
+        return {name: np.asarray(getattr(self, name)) for name in ("gram", "cross", "square", "count")}
+
+    @classmethod
+    def from_state(cls, arrays):
+        """Rebuild statistics from their `state`."""
+        return cls(**{**arrays, "count": int(arrays["count"])})
 
     def ridge(self, strength):
         """Weights (H, F) that minimise |f - Phiᵀ w|² + strength * sum_a (Phi Phiᵀ)_aa w_a².

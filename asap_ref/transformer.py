@@ -17,7 +17,6 @@ from functools import partial
 import numpy as np
 
 from asap_ref import files, parameters
-from asap_ref.amortizer import Amortizer
 from asap_ref.arrays import array_module, array_namespace
 from asap_ref.contracts import check_count, operator
 from asap_ref.embedding import embed_vjp
@@ -320,10 +319,8 @@ class Transformer:
         """Write the model, amortizers included, as one .npz, atomically."""
         arrays, attention_settings = {"params": self.params}, []
         for i, attention in enumerate(self.attentions):
-            settings = dict(attention.settings)
-            if "amortizer" in settings:
-                arrays[f"amortizer{i}"], settings["amortizer"] = settings["amortizer"].state()
-            attention_settings.append({"name": attention.name, "settings": settings})
+            arrays[f"attention{i}"], settings = attention.state()
+            attention_settings.append(settings)
         header = {"architecture": asdict(self.architecture), "attentions": attention_settings}
         files.save(path, "transformer", arrays, header)
 
@@ -335,15 +332,11 @@ class Transformer:
     @classmethod
     def from_state(cls, arrays, header, *, backend="numpy"):
         """Rebuild a model from the arrays and settings that `save` writes."""
-        attentions = []
-        for i, saved in enumerate(header["attentions"]):
-            settings = dict(saved["settings"])
-            if "amortizer" in settings:
-                settings["amortizer"] = Amortizer.from_state(arrays[f"amortizer{i}"], settings["amortizer"])
-            attentions.append(Attention(saved["name"], settings))
+        saved = enumerate(header["attentions"])
+        attentions = tuple(Attention.from_state(arrays.get(f"attention{i}", {}), each) for i, each in saved)
         architecture = dict(header["architecture"])
         architecture["image"] = tuple(architecture["image"])
         params = arrays["params"]
         if backend != "numpy":
             params = parameters.place(params, array_module(backend))
-        return cls(Architecture(**architecture), params, tuple(attentions))
+        return cls(Architecture(**architecture), params, attentions)

@@ -6,9 +6,10 @@ import numpy as np
 
 from asap_ref import Attention, files, presentation, reproduce
 from asap_ref.arrays import to_numpy
-from asap_ref.compilation import compile_model, record
+from asap_ref.compilation import compile_model
 from asap_ref.diagnostics import attention_entropy, rank_residual_by_depth, sink_score
 from asap_ref.experiments import experiment
+from asap_ref.recording import record
 from asap_ref.training import accuracy, train
 from asap_ref.transformer import Transformer
 from asap_ref.transport import marginal_error

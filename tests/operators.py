@@ -19,6 +19,10 @@ X, Y = scores(2, 6, seed=3), scores(2, 6, seed=4)
 THETA = ar.slice_directions(4, 5)
 WEIGHTS = scores(3, 8, seed=5)
 AMORTIZER = ar.fit_amortizer([(Q, K)], n_slices=5, n_iter=4, epsilon=0.7)
+PARTS = (
+    (ar.Attention("asap", {"amortizer": AMORTIZER.of_heads([0, 2])}), (0, 2)),
+    (ar.Attention("sinkhorn", {"n_iter": 4, "epsilon": 0.7}), (1,)),
+)
 DUALS = ar.sinkhorn(S, epsilon=0.7)
 MASKS = {"query_mask": QM, "key_mask": KM}
 RECTANGULAR = qkv(2, 3, n=5, m=7, d=4, p=3)
@@ -95,6 +99,8 @@ OPERATORS = {
         {"q": Q, "k": LONG_K, "v": LONG_V, **TOKEN_MASKS},
         {"amortizer": AMORTIZER},
     ),
+    "mixed": (ar.mixed_attention, {"q": Q, "k": K, "v": V}, {"parts": PARTS}),
+    "mixed masked": (ar.mixed_attention, {"q": Q, "k": LONG_K, "v": LONG_V, **TOKEN_MASKS}, {"parts": PARTS}),
     "linear": (layers.linear, {**ROW, **AFFINE}, {}),
     "layer_norm": (layers.layer_norm, {**ROW, "gain": ROW["x"][0], "bias": ROW["x"][1]}, {}),
     "gelu": (layers.gelu, ROW, {}),

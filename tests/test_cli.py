@@ -48,7 +48,7 @@ def test_reproduce_writes_report_figure_and_models(short_run):
     errors = [rows[name]["output_error"] for name in ATTENTIONS[2:6]]
     assert errors == sorted(errors, reverse=True)  # more iterations, nearer to the teacher
     assert (out / "report.md").read_text() in done.stdout
-    for name in ("reproduce.png", "reproduce.svg", "softmax.npz", "sinkhorn.npz", "asap.npz"):
+    for name in ("reproduce.png", "reproduce.svg", "softmax.npz", "sinkhorn.npz", "asap.npz", "fidelity.npz"):
         assert (out / name).stat().st_size > 1000
     assert str(out) not in (out / "report.json").read_text()  # no path of this machine in the record
 
@@ -63,6 +63,22 @@ def test_the_compiled_model_runs_on_its_own_and_gives_the_reported_accuracy(shor
     for name in ("softmax", "sinkhorn", "asap"):
         expected = next(row["accuracy"] for row in report["rows"] if row["attention"] == name)
         assert accuracy(Transformer.load(out / f"{name}.npz"), digits.test_inputs, digits.test_labels) == expected
+
+
+def test_heads_are_compiled_left_to_sinkhorn_and_reported(short_run, tmp_path):
+    out, _ = short_run
+    model, compiled = str(out / "sinkhorn.npz"), str(tmp_path / "compiled.npz")
+    done = asap_ref("compile", model, compiled, "--slices", "4", "--fallback", "0.05")
+    assert done.returncode == 0, done.stderr
+    done = asap_ref("fidelity", compiled, "--out", str(tmp_path / "told"), "--worse-than", "1e-9")
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "told.md").read_text()
+    assert table in done.stdout and len(table.splitlines()) == 2 + 8  # two layers of four heads
+    assert "off by more than 1e-09, worst first: layer" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "compiled.npz",
+        *(f"told.{s}" for s in ("md", "svg", "png", "npz")),
+    }
 
 
 def test_a_model_can_be_trained_with_any_other_mechanism(tmp_path):

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from asap_ref import Attention, sinkhorn, transport_plan
-from asap_ref.compilation import column_error, compile_model, fidelity, hardness, record
+from asap_ref.comparison import column_distance, fidelity, plan_of
+from asap_ref.compilation import compile_model
+from asap_ref.fidelity import FidelityReport, fidelity_report, predicted, teacher_of
+from asap_ref.hardness import hardness
 from asap_ref.parameters import leaves
+from asap_ref.recording import record
 from asap_ref.transformer import Architecture, Transformer
 from asap_ref.transport import attention_scores
 
@@ -62,7 +66,7 @@ def test_the_teacher_is_faithful_to_itself_and_column_error_is_the_plans():
     S = attention_scores(q, k)
     plan = transport_plan(S, sinkhorn(S, n_iter=8, epsilon=0.5), epsilon=0.5)
     expected = np.abs(plan.sum(-2) - 1).mean((0, 2))
-    np.testing.assert_allclose(column_error(TEACHER.attentions[0], q, k), expected, atol=1e-5)
+    np.testing.assert_allclose(column_distance(plan_of(TEACHER.attentions[0], q, k)).mean(0), expected, atol=1e-5)
 
 
 def test_hardness_grows_as_epsilon_falls():
@@ -90,3 +94,91 @@ def test_wrong_calls_say_what_was_expected():
         compile_model(TEACHER.with_attention(Attention("softmax")), [CALIBRATION])
     with pytest.raises(ValueError, match="n_iter must be at least 1"):
         compile_model(TEACHER.with_attention(Attention("sinkhorn", {"n_iter": 0})), [CALIBRATION])
+
+
+def test_heads_where_asap_is_not_good_enough_are_named_and_stay_with_sinkhorn(tmp_path):
+    _, report = compile_model(TEACHER, [CALIBRATION], n_slices=4, quadratic=0, fallback=1e9)
+    assert [layer["on_sinkhorn"] for layer in report] == [[], []]
+    errors = np.asarray([layer["output_error"] for layer in report])
+    threshold = float(np.sort(errors.ravel())[3])  # two heads of six are worse
+    compiled, report = compile_model(TEACHER, [CALIBRATION], n_slices=4, quadratic=0, fallback=threshold)
+    named = [(layer["layer"], h) for layer in report for h in layer["on_sinkhorn"]]
+    assert named == [tuple(map(int, x)) for x in np.argwhere(errors > threshold)] and len(named) == 2
+    assert "mixed" in {attention.name for attention in compiled.attentions}
+    found = {(row["layer"], row["head"]): row for row in fidelity_report(compiled, HELD_OUT).rows}
+    for place, row in found.items():
+        assert row["attention"] == ("sinkhorn" if place in named else "asap")
+        assert (row["output_error"] < 1e-5) == (place in named)  # float32
+        assert (row["r_squared"] is None) == (place in named)
+    compiled.save(tmp_path / "mixed.npz")
+    again = Transformer.load(tmp_path / "mixed.npz")
+    np.testing.assert_array_equal(again(HELD_OUT), compiled(HELD_OUT))
+    from asap_ref.training import loss_and_gradients
+
+    _, gradients = loss_and_gradients(compiled, HELD_OUT, np.zeros(50, int))
+    assert all(np.isfinite(g).all() for g in leaves(gradients))
+    untouched, _ = compile_model(TEACHER, [CALIBRATION], n_slices=4, quadratic=0, fallback=0)
+    assert [a.name for a in untouched.attentions] == ["sinkhorn", "sinkhorn"]
+
+
+def test_the_fidelity_report_measures_what_it_says(tmp_path):
+    compiled, _ = compile_model(TEACHER, [CALIBRATION], n_slices=4)
+    report = fidelity_report(compiled, HELD_OUT)
+    assert teacher_of(compiled).attentions == TEACHER.attentions
+    short = fidelity(TEACHER, compiled.attentions, HELD_OUT)
+    hard = hardness(TEACHER, HELD_OUT)
+    q, k, *_ = record(TEACHER, HELD_OUT)[1]
+    S = attention_scores(q, k).astype(np.float64)
+    target = sinkhorn(S, n_iter=7, epsilon=0.5).query
+    target -= target.mean(-1, keepdims=True)
+    expected = transport_plan(S, sinkhorn(S, n_iter=8, epsilon=0.5), epsilon=0.5)
+    plan = plan_of(compiled.attentions[1], q, k)
+    for row in report.rows:
+        layer, h = row["layer"], row["head"]
+        for name in ("output_error", "column_error"):
+            assert row[name] == pytest.approx(short[layer][name][h], rel=1e-6)
+        assert row["iterations"] == hard[layer]["iterations"][h]
+        assert row["score_range"] == pytest.approx(hard[layer]["score_range"][h], rel=1e-5)
+        assert 1 <= row["equivalent_iterations"] <= 50
+        if layer == 1:  # by hand; the activations are float32
+            residual = predicted(compiled.attentions[1], q, k)[:, h] - target[:, h]
+            assert row["r_squared"] == pytest.approx(1 - np.sum(residual**2) / np.sum(target[:, h] ** 2), abs=1e-4)
+            divergence = np.sum(expected[:, h] * np.log(expected[:, h] / plan[:, h])) / (50 * 10)
+            assert row["plan_kl"] == pytest.approx(divergence, rel=1e-3)
+    assert report.markdown().count("\n") == 2 + len(report.rows)
+    assert [path.suffix for path in report.draw(tmp_path / "fidelity")] == [".svg", ".png"]
+    worst = max(report.rows, key=lambda row: row["output_error"])
+    assert report.worse_than(0.0)[0] == (worst["layer"], worst["head"])
+    report.save(tmp_path / "fidelity.npz")
+    again = FidelityReport.load(tmp_path / "fidelity.npz")
+    assert again.rows == report.rows
+    for name, x in report.samples.items():
+        np.testing.assert_array_equal(again.samples[name], x)
+        assert x.shape == (50, 2, 3)
+
+
+def test_the_fidelity_report_knows_padding_and_batches():
+    text = Architecture(vocabulary=20, length=9, n_classes=2, width=8, n_layers=1, n_heads=2)
+    teacher = Transformer.create(text, Attention("sinkhorn", {"n_iter": 4}))
+    tokens = rng.integers(1, 20, (60, 6))
+    tokens[::2, 4:] = 0
+    compiled, _ = compile_model(teacher, [tokens], n_slices=3, quadratic=0)
+    whole, padded = (fidelity_report(compiled, x).rows for x in (tokens, np.pad(tokens, ((0, 0), (0, 3)))))
+    parts = fidelity_report(compiled, [tokens[:25], tokens[25:]]).rows
+    for row, other, sum_of_parts in zip(whole, padded, parts, strict=True):
+        assert row["attention"] == other["attention"] == sum_of_parts["attention"] == "asap"
+        for name in set(row) - {"attention"}:
+            value = row[name]
+            # float32, and sums over other shapes
+            assert other[name] == pytest.approx(value, rel=1e-3, abs=1e-5)
+            if name != "iterations":  # of the hardest batch
+                assert sum_of_parts[name] == pytest.approx(value, rel=1e-3, abs=1e-5)
+
+
+def test_a_report_needs_a_teacher_and_data():
+    with pytest.raises(ValueError, match="layer 0 has softmax attention, which no Sinkhorn teacher stands behind"):
+        fidelity_report(TEACHER.with_attention(Attention("softmax")), HELD_OUT)
+    with pytest.raises(ValueError, match="inputs is empty"):
+        fidelity_report(TEACHER, HELD_OUT[:0])
+    with pytest.raises(ValueError, match="fewer than 10 examples"):
+        compile_model(TEACHER, [CALIBRATION[:9]], fallback=0.1)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from asap_ref import Attention, fit_amortizer
-from asap_ref.compilation import compile_model, record
+from asap_ref.compilation import compile_model
 from asap_ref.embedding import patches
 from asap_ref.layers import cross_entropy
 from asap_ref.parameters import flatten, leaves, tree_map, unflatten
+from asap_ref.recording import record
 from asap_ref.training import (
     TrainingSettings,
     adamw,
