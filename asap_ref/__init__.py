@@ -9,6 +9,7 @@ from asap_ref.amortizer import Amortizer, amortized_query_dual, amortized_query_
 from asap_ref.arrays import array_module, array_namespace, to_numpy
 from asap_ref.calibration import fit_amortizer
 from asap_ref.compilation import compile_model
+from asap_ref.drift import Drift, detect_drift
 from asap_ref.features import dual_features, dual_features_vjp
 from asap_ref.fidelity import FidelityReport, fidelity_report
 from asap_ref.fused import (
@@ -24,6 +25,7 @@ from asap_ref.mechanism import Attention
 from asap_ref.mixed import mixed_attention, mixed_attention_vjp
 from asap_ref.one_sided import one_sided_attention, one_sided_attention_vjp
 from asap_ref.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
+from asap_ref.recalibration import recalibrate
 from asap_ref.sinkhorn import sinkhorn, sinkhorn_vjp
 from asap_ref.sliced_attention import sliced_attention, sliced_attention_vjp
 from asap_ref.slices import slice_directions, sliced_potentials, sliced_potentials_vjp
@@ -45,6 +47,7 @@ from asap_ref.transport import (
 __all__ = [
     "Amortizer",
     "Attention",
+    "Drift",
     "Duals",
     "FidelityReport",
     "SufficientStatistics",
@@ -57,6 +60,7 @@ __all__ = [
     "attention_scores",
     "attention_scores_vjp",
     "compile_model",
+    "detect_drift",
     "dual_features",
     "dual_features_vjp",
     "entropic_c_transform",
@@ -74,6 +78,7 @@ __all__ = [
     "mixed_attention_vjp",
     "one_sided_attention",
     "one_sided_attention_vjp",
+    "recalibrate",
     "sinkhorn",
     "sinkhorn_attention",
     "sinkhorn_attention_vjp",

@@ -64,6 +64,10 @@ class SufficientStatistics:
         gram = self.gram[heads[:, :, None], picked[:, :, None], picked[:, None, :]]
         return SufficientStatistics(gram, self.cross[heads, picked], self.square, self.count)
 
+    def scaled(self, factor):
+        """Statistics in which each token counts ``factor`` times."""
+        return SufficientStatistics(*(factor * x for x in (self.gram, self.cross, self.square, self.count)))
+
     def of_heads(self, heads):
         """Statistics of some of the heads only, by index."""
         heads = list(heads)
@@ -76,7 +80,7 @@ class SufficientStatistics:
     @classmethod
     def from_state(cls, arrays):
         """Rebuild statistics from their `state`."""
-        return cls(**{**arrays, "count": int(arrays["count"])})
+        return cls(**{**arrays, "count": arrays["count"].item()})
 
     def ridge(self, strength):
         """Weights (H, F) that minimise |f - Phiᵀ w|² + strength * sum_a (Phi Phiᵀ)_aa w_a².
