@@ -128,12 +128,15 @@ class Amortizer:
 
     def parameters(self, like):
         """(directions, weights, basis or None) in the module, dtype and device of ``like``; copied there once."""
+        return self.placed(like, "parameters", lambda: (self.directions, self.weights, self.basis))
+
+    def placed(self, like, name, make):
+        """The tuple of arrays that ``make()`` gives, where and in the dtype that ``like`` is; made once."""
         xp = array_namespace(like)
-        key = (xp.__name__, str(like.dtype), str(like.device))
+        key = (name, xp.__name__, str(like.dtype), str(like.device))
         if key not in self._placed:
             self._placed[key] = tuple(
-                None if x is None else xp.asarray(x, dtype=like.dtype, device=like.device)
-                for x in (self.directions, self.weights, self.basis)
+                None if x is None else xp.asarray(x, dtype=like.dtype, device=like.device) for x in make()
             )
         return self._placed[key]
 

@@ -102,11 +102,10 @@ def array_namespace(*arrays):
         names = sorted({module.__name__.removeprefix("array_api_compat.") for module in modules})
         raise TypeError(f"arrays of different modules cannot be mixed: got {names}; convert them to one of these")
     if len(given) > 1 and not isinstance(given[0], np.ndarray):  # NumPy knows one device
-        devices = {str(compat.device(x)) for x in given}
-        if len(devices) != 1:
-            raise TypeError(
-                f"arrays on different devices cannot be mixed: got {sorted(devices)}; move them to one"
-            )
+        devices = [compat.device(x) for x in given]
+        if any(device != devices[0] for device in devices):
+            names = sorted({str(device) for device in devices})
+            raise TypeError(f"arrays on different devices cannot be mixed: got {names}; move them to one")
     return modules[0]
 
 

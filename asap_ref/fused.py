@@ -19,7 +19,9 @@ array modules the same expressions run on whole arrays, or the readable form doe
 
 from __future__ import annotations
 
+import functools
 import math
+import operator as operators
 
 import numpy as np
 
@@ -35,10 +37,12 @@ from asap_ref.transport import (
     column_mass,
     transport_plan,
     two_sided_c_transform,
+    valid_pairs,
 )
 from asap_ref.workers import over_problems, over_problems_vjp
 
 TILE = 2**17  # entries of a tile of scores: 512 KiB in float32
+SLAB = 2**30  # entries of scores on a device at once: 4 GiB in float32
 
 
 def _on_numpy(x):
@@ -59,8 +63,21 @@ def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
            [2.]])
     """
     if not _on_numpy(q):
-        return readable.softmax_attention(q, k, v, query_mask=query_mask, key_mask=key_mask)
+        return _softmax_whole(q, k, v, query_mask, key_mask)
     return over_problems(_softmax_tiles, [q, k, v], [query_mask, key_mask])
+
+
+def _softmax_whole(q, k, v, query_mask, key_mask):
+    """In whole arrays: the rows are normalised after the second product, where they are narrow."""
+    xp = array_namespace(q, k, v)
+    q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
+    S, valid = attention_scores(q, k), valid_pairs(query_mask, key_mask)
+    S = S if valid is None else xp.where(valid, S, -xp.inf)
+    top = xp.max(S, axis=-1, keepdims=True)
+    E = xp.exp(S - (top if valid is None else xp.where(top == -xp.inf, xp.zeros_like(top), top)))
+    out = E @ xp.concat([v, xp.ones_like(v[..., :1])], axis=-1)
+    total = out[..., -1:]
+    return out[..., :-1] / (total if valid is None else xp.where(total > 0, total, xp.ones_like(total)))
 
 
 def _softmax_tiles(q, k, v, query_mask, key_mask):
@@ -69,19 +86,22 @@ def _softmax_tiles(q, k, v, query_mask, key_mask):
     if key_mask is not None:  # padding takes the place of a token: the maximum of a row is that of its tokens
         a_token = np.take_along_axis(k, key_mask.argmax(-1)[:, None, None], axis=-2)
         k = np.where(key_mask[..., None], k, a_token)
-    kt = transpose(k / math.sqrt(q.shape[-1]))
+    kt = np.ascontiguousarray(transpose(k / math.sqrt(q.shape[-1])))  # read once for every tile
     v = np.concatenate([v, keep_tokens(np.ones_like(v[..., :1]), key_mask)], axis=-1)
     out = np.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
     for rows in _tiles(q, k):
         E = q[:, rows] @ kt
         E -= E.max(-1, keepdims=True)
         np.matmul(np.exp(E, out=E), v, out=out[:, rows])
-    return keep_tokens(out[..., :-1] / (out[..., -1:] + _none_left(key_mask, q)), query_mask)
+    return keep_tokens(out[..., :-1] / _divisor(out[..., -1:], key_mask), query_mask)
 
 
-def _none_left(mask, like):
-    """One where a sequence is all padding, (B, 1, 1), to keep a sum that is zero from being divided by."""
-    return 0 if mask is None else (~mask.any(-1))[:, None, None].astype(like.dtype)
+def _divisor(sums, mask):
+    """Sums (..., n, m) to divide by: plus one where a sequence is all padding (..., n'), as they are zero there."""
+    if mask is None:
+        return sums
+    xp = array_namespace(sums)
+    return sums + xp.astype(~xp.any(mask, axis=-1), sums.dtype)[..., None, None]
 
 
 @operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
@@ -185,8 +205,6 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
     >>> bool(np.allclose(asap_attention(q, k, v, amortizer), slow))
     True
     """
-    if not _on_numpy(q):
-        return readable.asap_attention(q, k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
     q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
     f_hat = predict(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)
     epsilon = amortizer.epsilon
@@ -198,7 +216,7 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
         _, a, b = segments[-1].steps[-1]
         return a[..., :, None] * (segments[-1].K @ (b[..., :, None] * v))
 
-    def part(q, k, v, f_hat, query_mask, key_mask):
+    def in_tiles(q, k, v, f_hat, query_mask, key_mask):
         f_hat = f_hat[..., 0]
         out, good = _asap_tiles(q, k, v, f_hat, query_mask, key_mask, epsilon, block)
         for bad in np.flatnonzero(~good):  # the log domain survives what the tiles did not
@@ -206,9 +224,49 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
             out[bad] = _asap_from_dual(*problem, epsilon)
         return out
 
-    return over_problems(
-        refined if amortizer.refine else part, [q, k, v, f_hat[..., None]], [query_mask, key_mask]
-    )
+    if _on_numpy(q):
+        part = refined if amortizer.refine else in_tiles
+        return over_problems(part, [q, k, v, f_hat[..., None]], [query_mask, key_mask])
+    if amortizer.refine:
+        return refined(q, k, v, f_hat[..., None], query_mask, key_mask)
+    out, good = _asap_slabs(q, k, v, f_hat, query_mask, key_mask, epsilon, block)
+    xp = array_namespace(out)
+    if bool(xp.all(good)):
+        return out
+    return xp.where(good[..., None, None], out, _asap_from_dual(q, k, v, f_hat, query_mask, key_mask, epsilon))
+
+
+def _asap_slabs(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
+    """As the formulas at the top have it, in one slab of rows where memory allows; the same results as `_asap_tiles`.
+
+    Shapes are (..., n, d) and so on. What a slab holds does not matter to a device, as long as it is much.
+    """
+    xp = array_namespace(q, k, v)
+    n, p = q.shape[-2], v.shape[-1]
+    f_hat = f_hat if query_mask is None else xp.where(query_mask, f_hat, -xp.inf)
+    f_hat = keep(f_hat - xp.max(f_hat, axis=-1, keepdims=True), query_mask)
+    q1 = xp.concat([q / math.sqrt(q.shape[-1]), f_hat[..., None]], axis=-1) / epsilon
+    k1t = transpose(xp.concat([k, xp.ones_like(k[..., :1])], axis=-1))
+    counted = keep(xp.ones_like(f_hat), query_mask)[..., None, :]  # (..., 1, n)
+    rows = block or max(SLAB // max(math.prod(q.shape[:-2]) * k.shape[-2], 1), 1)
+    slabs = [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
+    whole = xp.exp(q1 @ k1t) if len(slabs) == 1 else None
+
+    def over_slabs(function):
+        """Call the function on the exponentials of each slab, which are formed anew each time."""
+        return [function(rows, xp.exp(q1[..., rows, :] @ k1t) if whole is None else whole) for rows in slabs]
+
+    s = functools.reduce(operators.add, over_slabs(lambda rows, E: counted[..., rows] @ E))
+    s = _divisor(s, query_mask)[..., 0, :]
+    b = keep(1 / s, key_mask)[..., None]
+    v1 = xp.concat([v * b, b], axis=-1)  # (..., m, p + 1)
+    out = over_slabs(lambda rows, E: E @ v1)
+    out = out[0] if len(out) == 1 else xp.concat(out, axis=-2)
+    total = _divisor(out[..., p:], key_mask)
+    out = keep_tokens(out[..., :p] / total, query_mask)
+    sums, info = xp.concat([s, total[..., 0]], axis=-1), xp.finfo(q.dtype)
+    good = xp.all((sums > info.smallest_normal * 1e6) & (sums < info.max * 1e-6), axis=-1)
+    return out, good & xp.all(xp.isfinite(out), axis=(-1, -2))
 
 
 def _asap_tiles(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
@@ -220,7 +278,7 @@ def _asap_tiles(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
     f_hat = f_hat if query_mask is None else np.where(query_mask, f_hat, -np.inf)
     f_hat = keep(f_hat - f_hat.max(-1, keepdims=True, initial=np.finfo(q.dtype).min), query_mask)
     q1 = np.concatenate([q / (math.sqrt(q.shape[-1]) * epsilon), f_hat[..., None] / epsilon], axis=-1)
-    k1t = transpose(np.concatenate([k, np.ones_like(k[..., :1])], axis=-1))
+    k1t = np.concatenate([transpose(k), np.ones_like(k[..., None, :, 0])], axis=-2)
     counted = keep(np.ones_like(f_hat), query_mask)[:, None, :]  # (B, 1, n)
     tiles = _tiles(q, k, block)
     keeping = block is None and n * m <= 2**24  # else form each tile again instead of keeping it
@@ -230,17 +288,17 @@ def _asap_tiles(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
         E = np.matmul(q1[:, rows], k1t, out=kept[:, rows] if keeping else None)
         return np.exp(E, out=E)
 
-    s = _none_left(query_mask, q)
+    s = 0.0
     for rows in tiles:
         s = s + np.matmul(counted[..., rows], tile(rows))  # (B, 1, m): as a product, at BLAS speed
-    s = s[..., 0, :]
+    s = _divisor(s, query_mask)[..., 0, :]
     inverse = 1 / s
     b = keep(inverse, key_mask)[..., None]
     v1 = np.concatenate([v * b, b], axis=-1)  # (B, m, p + 1)
     out = np.empty((len(q), n, p + 1), q.dtype)
     for rows in tiles:
         np.matmul(kept[:, rows] if keeping else tile(rows), v1, out=out[:, rows])
-    total = out[..., p:] + _none_left(key_mask, q)
+    total = _divisor(out[..., p:], key_mask)
     tiny, huge = np.finfo(q.dtype).tiny * 1e6, np.finfo(q.dtype).max * 1e-6
     sums = np.concatenate([s, total[..., 0], inverse], axis=-1)
     good = np.all((sums > tiny) & (sums < huge), axis=-1)

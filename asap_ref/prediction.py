@@ -1,13 +1,14 @@
-"""The prediction made fast: `Amortizer.predict` up to a constant, with the fewest passes. NumPy only.
+"""The prediction made fast: `Amortizer.predict` up to a constant, with the fewest passes.
 
 The keys need their values sorted but not their order, nothing is centred (the constant is free), the slice's weight
-is applied before the one scatter, and all slices of a head are summed there. Cumulants and quadratic features are
-one quadratic form of the query together, so the latter cost nothing.
+is applied before the one gather back, and all slices of a head are summed there. Cumulants and quadratic features are
+one quadratic form of the query together, whose constants are worked out once, so that the latter cost nothing.
 
 Padding is moved to the end of each sort by giving it the largest value of its sequence: steps between equal values
 are zero. Who meets whom is a matter of the two counts alone (staircase.py), and with equal counts of neighbours.
 
-Shapes: q (..., H, n, d), k (..., H, m, d) -> query dual (..., H, n); B problems in a piece, L slices.
+Shapes: q (..., H, n, d), k (..., H, m, d) -> query dual (..., H, n); L slices. On NumPy the problems are spread over
+threads, (B, n, d) in a piece; elsewhere the arrays are whole.
 """
 
 from __future__ import annotations
@@ -16,114 +17,158 @@ import math
 
 import numpy as np
 
-from asap_ref.arrays import transpose
+from asap_ref.arrays import array_namespace, transpose
 from asap_ref.features import N_CUMULANTS, key_moments
-from asap_ref.masks import keep
+from asap_ref.masks import keep, token_count
+from asap_ref.staircase import check_levels
 from asap_ref.workers import spread, worker_count
 
 
 def predict(q, k, amortizer, *, query_mask=None, key_mask=None):
     """Query dual up to a constant, zero at padding; q and k are zero there already."""
-    directions, weights, _ = amortizer.parameters(q)
+    constants = amortizer.placed(q, "prediction", lambda: (*_of_slice_weights(amortizer), *_of_others(amortizer)))
+    if not isinstance(q, np.ndarray):
+        return _dual(q, k, constants, query_mask, key_mask)
     leading, n = q.shape[:-2], q.shape[-2]
-    count, L = math.prod(leading), directions.shape[-1]
+    count, L = math.prod(leading), constants[0].shape[-1]
     flat_q, flat_k = (x.reshape(count, *x.shape[-2:]) for x in (q, k))
-    flat_masks = [
+    masks = [
         None if mask is None else np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(count, -1)
         for mask in (query_mask, key_mask)
     ]
 
-    def of_problems(x):  # one a head -> one a problem
-        return np.broadcast_to(x, (*leading, *x.shape[1:])).reshape(count, *x.shape[1:])
-
-    w = of_problems(weights[:, :L])
-    per_head = directions.ndim == 3
-    theta = of_problems(directions) if per_head else directions
-
     def part(piece):
-        masks = (None if mask is None else mask[piece] for mask in flat_masks)
-        return _of_slices(flat_q[piece], flat_k[piece], w[piece], theta[piece] if per_head else theta, *masks)
+        heads = np.arange(count)[piece] % leading[-1]
+        theta, *others = constants
+        own = [theta if theta.ndim == 2 else theta[heads], *(None if x is None else x[heads] for x in others)]
+        return _dual(flat_q[piece], flat_k[piece], own, *(None if mask is None else mask[piece] for mask in masks))
 
     step = max(min(2**16 // max(n * L, 1), math.ceil(count / worker_count())), 1)
     pieces = [slice(i, i + step) for i in range(0, count, step)] or [slice(0, 0)]
-    dual = np.concatenate(spread(part, pieces)).reshape(*leading, n)
-    return keep(dual + _of_polynomials(q, k, amortizer, key_mask), query_mask)
+    return np.concatenate(spread(part, pieces)).reshape(*leading, n)
+
+
+def _dual(q, k, constants, query_mask, key_mask):
+    theta, w, *others = constants
+    dual = _of_slices(q, k, theta, w, query_mask, key_mask)
+    return keep(dual if others[0] is None else dual + _of_polynomials(q, k, *others, key_mask), query_mask)
 
 
 # ------------------------------------------------------------------------------------------------------- slices
 
 
-def _of_slices(q, k, w, directions, query_mask, key_mask):
-    """What the slice potentials add: (B, n, d), (B, m, d), (B, L), masks (B, n) and (B, m) -> (B, n)."""
-    n, d = q.shape[-2:]
-    theta = np.ascontiguousarray(transpose(directions)) * d**-0.25
-    x = _padding_last(theta @ transpose(q), query_mask)  # (B, L, n)
-    y = _padding_last(theta @ transpose(k), key_mask)  # (B, L, m)
-    y.sort(axis=-1)
-    order = np.argsort(x, axis=-1)
-    order += n * np.arange(order.size // n).reshape(*order.shape[:-1], 1)  # into the flat array: one gather
-    x = x.reshape(-1)[order]
-    steps = _met(y, n, query_mask, key_mask) * (x[..., 1:] - x[..., :-1])
-    steps *= -0.5 * w[..., None]
-    phi = np.zeros_like(x)
-    np.cumsum(steps, axis=-1, out=phi[..., 1:])
-    unsorted = np.empty_like(phi)
-    unsorted.reshape(-1)[order] = phi
-    return unsorted.sum(-2)
+def _of_slice_weights(amortizer):
+    """Scaled directions (d, L) or (H, d, L), and weights (H, L) times the -1/2 of the mean of two keys."""
+    d, L = amortizer.directions.shape[-2:]
+    return amortizer.directions * d**-0.25, -0.5 * amortizer.weights[:, :L]
+
+
+def _of_slices(q, k, theta, w, query_mask, key_mask):
+    """What the slice potentials add: (..., n, d), (..., m, d) -> (..., n)."""
+    xp = array_namespace(q, k)
+    x = _padding_last(_projected(q, theta), query_mask)  # (..., L, n)
+    y = xp.sort(_padding_last(_projected(k, theta), key_mask), axis=-1, stable=False)  # (..., L, m)
+    xs, back = _sorted(x)
+    steps = _met(y, q.shape[-2], query_mask, key_mask) * (xs[..., 1:] - xs[..., :-1]) * w[..., None]
+    phi = xp.concat([xp.zeros_like(xs[..., :1]), xp.cumulative_sum(steps, axis=-1)], axis=-1)
+    return xp.sum(back(phi), axis=-2)
+
+
+def _projected(x, theta):
+    """Tokens on each slice: (..., n, d) -> (..., L, n)."""
+    if isinstance(x, np.ndarray) or theta.ndim == 3:
+        return transpose(theta) @ transpose(x)
+    # one product for all problems: a batch of them with one factor in common is several launches elsewhere
+    xp = array_namespace(x)
+    return transpose(xp.reshape(xp.reshape(x, (-1, x.shape[-1])) @ theta, (*x.shape[:-1], -1)))
 
 
 def _padding_last(x, mask):
-    """Give padding the largest value of its sequence, on each slice: (B, L, n), (B, n) -> (B, L, n)."""
+    """Give padding the largest value of its sequence, on each slice: (..., L, n), (..., n) -> (..., L, n)."""
     if mask is None:
         return x
-    top = np.where(mask[:, None, :], x, -np.inf).max(-1, keepdims=True)
-    top = np.where(mask.any(-1)[:, None, None], top, np.zeros_like(top))
-    return np.where(mask[:, None, :], x, top)
+    xp = array_namespace(x)
+    mask = mask[..., None, :]
+    top = xp.max(xp.where(mask, x, -xp.inf), axis=-1, keepdims=True)
+    return xp.where(mask, x, xp.where(top == -xp.inf, xp.zeros_like(top), top))
+
+
+def _sorted(x):
+    """Sort along the last axis; also give the function that brings such an array back into the order of x."""
+    xp = array_namespace(x)
+    rows, n = math.prod(x.shape[:-1]), x.shape[-1]
+    order = xp.argsort(x, axis=-1, stable=False)
+    # as indices into the flat array, where rows lie n apart, a gather is one plain take
+    starts = xp.reshape(n * xp.arange(rows, dtype=order.dtype, device=x.device), (*x.shape[:-1], 1))
+    order = order + starts
+
+    def gathered(x, index):
+        return xp.reshape(xp.take(xp.reshape(x, (-1,)), xp.reshape(index, (-1,)), axis=0), index.shape)
+
+    def back(sorted_x):
+        if isinstance(x, np.ndarray):  # which has a scatter; the standard does not
+            unsorted = np.empty_like(sorted_x)
+            unsorted.reshape(-1)[order] = sorted_x
+            return unsorted
+        return gathered(sorted_x, xp.argsort(order, axis=-1, stable=False) + starts)
+
+    return gathered(x, order), back
 
 
 def _met(y, n, query_mask, key_mask):
-    """Sum of the two keys that the queries before and after a step meet: sorted (B, L, m) -> (B, L, n - 1)."""
+    """Sum of the two keys that the queries before and after a step meet: sorted (..., L, m) -> (..., L, n - 1)."""
+    xp = array_namespace(y)
     m = y.shape[-1]
-    n_, m_ = (
-        np.asarray([[size]]) if mask is None else np.maximum(mask.sum(-1, keepdims=True), 1)
-        for mask, size in ((query_mask, n), (key_mask, m))
-    )
-    if n == m and np.array_equal(*np.broadcast_arrays(n_, m_)):
+    if n == m and query_mask is key_mask:
         return y[..., :-1] + y[..., 1:]
-    i = np.arange(1, n)
-    # as _uniform_steps of staircase.py; where the query is padding, the step is zero and the key any
-    below, above = (np.minimum((i * m_ - one) // n_, m - 1)[:, None, :] for one in (1, 0))
-    return np.take_along_axis(y, below, axis=-1) + np.take_along_axis(y, above, axis=-1)
+    i = xp.arange(1, n, device=y.device)
+    check_levels(n, m, i)
+    n_, m_ = (
+        size if mask is None else xp.astype(token_count(xp.astype(mask, y.dtype), mask), i.dtype)
+        for size, mask in ((n, query_mask), (m, key_mask))
+    )
+    if n == m and isinstance(y, np.ndarray) and np.all(n_ == m_):  # on a device to ask would be to wait
+        return y[..., :-1] + y[..., 1:]
+
+    def key(i):  # as _uniform_steps of staircase.py; where the query is padding, the step is zero and the key any
+        index = xp.clip(i // n_, 0, m - 1)
+        index = index if index.ndim == 1 else index[..., None, :]
+        return xp.take_along_axis(y, xp.broadcast_to(index, (*y.shape[:-1], n - 1)), axis=-1)
+
+    return key(i * m_ - 1) + key(i * m_)
 
 
 # -------------------------------------------------------------------------------------------------- polynomials
 
 
-def _of_polynomials(q, k, amortizer, key_mask):
-    """What cumulants and quadratic features add: uᵀ form u + linear u with u = q / sqrt(d), (..., n)."""
-    directions, weights, R = amortizer.parameters(q)
-    if not amortizer.cumulants and R is None:
-        return 0.0
-    d = q.shape[-1]
-    u = q / math.sqrt(d)
-    mean, _, cov, _ = key_moments(k, key_mask)  # (..., 1, d), (..., d, d)
-    start, form, linear = directions.shape[-1], 0.0, 0.0
+def _of_others(amortizer):
+    """Work out a (H, 1, 1), A, B (H, d, d), c (H, 1, d) of `_of_polynomials` from the weights; or four times None."""
+    if not amortizer.cumulants and amortizer.basis is None:
+        return None, None, None, None
+    d, start = amortizer.directions.shape[-2:]
+    weights = np.asarray(amortizer.weights, dtype=np.float64)
+    H = len(weights)
+    a, A, B, c = np.zeros((H, 1, 1)), np.zeros((H, d, d)), np.zeros((H, d, d)), np.zeros((H, 1, d))
     if amortizer.cumulants:
-        w_dot, w_square, w_cov = (weights[:, start + i, None, None] for i in range(N_CUMULANTS))
-        form = w_cov * cov + w_square * np.eye(d, dtype=q.dtype)
-        linear = w_dot * mean
+        dot, square, a = (weights[:, start + i, None, None] for i in range(N_CUMULANTS))
+        A, B = square * np.eye(d), dot * np.eye(d)
         start += N_CUMULANTS
-    if R is not None:
+    if amortizer.basis is not None:
+        R = np.asarray(amortizer.basis, dtype=np.float64)  # (d, r) or (H, d, r)
         r = R.shape[-1]
         upper = np.triu_indices(r)
-        square = np.zeros((len(weights), r, r), q.dtype)
-        stop = start + r + len(upper[0])
-        square[:, *upper] = weights[:, start + r : stop]
-        mixed = weights[:, stop:].reshape(-1, r, r)  # [b, a] weighs u_a mean_b
-        form = form + math.sqrt(d) * (R @ square @ transpose(R))
-        linear = (
-            linear
-            + d**0.25 * transpose(R @ weights[:, start : start + r, None])
-            + mean @ (R @ mixed @ transpose(R))
-        )
-    return np.sum((u @ form + linear) * u, axis=-1)
+        linear, square, mixed = np.split(weights[:, start:], [r, r + len(upper[0])], axis=-1)
+        form = np.zeros((H, r, r))
+        form[:, *upper] = square
+        A = A + math.sqrt(d) * (R @ form @ transpose(R))
+        B = B + R @ mixed.reshape(H, r, r) @ transpose(R)  # [b, a] weighs u_a mean_b
+        c = d**0.25 * transpose(R @ linear[..., None])
+    return a, A, B, c
+
+
+def _of_polynomials(q, k, a, A, B, c, key_mask):
+    """What cumulants and quadratic features add, (..., n): with u = q / sqrt(d), uᵀ (a Cov + A) u + (mean B + c) u."""
+    xp = array_namespace(q, k)
+    mean, _, cov, _ = key_moments(k, key_mask)  # (..., 1, d), (..., d, d)
+    u = q / math.sqrt(q.shape[-1])
+    return xp.sum((u @ (a * cov + A) + (mean @ B + c)) * u, axis=-1)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from asap_ref.arrays import array_namespace, transpose
+from asap_ref.arrays import array_namespace
 from asap_ref.transport import Duals, column_mass, entropic_c_transform, transport_plan, valid_pairs
 
 # Scalings may reach BIG before they are absorbed. An entry of K that underflows would at most have grown by BIG²:
@@ -70,9 +70,9 @@ def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None, init=None)
         _, a, b = segment.steps[-1]
         for side in sides:
             if side == "key":
-                b = r / _sums(transpose(segment.K), a, column_padding)
+                b = r / _column_sums(segment.K, a, column_padding)
             else:
-                a = 1 / _sums(segment.K, b, row_padding)
+                a = 1 / _row_sums(segment.K, b, row_padding)
             yield side, a, b
 
     def in_log_domain(side, f, g):
@@ -139,16 +139,22 @@ def scaling_vjp(segments, df, dg, mass):
             if side == "query":
                 A.append(a * df)
                 B.append(b)
-                dg, df = dg - b * _sums(transpose(K), A[-1]), 0.0
+                dg, df = dg - b * _column_sums(K, A[-1]), 0.0
             else:
                 A.append(a)
                 B.append(b * dg / mass)
-                df, dg = df - a * _sums(K, B[-1]), 0.0
+                df, dg = df - a * _row_sums(K, B[-1]), 0.0
         d_scores = d_scores - K * (xp.stack(A, axis=-1) @ xp.stack(B, axis=-2))
     return d_scores
 
 
-def _sums(matrix, vector, padding=None):
-    """(..., n, m), (..., m) -> (..., n): weighted sums of rows, and one where padding is."""
-    sums = (matrix @ vector[..., None])[..., 0]
+def _row_sums(K, b, padding=None):
+    """K b, (..., n, m), (..., m) -> (..., n), and one where padding is."""
+    sums = (K @ b[..., :, None])[..., :, 0]
+    return sums if padding is None else sums + padding
+
+
+def _column_sums(K, a, padding=None):
+    """Kᵀ a, (..., n, m), (..., n) -> (..., m), as aᵀ K: some modules would copy K to transpose it."""
+    sums = (a[..., None, :] @ K)[..., 0, :]
     return sums if padding is None else sums + padding

@@ -155,11 +155,7 @@ def _uniform_steps(a, b):
     xp = array_namespace(a.values)
     n, m = a.values.shape[-1], b.values.shape[-1]
     index = dict(dtype=a.count.dtype, device=a.values.device)
-    if n * m > xp.iinfo(a.count.dtype).max:
-        raise ValueError(
-            f"kantorovich_potentials_1d: {n} times {m} levels overflow {a.count.dtype}; use 64-bit integers "
-            "(jax: jax.config.update('jax_enable_x64', True))"
-        )
+    check_levels(n, m, a.count)
     n_, m_ = (xp.where(c > 0, c, xp.ones_like(c)) for c in (a.count, b.count))  # (..., 1)
     i, j = xp.arange(1, n, **index), xp.arange(1, m + 1, **index)
     return Steps(
@@ -167,6 +163,16 @@ def _uniform_steps(a, b):
         xp.clip(i * m_ // n_, 0, m - 1),  # B_j <= A_i for so many
         xp.clip((j * n_ - 1) // m_, 0, n - 1),  # A_i < B_j for so many i
     )
+
+
+def check_levels(n, m, index):
+    """Raise if products of n and m overflow the integers of an array: JAX's do unless it is told to use 64 bits."""
+    dtype = index.dtype
+    if n * m > array_namespace(index).iinfo(dtype).max:
+        raise ValueError(
+            f"kantorovich_potentials_1d: {n} times {m} levels overflow {dtype}; use 64-bit integers "
+            "(jax: jax.config.update('jax_enable_x64', True))"
+        )
 
 
 def _weighted_steps(a, b):

@@ -47,12 +47,12 @@ def training_step(name, **settings):
 
 SOFTMAX, SINKHORN, ASAP = {"name": "softmax"}, {"name": "sinkhorn", "n_iter": 20}, {"name": "asap"}
 WORK = {  # what is done, and the most it may cost: launches, waits, transfers
-    "softmax, forward": (forward, SOFTMAX, (14, 1, 0)),
+    "softmax, forward": (forward, SOFTMAX, (11, 1, 0)),
     "Sinkhorn T = 20, forward": (forward, SINKHORN, (125, 4, 0)),  # four an iteration, a look at every eighth
-    "ASAP, forward": (forward, ASAP, (80, 1, 0)),
+    "ASAP, forward": (forward, ASAP, (62, 2, 0)),  # a second wait asks how far the prediction is off
     "softmax, forward and backward": (backward, SOFTMAX, (32, 2, 0)),
     "Sinkhorn T = 20, forward and backward": (backward, SINKHORN, (345, 5, 0)),
-    "ASAP, forward and backward": (backward, ASAP, (220, 3, 0)),  # one wait asks how far the prediction is off
+    "ASAP, forward and backward": (backward, ASAP, (220, 3, 0)),
     "training step of two layers, softmax": (training_step, SOFTMAX, (380, 2, 0)),
     "training step of two layers, Sinkhorn T = 20": (training_step, SINKHORN, (1000, 8, 0)),
 }

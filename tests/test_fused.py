@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import masks, qkv
 
+from asap_ref import Amortizer, fit_amortizer, fused, scaling, sinkhorn, workers
 from asap_ref import attention as readable
-from asap_ref import fit_amortizer, fused, scaling, sinkhorn, workers
+from asap_ref.arrays import array_module, to_numpy
 from asap_ref.contracts import inside
 from asap_ref.transport import attention_scores, transport_plan, two_sided_c_transform
 
@@ -220,26 +221,28 @@ def test_with_a_block_memory_grows_with_the_length_and_not_with_its_square():
     assert peak < 6000 * 6000 * 4 / 8  # an eighth of one plan
 
 
-def test_a_prediction_that_leaves_the_range_is_rescued_in_the_log_domain():
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("m", [11, 8])
+@pytest.mark.parametrize(("name", "block"), [("softmax", None), ("asap", None), ("asap", 3)])
+def test_whole_arrays_on_a_device_give_what_tiles_do(name, block, m, masked):
+    q, k, v = qkv(4, 2, n=11, m=m, p=3)
+    masking = dict(zip(("query_mask", "key_mask"), masks(4, 11, m), strict=True)) if masked else {}
+    masking = {key: mask[:, None] for key, mask in masking.items()}
+    options = {"block": block} if block else {}
+    if name == "asap":
+        options["amortizer"] = fit_amortizer([(q, k)], n_slices=5, n_iter=4, quadratic=2)
+    attention = getattr(fused, f"{name}_attention")
+    place = array_module("array_api_strict").asarray
+    found = attention(*map(place, (q, k, v)), **options, **{key: place(mask) for key, mask in masking.items()})
+    agree(to_numpy(found), attention(q, k, v, **options, **masking), np.float64)
+
+
+@pytest.mark.parametrize("module", ["numpy", "array_api_strict"])
+def test_a_prediction_that_leaves_the_range_is_rescued_in_the_log_domain(module):
     q, k, v = (x.astype(np.float32) for x in qkv(2, 2, n=12, d=4, size=20.0))
-
-    class Far:
-        """A useless dual: exponents of several hundred."""
-
-        directions = np.eye(4)
-        weights = np.full((2, 7), -3.0)
-        cumulants, epsilon, refine = True, 0.3, 0
-
-        def parameters(self, like):
-            return self.directions.astype(like.dtype), self.weights.astype(like.dtype), None
-
-        def predict(self, q, k, **masks):
-            from asap_ref import amortized_query_dual
-
-            return amortized_query_dual(q, k, *self.parameters(q)[:2])
-
-    expected = readable.asap_attention(*(x.astype(np.float64) for x in (q, k, v)), Far())
-    found = fused.asap_attention(q, k, v, Far())
+    useless = Amortizer(np.eye(4), np.full((2, 7), -3.0), epsilon=0.3)  # exponents of several hundred
+    expected = readable.asap_attention(*(x.astype(np.float64) for x in (q, k, v)), useless)
+    found = to_numpy(fused.asap_attention(*map(array_module(module).asarray, (q, k, v)), useless))
     assert np.isfinite(found).all()
     # duals near 1e3 in float32 are known to 1e-4
     np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(v).max())
