@@ -17,6 +17,7 @@ from asap_ref import files
 from asap_ref.arrays import array_namespace
 from asap_ref.contracts import operator
 from asap_ref.features import count_features, dual_features, dual_features_vjp
+from asap_ref.slices import check_directions
 from asap_ref.statistics import SufficientStatistics
 
 
@@ -139,6 +140,11 @@ class Amortizer:
                 None if x is None else xp.asarray(x, dtype=like.dtype, device=like.device) for x in make()
             )
         return self._placed[key]
+
+    def check_heads(self, q):
+        """Raise ValueError unless the amortizer was made for queries (..., H, n, d) of this shape."""
+        check_directions("directions", self.directions, q)
+        _check_weights(q, self.directions, self.weights, self.cumulants, self.basis)
 
     def predict(self, q, k, *, query_mask=None, key_mask=None):
         """Predict the query dual of q (..., H, n, d) and k (..., H, m, d) -> (..., H, n), zero at padding."""

@@ -302,3 +302,13 @@ def test_a_row_that_underflows_to_a_subnormal_sum_is_rescued(monkeypatch):
     S = attention_scores(q, k)
     expected = transport_plan(S, two_sided_c_transform(S, f_hat)) @ v
     agree(fused.asap_attention(q, k, v, amortizer), expected, np.float64)
+
+
+@pytest.mark.parametrize("form", [fused, readable])
+def test_an_amortizer_of_another_shape_is_refused(form):
+    q, k, _ = qkv(3, 2, n=9, d=4)
+    amortizer = amortizer_for(q, k)
+    with pytest.raises(ValueError, match=r"weights has shape \(2, 8\), expected \(H, F\) = \(3, 8\)"):
+        form.asap_attention(*qkv(2, 3, n=9, d=4), amortizer)
+    with pytest.raises(ValueError, match=r"directions has shape \(4, 5\).*with d = 6"):
+        form.asap_attention(*qkv(3, 2, n=9, d=6), amortizer)
