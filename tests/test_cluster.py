@@ -38,7 +38,7 @@ def threads():
     """Give a cluster that is a thread of this process: quick to start."""
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
         ) as made,
         distributed.Client(made) as client,
     ):
@@ -49,7 +49,7 @@ def threads():
 def processes():
     """Give a cluster of two processes, as in earnest."""
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as made,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as made,
         distributed.Client(made) as client,
     ):
         yield client
