@@ -87,7 +87,8 @@ class OnCluster:
                 self._kept = [self._client.persist(bag) for bag in self._bags(self._parts, size=None)]
         total, running = None, deque()
         for bag in self._kept or self._bags(self._parts, size=GROUP * self._threads()):
-            running.append(self._start(_map(bag, function).fold(operator.add)))
+            # in twos: a worker holds few partial sums at a time
+            running.append(self._start(_map(bag, function).fold(operator.add, split_every=2)))
             if len(running) > 1:  # one group is worked on while the next is sent
                 total = _add(total, running.popleft())
         while running:
