@@ -160,8 +160,10 @@ def draw(record, folder):
     )
     right.set(xlabel="batches", ylabel="peak of a worker above idle (MiB)", ylim=(0, None))
     right.legend(fontsize=9)
+    gain, (first, *_, last) = middle["2"] / middle["1"], record["peak_bytes"]["streamed"]
     fig.suptitle(
-        "Two workers are nearly twice as fast; ten times the data hardly take more memory, if batches are let go",
+        f"Two workers are {gain:.1f} times as fast as one; {settings['growth'][-1] // settings['growth'][0]} times "
+        f"the data take {last / first:.1f} times the memory, if batches are let go",
         fontsize=11,
     )
     return [table, *presentation.save(fig, folder / "workers")]
@@ -224,14 +226,16 @@ def markdown(record):
         f"{record['machine']['processor']}. Two workers are {gain:.2f} times as fast as one. Dask's own work, timed "
         f"with batches that cost nothing, is {100 * share:.0f} % of a batch's time with two workers"
         + (
-            "; the rest of what is missing to twice we put down to the machine, whose cores share memory and clock, and "
-            "also run the scheduler and the caller.\n\n"
+            "; the rest of what is missing to twice we put down to the machine, whose cores share memory and clock, "
+            "and also run the scheduler and the caller.\n\n"
             if share < 0.1
             else ": larger batches would make it less.\n\n"
         )
         + f"Peak memory of a worker above idle, for {', '.join(map(str, growth))} batches of "
         f"{batch_bytes(s) / 2**20:.0f} MiB: {', '.join(f'{x:.0f}' for x in streamed)} MiB when batches are let go "
-        f"(regression), {', '.join(f'{x:.0f}' for x in kept)} MiB when they are kept (kl and dual).\n\n"
+        f"(regression), {', '.join(f'{x:.0f}' for x in kept)} MiB when they are kept (kl and dual). The growth of the "
+        f"former we put down to partial sums, of {found['statistics_bytes_of_a_batch'] / 2**20:.1f} MiB each, about as "
+        "many as the tree of sums is deep: the logarithm of the number of batches.\n\n"
         f"**An estimate, not a measurement**: {s['layers']} layers of {s['heads']} heads of dimension "
         f"{s['dimension']}, calibrated by regression on {s['total_tokens']:.0e} tokens, from the cost of a batch on "
         "one worker above. The forward pass of the model itself comes on top.\n\n"
