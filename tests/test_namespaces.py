@@ -23,11 +23,41 @@ def backend(request):
         yield BACKENDS[name], xp, place, dtype
 
 
-on_every_backend = pytest.mark.parametrize("backend", CASES, indirect=True, ids="-".join)
+# JAX compiles each step for each shape anew, half a minute for some operators. By default it goes through one operator
+# of each kind (products, sums under masks, loops, sorting, gathering and scattering); the slow tests through all.
+KINDS = {
+    "c_transform masked",
+    "plan masked",
+    "sinkhorn init",
+    "potentials",
+    "potentials weighted",
+    "query_dual",
+    "softmax masked",
+    "soft_sort masked",
+    "layer_norm",
+    "gelu",
+}
+ON_JAX = [case for case in CASES if BACKENDS[case[0]].module == "jax"]
 
 
-@on_every_backend
-@pytest.mark.parametrize("name", OPERATORS)
+def cases(longer):
+    """Every backend and dtype, those of which ``longer`` is true as slow tests."""
+    return [pytest.param(c, id="-".join(c), marks=[pytest.mark.slow] if longer(c) else []) for c in CASES]
+
+
+on_every_backend = pytest.mark.parametrize("backend", cases(lambda _: False), indirect=True)
+with_jax_as_slow_test = pytest.mark.parametrize("backend", cases(ON_JAX.__contains__), indirect=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        pytest.param(name, *case.values, id=f"{name}-{case.id}", marks=case.marks)
+        for name in OPERATORS
+        for case in cases(lambda c, name=name: c in ON_JAX and name not in KINDS)
+    ],
+    indirect=["backend"],
+)
 def test_operator_and_gradient_agree_with_numpy(name, backend):
     _, xp, place, dtype = backend
     for found, expected in [pair for pairs in agreement.of_operator(name, place) for pair in pairs]:
@@ -36,9 +66,10 @@ def test_operator_and_gradient_agree_with_numpy(name, backend):
         assert agreement.error(found, expected) <= TOLERANCE[dtype]
 
 
-@on_every_backend
+@pytest.mark.parametrize("backend", [case for case in CASES if case not in ON_JAX], indirect=True, ids="-".join)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_nothing_is_written_to(name, backend):
+    """On JAX there is nothing to find: its arrays cannot be written to."""
     _, _, place, _ = backend
     function, arguments, settings = OPERATORS[name]
     placed = convert(arguments, place)
@@ -52,7 +83,7 @@ def test_nothing_is_written_to(name, backend):
         np.testing.assert_array_equal(to_numpy(x), y)
 
 
-@on_every_backend
+@with_jax_as_slow_test
 @pytest.mark.parametrize("masked", [False, True])
 def test_sharp_scores_pass_from_scaling_to_the_log_domain_and_back(backend, masked):
     """Off NumPy, scaling takes steps on trust: here they fail, at different steps of different problems."""
@@ -74,7 +105,7 @@ def test_sharp_scores_pass_from_scaling_to_the_log_domain_and_back(backend, mask
         assert agreement.error(found, e) <= 10 * tolerance
 
 
-@on_every_backend
+@with_jax_as_slow_test
 @pytest.mark.parametrize("attention", agreement.ATTENTIONS)
 def test_a_training_step_is_the_same_everywhere(backend, attention):
     _, _, place, dtype = backend
@@ -84,7 +115,7 @@ def test_a_training_step_is_the_same_everywhere(backend, attention):
         assert agreement.error(found, expected) <= 10 * TOLERANCE[dtype]
 
 
-@on_every_backend
+@with_jax_as_slow_test
 def test_train_compile_save_there_and_load_here(backend, tmp_path):
     """The whole way on one module, then the file on NumPy; and NumPy's file there: the same numbers."""
     used, _, place, dtype = backend
