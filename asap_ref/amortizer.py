@@ -137,7 +137,9 @@ class Amortizer:
         key = (name, xp.__name__, str(like.dtype), str(like.device))
         if key not in self._placed:
             self._placed[key] = tuple(
-                None if x is None else xp.asarray(x, dtype=like.dtype, device=like.device) for x in make()
+                # torch takes no reversed views, which eigenvectors in descending order are
+                None if x is None else xp.asarray(np.ascontiguousarray(x), dtype=like.dtype, device=like.device)
+                for x in make()
             )
         return self._placed[key]
 
