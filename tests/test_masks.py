@@ -12,10 +12,23 @@ import asap_ref as ar
 from asap_ref import attention as readable
 from asap_ref import calibration
 from asap_ref.arrays import to_numpy
+from asap_ref.initial_duals import STARTS
+from asap_ref.mechanism import FORMS
 
 AMORTIZER = ar.fit_amortizer([qkv(16, 3, n=6, d=4)[:2]], n_slices=5, n_iter=4, epsilon=0.7)
+RICH = ar.fit_amortizer(  # all it can have: slices of each head, a basis that is not the axes, refinement
+    [qkv(16, 3, n=6, d=4, seed=1)[:2]],
+    **{"n_slices": 3, "candidates": 8, "quadratic": 2, "refine": 1, "n_iter": 4, "epsilon": 0.7},
+)
+KEYWISE = ar.fit_amortizer([qkv(16, 3, n=6, d=4)[1::-1]], n_slices=5, n_iter=4, epsilon=0.7)
 SINKHORN = {"n_iter": 5, "epsilon": 0.7}
 ASAP = {"amortizer": AMORTIZER}
+MIXED = {
+    "parts": [
+        (ar.Attention("asap", {"amortizer": RICH.of_heads([2, 0])}), [2, 0]),
+        (ar.Attention("sinkhorn", SINKHORN), [1]),
+    ]
+}
 FEATURES = {  # operator, its VJP, what it takes besides q and k; tokens are the last axis of its outputs
     "potentials": (ar.sliced_potentials, ar.sliced_potentials_vjp, [THETA]),
     "features": (ar.dual_features, ar.dual_features_vjp, [THETA_OF_HEADS]),
@@ -25,7 +38,14 @@ MECHANISMS = {  # operator, its VJP, settings; takes q, k and v
     "softmax": (ar.softmax_attention, ar.softmax_attention_vjp, {}),
     "sinkhorn": (ar.sinkhorn_attention, ar.sinkhorn_attention_vjp, SINKHORN),
     "asap": (ar.asap_attention, ar.asap_attention_vjp, ASAP),
+    "rich asap": (ar.asap_attention, ar.asap_attention_vjp, {"amortizer": RICH}),
+    "mixed": (ar.mixed_attention, ar.mixed_attention_vjp, MIXED),
+    "one-sided": (ar.one_sided_attention, ar.one_sided_attention_vjp, {"amortizer": KEYWISE}),
     "sliced": (ar.sliced_attention, ar.sliced_attention_vjp, {"temperature": 0.5}),
+    **{
+        f"initial-{start}": (ar.initial_attention, ar.initial_attention_vjp, {"start": start, "epsilon": 0.7})
+        for start in STARTS
+    },
     "readable softmax": (readable.softmax_attention, readable.softmax_attention_vjp, {}),
     "readable sinkhorn": (readable.sinkhorn_attention, readable.sinkhorn_attention_vjp, SINKHORN),
     "readable asap": (readable.asap_attention, readable.asap_attention_vjp, ASAP),
@@ -92,6 +112,11 @@ def check_padding(name, sizes, extra, fill, place=lambda x: x, tolerance=1e-12, 
         shared = [s + to_numpy(e) for s, e in zip(shared, expected_gradients[len(sides) :], strict=True)]
     for x, e in zip(gradients[len(sides) :], shared, strict=True):  # directions and weights serve all sequences
         close(to_numpy(x), e, tolerance)
+
+
+def test_every_mechanism_of_a_model_is_among_those_that_are_checked():
+    checked = {f for f, _, _ in MECHANISMS.values()}
+    assert all(form in checked for form, _ in FORMS.values())
 
 
 @pytest.mark.parametrize("name", OPERATORS)
