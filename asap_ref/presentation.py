@@ -10,6 +10,7 @@ import ast
 import inspect
 import io
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -107,16 +108,28 @@ def source(*functions):
     Examples
     --------
     >>> from asap_ref.transport import attention_scores
-    >>> print(source(attention_scores).data)
-    ```python
+    >>> print(source(attention_scores).text)
     def attention_scores(q, k):
         return (q / math.sqrt(q.shape[-1])) @ transpose(k)
-    ```
     """
-    from IPython.display import Markdown
+    return Source("\n\n".join(_without_docstring(inspect.unwrap(f)) for f in functions))
 
-    text = "\n\n".join(_without_docstring(inspect.unwrap(f)) for f in functions)
-    return Markdown(f"```python\n{text}\n```")
+
+@dataclass(frozen=True)
+class Source:
+    """Python source that a notebook shows in colours; as HTML too, since exported Markdown loses the fixed pitch."""
+
+    text: str
+
+    def _repr_markdown_(self):
+        return f"```python\n{self.text}\n```"
+
+    def _repr_html_(self):
+        from pygments import highlight  # comes with IPython
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import PythonLexer
+
+        return highlight(self.text, PythonLexer(), HtmlFormatter(noclasses=True, prestyles="font-family: monospace"))
 
 
 def _without_docstring(function):

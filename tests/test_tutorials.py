@@ -14,7 +14,7 @@ spec.loader.exec_module(execute)
 
 NOTEBOOKS = execute.notebooks()
 LESSONS = [path for path in NOTEBOOKS if path.parent.name == "tutorials"]
-NEEDS_TORCH = ("10_",)
+NEEDS = {"10_": ("torch", "peers"), "11_": ("distributed", "distributed")}  # a module, and the extra it comes with
 MACHINE = re.compile(r"(/home/|/root/|/Users/|/tmp/|/work/|/opt/|site-packages|[A-Z]:\\)")
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
@@ -31,8 +31,8 @@ def prose(notebook):
 @pytest.mark.slow
 @every_notebook
 def test_restart_and_run_all_prints_what_was_committed(path):
-    if path.name.startswith(NEEDS_TORCH):
-        pytest.importorskip("torch", reason="this tutorial checks a PyTorch layer: pip install asap-ref[peers]")
+    for module, extra in [needed for name, needed in NEEDS.items() if path.name.startswith(name)]:
+        pytest.importorskip(module, reason=f"this tutorial needs {module}: pip install asap-ref[{extra}]")
     found = execute.differences(read(path), execute.execute(path))
     assert not found, "\n".join([*found, f"if this is meant: python tutorials/execute.py {path.stem}"])
 
