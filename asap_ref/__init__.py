@@ -15,15 +15,17 @@ from asap_ref.fidelity import FidelityReport, fidelity_report
 from asap_ref.fused import (
     asap_attention,
     asap_attention_vjp,
+    initial_attention,
+    one_sided_attention,
     sinkhorn_attention,
     sinkhorn_attention_vjp,
     softmax_attention,
     softmax_attention_vjp,
 )
-from asap_ref.initial_duals import initial_attention, initial_attention_vjp, initial_dual, initial_dual_vjp
+from asap_ref.initial_duals import initial_attention_vjp, initial_dual, initial_dual_vjp
 from asap_ref.mechanism import Attention
 from asap_ref.mixed import mixed_attention, mixed_attention_vjp
-from asap_ref.one_sided import one_sided_attention, one_sided_attention_vjp
+from asap_ref.one_sided import one_sided_attention_vjp
 from asap_ref.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.recalibration import recalibrate
 from asap_ref.sinkhorn import sinkhorn, sinkhorn_vjp

@@ -1,48 +1,27 @@
 """The attentions of attention.py made fast; same names, arguments, errors and results.
 
-Softmax and ASAP are "product, one exponential, product" over tiles of rows that stay in the cache. For ASAP
-(derived) the predicted query dual rides inside the first product as one extra column, the column sums are taken
-from the tile while it is hot, and both normalisations are folded into the second product:
-
-    E = exp([q / sqrt(d), f_hat] [k, 1]ᵀ / epsilon)        (n, m), in tiles of rows
-    s = column sums of E                                    exp(-g / epsilon), up to n'/m'
-    O = E [v / s, 1 / s]                                    (n, p + 1)
-    out = O[:, :p] / O[:, p]
-
-Padding costs a mask and no pass: masked queries do not count in s, and masked keys have 1 / s = 0. No stabiliser is
-needed where the prediction is any good, since f_hat brings the exponents near -g. Where a sum leaves the safe range
-all the same, that problem is done again by the readable form, in the log domain. The prediction is prediction.py.
-
-Sinkhorn runs in scaling form (scaling.py). On NumPy, problems are spread over threads (workers.py); on other
-array modules the same expressions run on whole arrays, or the readable form does where tiles mean nothing.
+Softmax and all that start from a query dual are "product, one exponential, product" over tiles of rows that stay in
+the cache: ASAP is prediction.py followed by two_sided.py, and so are its rivals with another dual. Sinkhorn runs in
+scaling form (scaling.py). On NumPy, problems are spread over threads (workers.py); on other array modules the same
+expressions run on whole arrays.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import operator as operators
 
 import numpy as np
 
 from asap_ref import attention as readable
 from asap_ref.arrays import array_namespace, transpose
 from asap_ref.contracts import inside, operator
-from asap_ref.masks import keep, keep_tokens
+from asap_ref.initial_duals import initial_dual
+from asap_ref.masks import keep_tokens
 from asap_ref.prediction import predict
 from asap_ref.scaling import scale, scaled_plan, scaling_vjp
-from asap_ref.transport import (
-    attention_scores,
-    attention_scores_vjp,
-    column_mass,
-    transport_plan,
-    two_sided_c_transform,
-    valid_pairs,
-)
+from asap_ref.transport import attention_scores, attention_scores_vjp, column_mass, valid_pairs
+from asap_ref.two_sided import attention_from_dual, divisor, row_tiles
 from asap_ref.workers import over_problems, over_problems_vjp
-
-TILE = 2**17  # entries of a tile of scores: 512 KiB in float32
-SLAB = 2**30  # entries of scores on a device at once: 4 GiB in float32
 
 
 def _on_numpy(x):
@@ -89,19 +68,11 @@ def _softmax_tiles(q, k, v, query_mask, key_mask):
     kt = np.ascontiguousarray(transpose(k / math.sqrt(q.shape[-1])))  # read once for every tile
     v = np.concatenate([v, keep_tokens(np.ones_like(v[..., :1]), key_mask)], axis=-1)
     out = np.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
-    for rows in _tiles(q, k):
+    for rows in row_tiles(q, k):
         E = q[:, rows] @ kt
         E -= E.max(-1, keepdims=True)
         np.matmul(np.exp(E, out=E), v, out=out[:, rows])
-    return keep_tokens(out[..., :-1] / _divisor(out[..., -1:], key_mask), query_mask)
-
-
-def _divisor(sums, mask):
-    """Sums (..., n, m) to divide by: plus one where a sequence is all padding (..., n'), as they are zero there."""
-    if mask is None:
-        return sums
-    xp = array_namespace(sums)
-    return sums + xp.astype(~xp.any(mask, axis=-1), sums.dtype)[..., None, None]
+    return keep_tokens(out[..., :-1] / divisor(out[..., -1:], key_mask), query_mask)
 
 
 @operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
@@ -216,110 +187,62 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
         _, a, b = segments[-1].steps[-1]
         return a[..., :, None] * (segments[-1].K @ (b[..., :, None] * v))
 
-    def in_tiles(q, k, v, f_hat, query_mask, key_mask):
-        f_hat = f_hat[..., 0]
-        out, good = _asap_tiles(q, k, v, f_hat, query_mask, key_mask, epsilon, block)
-        for bad in np.flatnonzero(~good):  # the log domain survives what the tiles did not
-            problem = [None if x is None else x[bad] for x in (q, k, v, f_hat, query_mask, key_mask)]
-            out[bad] = _asap_from_dual(*problem, epsilon)
-        return out
+    def transformed(q, k, v, f_hat, query_mask, key_mask):
+        return attention_from_dual(q, k, v, f_hat[..., 0], query_mask, key_mask, epsilon=epsilon, block=block)
 
-    if _on_numpy(q):
-        part = refined if amortizer.refine else in_tiles
-        return over_problems(part, [q, k, v, f_hat[..., None]], [query_mask, key_mask])
-    if amortizer.refine:
-        return refined(q, k, v, f_hat[..., None], query_mask, key_mask)
-    out, good = _asap_slabs(q, k, v, f_hat, query_mask, key_mask, epsilon, block)
-    xp = array_namespace(out)
-    if bool(xp.all(good)):
-        return out
-    return xp.where(good[..., None, None], out, _asap_from_dual(q, k, v, f_hat, query_mask, key_mask, epsilon))
-
-
-def _asap_slabs(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
-    """As the formulas at the top have it, in one slab of rows where memory allows; the same results as `_asap_tiles`.
-
-    Shapes are (..., n, d) and so on. What a slab holds does not matter to a device, as long as it is much.
-    """
-    xp = array_namespace(q, k, v)
-    n, p = q.shape[-2], v.shape[-1]
-    f_hat = f_hat if query_mask is None else xp.where(query_mask, f_hat, -xp.inf)
-    f_hat = keep(f_hat - xp.max(f_hat, axis=-1, keepdims=True), query_mask)
-    q1 = xp.concat([q / math.sqrt(q.shape[-1]), f_hat[..., None]], axis=-1) / epsilon
-    k1t = transpose(xp.concat([k, xp.ones_like(k[..., :1])], axis=-1))
-    counted = keep(xp.ones_like(f_hat), query_mask)[..., None, :]  # (..., 1, n)
-    rows = block or max(SLAB // max(math.prod(q.shape[:-2]) * k.shape[-2], 1), 1)
-    slabs = [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
-    whole = xp.exp(q1 @ k1t) if len(slabs) == 1 else None
-
-    def over_slabs(function):
-        """Call the function on the exponentials of each slab, which are formed anew each time."""
-        return [function(rows, xp.exp(q1[..., rows, :] @ k1t) if whole is None else whole) for rows in slabs]
-
-    s = functools.reduce(operators.add, over_slabs(lambda rows, E: counted[..., rows] @ E))
-    s = _divisor(s, query_mask)[..., 0, :]
-    b = keep(1 / s, key_mask)[..., None]
-    v1 = xp.concat([v * b, b], axis=-1)  # (..., m, p + 1)
-    out = over_slabs(lambda rows, E: E @ v1)
-    out = out[0] if len(out) == 1 else xp.concat(out, axis=-2)
-    total = _divisor(out[..., p:], key_mask)
-    out = keep_tokens(out[..., :p] / total, query_mask)
-    sums, info = xp.concat([s, total[..., 0]], axis=-1), xp.finfo(q.dtype)
-    good = xp.all((sums > info.smallest_normal * 1e6) & (sums < info.max * 1e-6), axis=-1)
-    return out, good & xp.all(xp.isfinite(out), axis=(-1, -2))
-
-
-def _asap_tiles(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
-    """(B, n, d), (B, m, d), (B, m, p), (B, n) -> (B, n, p), and whether each problem stayed in range, (B,).
-
-    Padding is zero in q, k and v.
-    """
-    n, m, p = q.shape[-2], k.shape[-2], v.shape[-1]
-    f_hat = f_hat if query_mask is None else np.where(query_mask, f_hat, -np.inf)
-    f_hat = keep(f_hat - f_hat.max(-1, keepdims=True, initial=np.finfo(q.dtype).min), query_mask)
-    q1 = np.concatenate([q / (math.sqrt(q.shape[-1]) * epsilon), f_hat[..., None] / epsilon], axis=-1)
-    k1t = np.concatenate([transpose(k), np.ones_like(k[..., None, :, 0])], axis=-2)
-    counted = keep(np.ones_like(f_hat), query_mask)[:, None, :]  # (B, 1, n)
-    tiles = _tiles(q, k, block)
-    keeping = block is None and n * m <= 2**24  # else form each tile again instead of keeping it
-    kept = np.empty((len(q), n, m), q.dtype) if keeping else None
-
-    def tile(rows):
-        E = np.matmul(q1[:, rows], k1t, out=kept[:, rows] if keeping else None)
-        return np.exp(E, out=E)
-
-    s = 0.0
-    for rows in tiles:
-        s = s + np.matmul(counted[..., rows], tile(rows))  # (B, 1, m): as a product, at BLAS speed
-    s = _divisor(s, query_mask)[..., 0, :]
-    inverse = 1 / s
-    b = keep(inverse, key_mask)[..., None]
-    v1 = np.concatenate([v * b, b], axis=-1)  # (B, m, p + 1)
-    out = np.empty((len(q), n, p + 1), q.dtype)
-    for rows in tiles:
-        np.matmul(kept[:, rows] if keeping else tile(rows), v1, out=out[:, rows])
-    total = _divisor(out[..., p:], key_mask)
-    tiny, huge = np.finfo(q.dtype).tiny * 1e6, np.finfo(q.dtype).max * 1e-6
-    sums = np.concatenate([s, total[..., 0], inverse], axis=-1)
-    good = np.all((sums > tiny) & (sums < huge), axis=-1)
-    return keep_tokens(out[..., :p] / total, query_mask), good & np.isfinite(out).all((-1, -2))
-
-
-def _asap_from_dual(q, k, v, f_hat, query_mask, key_mask, epsilon):
-    """One problem in the log domain: (n, d), (m, d), (m, p), (n,) -> (n, p)."""
-    settings = {"epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
-    S = attention_scores(q, k)
-    return transport_plan(S, two_sided_c_transform(S, f_hat, **settings), **settings) @ v
-
-
-def _tiles(q, k, block=None):
-    """Slices of rows, so that a tile of scores of the chunk has about TILE entries."""
-    n, m = q.shape[-2], k.shape[-2]
-    rows = block or max(min(n, TILE // max(m * len(q), 1)), min(n, 32))
-    return [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
+    part, arrays = refined if amortizer.refine else transformed, [q, k, v, f_hat[..., None]]
+    return (
+        over_problems(part, arrays, [query_mask, key_mask])
+        if _on_numpy(q)
+        else part(*arrays, query_mask, key_mask)
+    )
 
 
 @operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
 def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """ASAP attention and its VJP: the readable one, which fine-tuning can afford."""
     return inside(readable.asap_attention_vjp, q, k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
+
+
+# ---------------------------------------------------------------------------------------------------- rivals
+
+
+@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+def initial_attention(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
+    """Attention from a closed-form dual: `initial_duals.initial_attention`, fast.
+
+    Examples
+    --------
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 6, 3))
+    >>> initial_attention(q, k, np.ones((6, 1)), start="sorting")[:, 0].round(6)
+    array([1., 1., 1., 1., 1., 1.])
+    """
+
+    def part(q, k, v, query_mask, key_mask):
+        q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
+        f = initial_dual(q, k, start=start, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+        return attention_from_dual(q, k, v, f, query_mask, key_mask, epsilon=epsilon)
+
+    if not _on_numpy(q):
+        return part(q, k, v, query_mask, key_mask)
+    return over_problems(part, [q, k, v], [query_mask, key_mask])
+
+
+@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
+def one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+    """Softmax attention with a predicted key dual as bias: `one_sided.one_sided_attention`, fast.
+
+    Examples
+    --------
+    >>> from asap_ref.calibration import fit_amortizer
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 64, 1, 8, 4))
+    >>> one_sided_attention(q, k, k, fit_amortizer([(k, q)], n_slices=4)).shape
+    (64, 1, 8, 4)
+    """
+    xp, d = array_namespace(q, k, v), q.shape[-1]
+    q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
+    g = predict(k, q, amortizer, query_mask=key_mask, key_mask=query_mask)
+    # the bias rides inside the product as one more coordinate, whose scale softmax_attention divides away again
+    q1 = xp.concat([q / math.sqrt(d), xp.ones_like(q[..., :1])], axis=-1) * (math.sqrt(d + 1) / amortizer.epsilon)
+    k1 = xp.concat([k, g[..., None]], axis=-1)
+    return softmax_attention(q1, k1, v, query_mask=query_mask, key_mask=key_mask)

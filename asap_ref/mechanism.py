@@ -16,14 +16,16 @@ from asap_ref.contracts import check_choice, check_settings
 from asap_ref.fused import (
     asap_attention,
     asap_attention_vjp,
+    initial_attention,
+    one_sided_attention,
     sinkhorn_attention,
     sinkhorn_attention_vjp,
     softmax_attention,
     softmax_attention_vjp,
 )
-from asap_ref.initial_duals import initial_attention, initial_attention_vjp
+from asap_ref.initial_duals import initial_attention_vjp
 from asap_ref.mixed import mixed_attention, mixed_attention_vjp
-from asap_ref.one_sided import one_sided_attention, one_sided_attention_vjp
+from asap_ref.one_sided import one_sided_attention_vjp
 from asap_ref.sliced_attention import sliced_attention, sliced_attention_vjp
 
 FORMS = {

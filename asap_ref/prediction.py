@@ -34,7 +34,7 @@ def predict(q, k, amortizer, *, query_mask=None, key_mask=None):
     count, L = math.prod(leading), constants[0].shape[-1]
     flat_q, flat_k = (x.reshape(count, *x.shape[-2:]) for x in (q, k))
     masks = [
-        None if mask is None else np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(count, -1)
+        None if mask is None else np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(count, mask.shape[-1])
         for mask in (query_mask, key_mask)
     ]
 

@@ -85,7 +85,7 @@ def _cut(arrays, masks):
     count = math.prod(leading)
     flat = [x.reshape(count, *x.shape[len(leading) :]) for x in arrays]
     flat += [
-        None if mask is None else np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(count, -1)
+        None if mask is None else np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(count, mask.shape[-1])
         for mask in masks
     ]
     pieces = chunks(count, arrays[0].shape[-2] * arrays[1].shape[-2])
