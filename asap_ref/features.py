@@ -55,7 +55,7 @@ def dual_features(q, k, directions, *, cumulants=True, basis=None, query_mask=No
     Notes
     -----
     O(L (n + m) (d + log(n + m))), O((n + m) d²) for the cumulants and O(n r (d + r)) for the quadratic family.
-    Source: slices: paper and METHOD "Slices".
+    Source: slices: paper and asap_ref/oracle/README.md, "Slices".
 
     Examples
     --------

@@ -44,7 +44,7 @@ def kl_loss_and_gradient(scores, query_dual, teacher_columns, *, epsilon=1.0, qu
 
     Notes
     -----
-    O(nm). Source: METHOD "The amortizer", 2.
+    O(nm). Source: asap_ref/oracle/README.md, "The amortizer", 2.
 
     Examples
     --------

@@ -42,7 +42,7 @@ def one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
 
     Notes
     -----
-    O(n m (d + p) + L m (d + log m)). Source: METHOD "Two-sided entropic c-transform" (derived).
+    O(n m (d + p) + L m (d + log m)). Source: asap_ref/oracle/README.md, "Two-sided entropic c-transform" (derived).
 
     Examples
     --------

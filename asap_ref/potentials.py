@@ -55,8 +55,8 @@ def kantorovich_potentials_1d(x, y, *, cost="bilinear", x_weights=None, y_weight
     Notes
     -----
     O((n + m) log(n + m)) time, O(n + m) memory. Source: one-dimensional transport, Peyré & Cuturi section 2.6;
-    METHOD "Exact 1D Kantorovich potentials". The mean among the optimal slopes (the trapezoid, for equal sizes)
-    is our choice; for equal sizes it treats x and y alike.
+    asap_ref/oracle/README.md, "Exact 1D Kantorovich potentials". The mean among the optimal slopes (the trapezoid,
+    for equal sizes) is our choice; for equal sizes it treats x and y alike.
 
     Examples
     --------

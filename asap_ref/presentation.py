@@ -129,7 +129,9 @@ class Source:
         from pygments.formatters import HtmlFormatter
         from pygments.lexers import PythonLexer
 
-        return highlight(self.text, PythonLexer(), HtmlFormatter(noclasses=True, prestyles="font-family: monospace"))
+        return highlight(
+            self.text, PythonLexer(), HtmlFormatter(noclasses=True, prestyles="font-family: monospace")
+        )
 
 
 def _without_docstring(function):

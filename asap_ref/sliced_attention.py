@@ -75,8 +75,8 @@ def sliced_attention(
 
     Notes
     -----
-    O(L n m min(n, m)) time. Source: Shahbazi et al. 2025 (ESPFormer) and its code; METHOD "Sliced-transport
-    attention".
+    O(L n m min(n, m)) time. Source: Shahbazi et al. 2025 (ESPFormer) and its code;
+    asap_ref/oracle/README.md, "Sliced-transport attention".
 
     Examples
     --------

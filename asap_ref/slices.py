@@ -90,7 +90,7 @@ def sliced_potentials(q, k, directions, *, query_mask=None, key_mask=None):
     Notes
     -----
     O(L (n + m) (d + log(n + m))). Sliced dual projection (paper); the scaling by d^(-1/4), which makes the slices
-    of an orthonormal basis sum to the scores, is METHOD "Slices".
+    of an orthonormal basis sum to the scores, is asap_ref/oracle/README.md, "Slices".
 
     Examples
     --------

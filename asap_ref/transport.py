@@ -150,7 +150,7 @@ def entropic_c_transform(scores, dual, *, onto="key", epsilon=1.0, query_mask=No
     Notes
     -----
     O(nm) time and memory. Source: Peyré & Cuturi, "Computational Optimal Transport", section 4.4 (soft
-    minimum); METHOD "Sinkhorn". The masked and rectangular marginals are derived, not the paper's.
+    minimum); asap_ref/oracle/README.md, "Sinkhorn". The masked and rectangular marginals are derived, not the paper's.
 
     Examples
     --------
@@ -175,7 +175,7 @@ def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mas
 
     The derivative of a log-sum-exp is a softmax W (over queries if onto="key", over keys if onto="query"):
     ``d_scores = -W * d_out`` and ``d_dual = -W d_out``, W multiplied along the axis that was summed.
-    Same arguments, errors and cost as `entropic_c_transform`. Derived (METHOD, "Sinkhorn").
+    Same arguments, errors and cost as `entropic_c_transform`. Derived (asap_ref/oracle/README.md, "Sinkhorn").
 
     Examples
     --------
@@ -242,7 +242,7 @@ def transport_plan(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=None
 
     Notes
     -----
-    O(nm). Source: Peyré & Cuturi, Proposition 4.3; METHOD "Shapes and marginals".
+    O(nm). Source: Peyré & Cuturi, Proposition 4.3; asap_ref/oracle/README.md, "Shapes and marginals".
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The operators a second time, from METHOD alone: the truth that the oracle's values are held against.
+"""The operators a second time, from the formulas alone: the truth that the oracle's values are held against.
 
 Nothing here comes from the package. Each formula is written for *one* problem without masks, in a way that is not
 the package's: Sinkhorn balances the matrix itself instead of iterating duals; the potentials are sums over pairs
