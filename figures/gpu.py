@@ -1,0 +1,133 @@
+"""Attention on a GPU, CuPy beside torch on the same card: what is small is bound by launches, not by arithmetic."""
+
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+import asap_ref as ar
+from asap_ref import attention as readable
+from asap_ref import files, presentation
+
+SIZES = (64, 256, 1024, 4096)
+HEADS, D, T, SLICES, ROUNDS = 8, 64, 20, 16, 11
+ROWS = {  # key in the record: (label, colour, line)
+    "softmax": ("softmax", "softmax", "-"),
+    "sinkhorn": (f"Sinkhorn, T = {T}", "sinkhorn", "-"),
+    "sinkhorn, log domain": (f"Sinkhorn, T = {T}, log domain", "light", "-"),
+    "asap": (f"ASAP, {SLICES} slices", "asap", "-"),
+    "asap, prediction alone": ("of it, the prediction by the readable form", "warm", "-"),
+    "torch softmax, fused": ("torch softmax, fused", "softmax", "--"),
+    "torch softmax, unfused": ("torch softmax, unfused", "black", "--"),
+    "torch sinkhorn, log domain": (f"torch Sinkhorn, T = {T}, log domain", "light", "--"),
+    "softmax, forward and backward": ("softmax, forward and backward", "softmax", None),
+    "sinkhorn, forward and backward": (f"Sinkhorn, T = {T}, forward and backward", "sinkhorn", None),
+}
+
+
+def measure():
+    """Time everything at every size, CuPy and torch in one process; needs both, and a CUDA device."""
+    import cupy
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False  # CuPy's products are in float32
+    rng = np.random.default_rng(0)
+    amortizer = ar.fit_amortizer(
+        [rng.standard_normal((2, 4, HEADS, 64, D)).astype("f4")], n_slices=SLICES, n_iter=T
+    )
+    times = {}
+    for n in SIZES:
+        host = (1.5 * rng.standard_normal((3, 1, HEADS, n, D))).astype("f4")
+        ours = [cupy.asarray(x) for x in host]
+        theirs = [torch.tensor(x, device="cuda") for x in host]
+        times[n] = _times(ours, theirs, amortizer)
+    versions = {"cupy": cupy.__version__, "torch": torch.__version__, "numpy": np.__version__}
+    card = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
+    return {"card": card, "versions": versions, "commit": commit or None, "ms": times}
+
+
+def _times(ours, theirs, amortizer):
+    """Median milliseconds of each row of the table."""
+    import cupy
+    import torch
+
+    def torch_sinkhorn(q, k, v):
+        S = q @ k.mT / D**0.5
+        f = -torch.logsumexp(S, -1)
+        for _ in range(T):
+            g = -torch.logsumexp(S + f[..., :, None], -2)
+            f = -torch.logsumexp(S + g[..., None, :], -1)
+        return torch.exp(S + f[..., :, None] + g[..., None, :]) @ v
+
+    q, k, v = theirs
+    work = {
+        "softmax": lambda: ar.softmax_attention(*ours),
+        "sinkhorn": lambda: ar.sinkhorn_attention(*ours, n_iter=T),
+        "sinkhorn, log domain": lambda: readable.sinkhorn_attention(*ours, n_iter=T),
+        "asap": lambda: ar.asap_attention(*ours, amortizer),
+        "asap, prediction alone": lambda: amortizer.predict(*ours[:2]),
+        "softmax, forward and backward": lambda: ar.softmax_attention_vjp(*ours)[1](ours[2]),
+        "sinkhorn, forward and backward": lambda: ar.sinkhorn_attention_vjp(*ours, n_iter=T)[1](ours[2]),
+        "torch softmax, fused": lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v),
+        "torch softmax, unfused": lambda: torch.softmax(q @ k.mT / D**0.5, -1) @ v,
+        "torch sinkhorn, log domain": lambda: torch_sinkhorn(q, k, v),
+    }
+    medians = {}
+    for name, function in work.items():
+        wait = torch.cuda.synchronize if name.startswith("torch") else cupy.cuda.Device().synchronize
+        for _ in range(3):
+            function()
+        seconds = []
+        for _ in range(ROUNDS):
+            wait()
+            start = time.perf_counter()
+            function()
+            wait()
+            seconds.append(time.perf_counter() - start)
+        medians[name] = 1e3 * statistics.median(seconds)
+    return medians
+
+
+def draw(record, folder):
+    """Write the table and the picture of time against n."""
+    sizes = [int(n) for n in record["ms"]]
+    lines = [
+        f"attention, milliseconds | {' | '.join(f'n = {n}' for n in sizes)}",
+        " | ".join(["---"] * (len(sizes) + 1)),
+    ]
+    for key, (label, _, _) in ROWS.items():
+        lines.append(" | ".join([label, *(f"{record['ms'][str(n)][key]:.2f}" for n in sizes)]))
+    versions = record["versions"]
+    text = "\n".join(f"| {line} |" for line in lines) + (
+        f"\n\n{HEADS} heads x n x {D}, float32, one sequence; {record['card']}, CuPy {versions['cupy']}, torch "
+        f"{versions['torch']}, NumPy {versions['numpy']}; medians of {ROUNDS} rounds, the host waiting for the device "
+        f"around each. Unless it says torch, it is this package on CuPy, at commit {record['commit']}.\n"
+    )
+    if record.get("note"):
+        text += f"\n{record['note']}\n"
+    table = Path(folder) / "gpu.md"
+    files.save_text(table, text)
+
+    fig, axis = presentation.subplots(figsize=(8.0, 4.2))
+    for key, (label, colour, line) in ROWS.items():
+        if line:
+            ms = [record["ms"][str(n)][key] for n in sizes]
+            axis.plot(sizes, ms, line, marker="o", ms=4, color=presentation.COLOURS[colour], label=label)
+    axis.set(
+        xscale="log", yscale="log", xlabel="tokens n", ylabel="milliseconds a forward pass", title=record["card"]
+    )
+    axis.set_xticks(sizes, [str(n) for n in sizes], minor=False)
+    axis.minorticks_off()
+    fig.legend(loc="outside right center", fontsize=8)
+    return [table, *presentation.save(fig, Path(folder) / "gpu")]
+
+
+if __name__ == "__main__":
+    from asap_ref.cli import main
+
+    raise SystemExit(main(["figures", "gpu"]))
