@@ -66,13 +66,15 @@ def _softmax_tiles(q, k, v, query_mask, key_mask):
         a_token = np.take_along_axis(k, key_mask.argmax(-1)[:, None, None], axis=-2)
         k = np.where(key_mask[..., None], k, a_token)
     kt = np.ascontiguousarray(transpose(k / math.sqrt(q.shape[-1])))  # read once for every tile
-    v = np.concatenate([v, keep_tokens(np.ones_like(v[..., :1]), key_mask)], axis=-1)
-    out = np.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
+    counted = keep_tokens(np.ones_like(v[..., :1]), key_mask)  # (B, m, 1)
+    out, total = (np.empty((*q.shape[:-1], columns), dtype=q.dtype) for columns in (v.shape[-1], 1))
     for rows in row_tiles(q, k):
         E = q[:, rows] @ kt
         E -= E.max(-1, keepdims=True)
-        np.matmul(np.exp(E, out=E), v, out=out[:, rows])
-    return keep_tokens(out[..., :-1] / divisor(out[..., -1:], key_mask), query_mask)
+        np.exp(E, out=E)
+        np.matmul(E, v, out=out[:, rows])
+        np.matmul(E, counted, out=total[:, rows])
+    return keep_tokens(out / divisor(total, key_mask), query_mask)
 
 
 @operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")

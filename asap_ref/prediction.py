@@ -164,12 +164,12 @@ def _of_others(amortizer):
         A = A + math.sqrt(d) * (R @ form @ transpose(R))
         B = B + R @ mixed.reshape(H, r, r) @ transpose(R)  # [b, a] weighs u_a mean_b
         c = d**0.25 * transpose(R @ linear[..., None])
-    return a, A, B, c
+    return a / d, A / d, B / math.sqrt(d), c / math.sqrt(d)
 
 
 def _of_polynomials(q, k, a, A, B, c, key_mask):
-    """What cumulants and quadratic features add, (..., n): with u = q / sqrt(d), uᵀ (a Cov + A) u + (mean B + c) u."""
+    """What cumulants and quadratic features add, (..., n): qᵀ (a Cov + A) q + (mean B + c) q."""
     xp = array_namespace(q, k)
     mean, _, cov, _ = key_moments(k, key_mask)  # (..., 1, d), (..., d, d)
-    u = q / math.sqrt(q.shape[-1])
-    return xp.sum((u @ (a * cov + A) + (mean @ B + c)) * u, axis=-1)
+    terms = (q @ (a * cov + A) + (mean @ B + c)) * q
+    return xp.sum(terms, axis=-1)

@@ -117,15 +117,18 @@ def _from_tiles(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
     s = divisor(s, query_mask)[..., 0, :]
     inverse = 1 / s
     b = keep(inverse, key_mask)[..., None]
-    v1 = np.concatenate([v * b, b], axis=-1)  # (B, m, p + 1)
-    out = np.empty((len(q), n, p + 1), q.dtype)
-    for rows in tiles:
-        np.matmul(kept[:, rows] if keeping else tile(rows), v1, out=out[:, rows])
-    total = divisor(out[..., p:], key_mask)
+    v = v * b  # with b as one more column, the product would lose the round number of columns that makes it fast
+    out, total = (np.empty((len(q), n, columns), q.dtype) for columns in (p, 1))
+    for rows in reversed(tiles):  # the last ones are still in the cache
+        E = kept[:, rows] if keeping else tile(rows)
+        np.matmul(E, v, out=out[:, rows])
+        np.matmul(E, b, out=total[:, rows])
+    total = divisor(total, key_mask)
     tiny, huge = np.finfo(q.dtype).tiny * 1e6, np.finfo(q.dtype).max * 1e-6
     sums = np.concatenate([s, total[..., 0], inverse], axis=-1)
     good = np.all((sums > tiny) & (sums < huge), axis=-1)
-    return keep_tokens(out[..., :p] / total, query_mask), good & np.isfinite(out).all((-1, -2))
+    out = keep_tokens(out / total, query_mask)
+    return out, good & np.isfinite(out).all((-1, -2))
 
 
 def _in_log_domain(q, k, v, f_hat, query_mask, key_mask, epsilon):
