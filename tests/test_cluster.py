@@ -157,21 +157,45 @@ def test_masks_and_principal_directions_travel_too(tmp_path, threads):
 SMALL = Architecture(image=(6, 6), patch=2, n_classes=3, width=12, n_layers=2, n_heads=3)
 TEACHER = Transformer.create(SMALL, Attention("sinkhorn", {"n_iter": 4, "epsilon": 0.5}), dtype="float64")
 IMAGES = np.random.default_rng(0).standard_normal((120, 6, 6))
+COMPILATION = {"n_slices": 4, "quadratic": 2}
+
+
+def npy_inputs(folder):
+    for i, images in enumerate(np.split(IMAGES, 4)):
+        np.save(folder / f"{i}.npy", images)
+    return sorted(folder.glob("*.npy"))
+
+
+def zarr_inputs(folder):
+    return zarr.create_array(folder / "images.zarr", data=IMAGES, chunks=(30, 6, 3), overwrite=True)
+
+
+def dask_inputs(folder):
+    return da.from_array(IMAGES, chunks=(30, 6, 3))
+
+
+def same_attentions(found, expected):
+    for a, b in zip(found.attentions, expected.attentions, strict=True):
+        # what the first layer's rounding becomes in the second's activations
+        same(a.settings["amortizer"], b.settings["amortizer"], rtol=1e-9)
 
 
 @pytest.mark.parametrize("order", ["parallel", "sequential"])
 def test_a_model_is_compiled_on_the_workers(order, threads):
-    batches, settings = np.split(IMAGES, 4), {"order": order, "n_slices": 4, "quadratic": 2}
+    batches, settings = np.split(IMAGES, 4), {"order": order, **COMPILATION}
     expected, expected_report = compile_model(TEACHER, batches, **settings)
     found, report = compile_model(TEACHER, batches, **settings, client=threads)
-    lazy, _ = compile_model(TEACHER, da.from_array(IMAGES, chunks=(30, 6, 3)), **settings, client=threads)
-    for model in (found, lazy):
-        for a, b in zip(model.attentions, expected.attentions, strict=True):
-            # what the first layer's rounding becomes in the second's activations
-            same(a.settings["amortizer"], b.settings["amortizer"], rtol=1e-9)
+    same_attentions(found, expected)
     np.testing.assert_allclose(
         [layer["r_squared"] for layer in report], [layer["r_squared"] for layer in expected_report], rtol=1e-9
     )
+
+
+@pytest.mark.parametrize("source", [npy_inputs, zarr_inputs, dask_inputs], ids=lambda source: source.__name__)
+def test_a_model_is_compiled_on_inputs_that_are_not_in_memory(source, tmp_path, threads):
+    expected, _ = compile_model(TEACHER, np.split(IMAGES, 4), **COMPILATION)
+    same_attentions(compile_model(TEACHER, source(tmp_path), **COMPILATION)[0], expected)
+    same_attentions(compile_model(TEACHER, source(tmp_path), **COMPILATION, client=threads)[0], expected)
 
 
 def test_an_iterable_is_read_as_it_is_used(threads):
@@ -256,6 +280,27 @@ def test_batches_that_were_kept_by_a_killed_worker_are_made_again(objective, pro
     found = fit_amortizer(BATCHES, **settings, client=processes)
     assert killed and killed[0] not in processes.run(os.getpid).values()
     np.testing.assert_array_equal(found.weights, undisturbed.weights)
+
+
+def images_or_death(marker, images):
+    """Return the images; the first time, kill the worker instead."""
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return images
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill a process outright")
+def test_a_worker_killed_while_a_model_is_compiled_changes_nothing(tmp_path, processes):
+    expected, _ = compile_model(TEACHER, np.split(IMAGES, 4), **COMPILATION)
+    undisturbed, _ = compile_model(TEACHER, np.split(IMAGES, 4), **COMPILATION, client=processes)
+    batches = Mapped(partial(images_or_death, str(tmp_path / "died")), np.split(IMAGES, 4))
+    found, _ = compile_model(TEACHER, batches, **COMPILATION, client=processes)
+    assert (tmp_path / "died").exists()
+    same_attentions(found, expected)
+    for a, b in zip(found.attentions, undisturbed.attentions, strict=True):
+        np.testing.assert_array_equal(a.settings["amortizer"].weights, b.settings["amortizer"].weights)
 
 
 def peak_since_reset():
