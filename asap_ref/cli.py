@@ -203,12 +203,12 @@ def run_compile(args):
     """Run ``asap-ref compile``."""
     from asap_ref.compilation import compile_model
     from asap_ref.experiments import experiment
-    from asap_ref.reproduce import whole_batches
+    from asap_ref.reproduce import calibration_batches
     from asap_ref.transformer import Transformer
 
     model = Transformer.load(args.model)
     run = experiment(args.dataset, seed=args.seed, slices=args.slices)
-    calibration = whole_batches(run.load().train_inputs)
+    calibration = calibration_batches(run, run.load())
     compiled, report = compile_model(model, calibration, fallback=args.fallback, **run.compilation)
     compiled.save(args.compiled)
     for layer in report:

@@ -29,7 +29,7 @@ from asap_ref.text import batches, trimmed
 from asap_ref.training import predict, train
 from asap_ref.transformer import Transformer
 
-TRUNCATIONS = (1, 2, 3, 5)
+TRUNCATIONS = (1, 2, 3, 4, 5)
 RIVALS_TOLD = (
     "initial: duals that nobody learned, with ASAP's two-sided transform; one-sided: ASAP's prediction on the key "
     "side and one softmax. "
@@ -110,7 +110,7 @@ def reproduce(settings, out, *, resume=False, say=print):
     teacher = models["sinkhorn"]
 
     began = time.perf_counter()
-    compiled, calibration = compile_model(teacher, whole_batches(data.train_inputs), **run.compilation)
+    compiled, calibration = compile_model(teacher, calibration_batches(run, data), **run.compilation)
     seconds["compile"] = time.perf_counter() - began
     models["asap"] = compiled
     fidelity_report(compiled, sample(data.test_inputs), teacher=teacher).write(out / "fidelity")
@@ -121,9 +121,9 @@ def reproduce(settings, out, *, resume=False, say=print):
     for t in TRUNCATIONS:
         variants[f"sinkhorn-{t}"] = teacher.with_attention(Attention("sinkhorn", {**run.teacher, "n_iter": t}))
     variants["asap"] = compiled
-    variants |= rivals(teacher, data.train_inputs, run)
+    variants |= rivals(teacher, data, run)
     began = time.perf_counter()
-    rows = compare(variants, data.test_inputs, data.test_labels)
+    rows = compare(variants, data.test_inputs, data.test_labels, rounds=run.rounds)
     seconds["compare"] = time.perf_counter() - began
     report = {
         "rows": rows,
@@ -134,14 +134,16 @@ def reproduce(settings, out, *, resume=False, say=print):
             "train": len(data.train_labels),
             "test": len(data.test_labels),
             "sampled": len(sample(data.test_inputs)),  # for what needs whole plans
+            "calibrated": sum(map(len, calibration_batches(run, data))),
         },
         "settings": {
             "seed": seed,
             "backend": settings.backend,
             "architecture": asdict(run.architecture),
-            "training": asdict(run.training),
+            "training": asdict(run.training) | {"word_dropout": run.word_dropout},
             "teacher": dict(run.teacher),
             "compilation": dict(run.compilation),
+            "rounds": run.rounds,
         },
         "teacher": hardness(teacher, sample(data.test_inputs)),
         "calibration": calibration,
@@ -169,7 +171,7 @@ def machine():
 # --------------------------------------------------------------------------------------------------- comparison
 
 
-def rivals(teacher, inputs, run):
+def rivals(teacher, data, run):
     """What else could replace the teacher's attention without retraining: {name: model}.
 
     Three duals that nobody learned, each with the two-sided transform of ASAP, and ASAP on the key side alone.
@@ -179,17 +181,19 @@ def rivals(teacher, inputs, run):
         f"initial-{start}": teacher.with_attention(Attention("initial", {"start": start, "epsilon": epsilon}))
         for start in STARTS
     }
-    found["one-sided"], _ = compile_model(teacher, whole_batches(inputs), one_sided=True, **run.compilation)
+    found["one-sided"], _ = compile_model(
+        teacher, calibration_batches(run, data), one_sided=True, **run.compilation
+    )
     return found
 
 
-def compare(variants, inputs, labels, *, rounds=7):
+def compare(variants, inputs, labels, *, rounds):
     """Rows of the table: every variant of the model against the one called "sinkhorn", the teacher.
 
     A model that was trained on its own (its parameters are not the teacher's) has no attention output error.
     """
     teacher = variants["sinkhorn"]
-    times = forward_milliseconds(variants, inputs, rounds)
+    times = forward_milliseconds(variants, whole_batches(inputs), rounds)
     expected = np.argmax(predict(teacher, inputs), axis=-1)
     rows = []
     for name, model in variants.items():
@@ -216,9 +220,9 @@ def geometric_mean(x):
     return float(np.exp(np.mean(np.log(x)))) if np.all(x > 0) else 0.0
 
 
-def forward_milliseconds(variants, inputs, rounds):
-    """Median milliseconds of a forward pass over all inputs, texts by length, the variants taking turns."""
-    placed = [next(iter(variants.values())).place(batch) for batch in whole_batches(inputs)]
+def forward_milliseconds(variants, batches, rounds):
+    """Median milliseconds of a forward pass over all batches, the variants taking turns."""
+    placed = [next(iter(variants.values())).place(batch) for batch in batches]
     times = {name: [] for name in variants}
     for _ in range(rounds + 1):  # the first is a warm-up
         for name, model in variants.items():
@@ -234,9 +238,25 @@ def whole_batches(inputs):
     return [trimmed(inputs[picked]) for picked in batches(inputs, 512)]
 
 
+def calibration_batches(run, data):
+    """Training inputs, without labels, on which an experiment calibrates."""
+    return whole_batches(every(data.train_inputs, run.calibrate_on or len(data.train_inputs)))
+
+
 def sample(inputs, most=400):
-    """Every so many-th of the inputs, for what needs whole plans: those of all of them may not fit into memory."""
-    return trimmed(inputs[:: math.ceil(len(inputs) / most)])
+    """Some of the inputs, for what needs whole plans: those of all of them may not fit into memory."""
+    return trimmed(every(inputs, most))
+
+
+def every(inputs, most):
+    """Every so many-th of the inputs, ``most`` of them at most.
+
+    Examples
+    --------
+    >>> every(np.arange(10), 4)
+    array([0, 3, 6, 9])
+    """
+    return inputs[:: math.ceil(len(inputs) / most)]
 
 
 # ------------------------------------------------------------------------------------------------- presentation
@@ -259,16 +279,17 @@ def markdown(report):
     rivals_told = RIVALS_TOLD if has_rivals else ""
     whole_run = "" if report["seconds"] is None else f" Whole run: {report['seconds']:.0f} s."
     where = "" if data["sampled"] == data["test"] else f", on {data['sampled']} test examples"
+    on = "" if data["calibrated"] == data["train"] else f" calibrated on {data['calibrated']} training examples"
     return (
         f"{table}\n\n"
         f"{data['name']}, {data['train']} training and {data['test']} test examples, seed {settings['seed']}, "
         f"{training['epochs']} epochs. Teacher: Sinkhorn with T = {teacher['n_iter']} at epsilon = "
         f"{teacher['epsilon']}; the scores of a sequence span {ranges.min():.0f} to {ranges.max():.0f} epsilon "
         f"(mean of a head), and to bring every column sum within 0.05 a head needs {needed.min()} to "
-        f"{needed.max()} iterations. ASAP: {compilation['n_slices']} slices. Attention output error: relative, on "
+        f"{needed.max()} iterations. ASAP: {compilation['n_slices']} slices{on}. Attention output error: relative, on "
         "the teacher's q, k, v, geometric mean over heads; softmax was trained on its own and has none. Column "
         f"error: mean distance of the plan's column sums from 1{where}. {rivals_told}Forward pass: all "
-        f"{data['test']} test examples, median of 7. {made_on['processor']}, Python "
+        f"{data['test']} test examples, median of {settings['rounds']}. {made_on['processor']}, Python "
         f"{made_on['python']}, NumPy {made_on['numpy']}, array module {settings['backend']}."
         f"{whole_run}\n"
     )
@@ -289,23 +310,23 @@ def draw(report, out, *, name="reproduce"):
         kind = kind if kind in presentation.MARKERS else "other"
         style = {"color": presentation.COLOURS[kind], "marker": presentation.MARKERS[kind], "ls": ""}
         style["markersize"] = 14 if kind == "asap" else 8
+        label = row["attention"].removeprefix("sinkhorn-")
+        if label.isdigit():  # fits into the marker
+            text = {"xytext": (0, 0), "ha": "center", "va": "center_baseline", "color": "white", "fontsize": 7}
+        else:
+            text = {"xytext": (7, 5 if kind == "other" else -11), "fontsize": 9}
         for axis, value in zip(axes, (100 * row["accuracy"], row["output_error"]), strict=True):
             if value:
                 axis.plot(row["ms_per_forward"], value, **style)
-                axis.annotate(
-                    row["attention"],
-                    (row["ms_per_forward"], value),
-                    xytext=(7, -11),
-                    textcoords="offset points",
-                    fontsize=9,
-                )
+                axis.annotate(label, (row["ms_per_forward"], value), textcoords="offset points", **text)
     axes[0].set(xlabel="milliseconds a forward pass", ylabel="test accuracy (%)")
     axes[1].set(xlabel="milliseconds a forward pass", ylabel="attention output error (relative)", yscale="log")
     for axis in axes:
         axis.margins(x=0.2, y=0.15)
     fig.suptitle(
         f"Compiled with ASAP, the Sinkhorn teacher keeps {kept['asap']:.1%} of its accuracy, cut to one iteration "
-        f"{kept['sinkhorn-1']:.1%}\n({report['dataset']['name']}; left: higher is better, right: lower is better)",
+        f"{kept['sinkhorn-1']:.1%}\n({report['dataset']['name']}; left: higher is better, right: lower is better; "
+        "a number is Sinkhorn cut to so many iterations)",
         fontsize=11,
     )
     return presentation.save(fig, Path(out) / name)

@@ -64,7 +64,7 @@ def train_all(seed):
     models["asap"], _ = compile_model(models["sinkhorn"], [data.train_inputs], **run.compilation)
     seconds["compile"] = time.perf_counter() - began
     seconds["asap"] = seconds["sinkhorn"] + seconds["compile"]
-    times = reproduce.forward_milliseconds(models, data.test_inputs, rounds=7)
+    times = reproduce.forward_milliseconds(models, reproduce.whole_batches(data.test_inputs), rounds=7)
     rows = [
         {
             "attention": name,
