@@ -10,7 +10,7 @@ import ast
 import inspect
 import io
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib as mpl
@@ -119,7 +119,7 @@ def source(*functions):
 class Source:
     """Python source that a notebook shows in colours; as HTML too, since exported Markdown loses the fixed pitch."""
 
-    text: str
+    text: str = field(repr=False)
 
     def _repr_markdown_(self):
         return f"```python\n{self.text}\n```"
