@@ -99,6 +99,9 @@ def _check_weights(q, directions, weights, cumulants, basis):
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (H, F) = {expected}")
 
 
+SETTINGS = ("cumulants", "epsilon", "n_iter", "objective", "refine")  # that are saved beside the arrays
+
+
 @dataclass(frozen=True)
 class Amortizer:
     """A calibrated map from queries and keys to the query dual, with the settings that made it.
@@ -164,6 +167,8 @@ class Amortizer:
     def of_heads(self, heads):
         """Return the amortizer of some of the heads, by index."""
         heads = list(heads)
+        if not heads or not set(heads) <= set(range(len(self.weights))):
+            raise ValueError(f"of_heads: heads must be some of 0 to {len(self.weights) - 1}, got {heads}")
         directions, basis = (
             x[heads] if x is not None and x.ndim == 3 else x for x in (self.directions, self.basis)
         )
@@ -180,18 +185,24 @@ class Amortizer:
     def state(self):
         """(dict of arrays, JSON-ready settings), from which `from_state` rebuilds the amortizer."""
         arrays = {name: getattr(self, name) for name in ("directions", "weights", "basis", "r_squared")}
-        names = ("cumulants", "epsilon", "n_iter", "objective", "refine")
         arrays = {name: x for name, x in arrays.items() if x is not None}
         if self.statistics is not None:
             arrays["statistics"] = self.statistics.state()
-        return arrays, {name: getattr(self, name) for name in names}
+        return arrays, {name: getattr(self, name) for name in SETTINGS}
 
     @classmethod
     def from_state(cls, arrays, settings):
         """Rebuild an amortizer from its `state`."""
         if "statistics" in arrays:
             arrays = {**arrays, "statistics": SufficientStatistics.from_state(arrays["statistics"])}
-        return cls(**arrays, **settings)
+        if settings.keys() != set(SETTINGS):
+            raise ValueError(f"settings are {sorted(settings)}, expected {sorted(SETTINGS)}")
+        made = cls(**arrays, **settings)
+        rank = 0 if made.basis is None else made.basis.shape[-1]
+        F = count_features(made.directions.shape[-1], made.cumulants, rank)
+        if made.weights.ndim != 2 or made.weights.shape[1] != F:
+            raise ValueError(f"weights has shape {made.weights.shape}, expected (H, F) = (H, {F})")
+        return made
 
     def save(self, path):
         """Write the amortizer as .npz, atomically."""

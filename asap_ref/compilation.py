@@ -17,7 +17,7 @@ from asap_ref.calibration import fit_amortizer
 from asap_ref.comparison import output_error
 from asap_ref.contracts import check_choice, check_positive
 from asap_ref.mechanism import Attention
-from asap_ref.recording import activations, record, split
+from asap_ref.recording import activations, check_model, record, split
 from asap_ref.sources import Mapped
 
 
@@ -68,7 +68,7 @@ def compile_model(
     Raises
     ------
     TypeError
-        If batches can be gone through only once.
+        If model is no Transformer, or batches can be gone through only once, or not at all.
     ValueError
         If a layer's attention is not Sinkhorn with at least one iteration, or batches is empty, or too small to
         hold any example out.
@@ -88,6 +88,9 @@ def compile_model(
     >>> [attention.name for attention in compiled.attentions]
     ['asap', 'asap']
     """
+    check_model(model, "model", "compile_model")
+    if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        raise TypeError(f"compile_model: batches must be a list of inputs, got {type(batches).__name__}")
     if iter(batches) is batches:
         raise TypeError(
             "compile_model: batches can be gone through only once, but every layer needs them; give a list"

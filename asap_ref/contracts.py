@@ -39,14 +39,16 @@ def operator(**shapes):
     contracts = {name: _axes(contract) for name, contract in shapes.items()}
 
     def decorate(function):
-        name, bind = function.__name__, inspect.signature(function).bind
+        name, signature = function.__name__, inspect.signature(function)
+        bind = signature.bind
+        required = {key for key in contracts if signature.parameters[key].default is inspect.Parameter.empty}
 
         @functools.wraps(function)
         def checked(*args, **kwargs):
             if getattr(_scope, "inside", False):
                 return function(*args, **kwargs)
             arguments = bind(*args, **kwargs).arguments
-            arrays = _named_arrays(name, arguments, contracts)
+            arrays = _named_arrays(name, arguments, contracts, required)
             xp = _check_kind(name, arrays)
             _check_shapes(name, arrays)
             check_settings(name, arguments)
@@ -119,12 +121,12 @@ def _axes(contract):
     return None if contract is None else tuple(contract.split())
 
 
-def _named_arrays(function, arguments, contracts):
+def _named_arrays(function, arguments, contracts, required):
     """[(name, array, axes or None)]; a tuple such as Duals, or a dict, counts as several arrays."""
     arrays = []
     for name, axes in contracts.items():
         value = arguments.get(name)
-        if value is None:
+        if value is None and name not in required:
             continue
         if isinstance(axes, list):
             if not isinstance(value, tuple | list) or len(value) != len(axes):
@@ -332,8 +334,9 @@ def _leaves(x):
 
 def _explain_non_finite(xp, function, result, arrays):
     """If a result is not finite, say which input is to blame, or that the dtype overflowed."""
-    finite = [xp.all(xp.isfinite(x)) for x in _leaves(result)]
-    if bool(functools.reduce(lambda a, b: a & b, finite)):  # joined first: one wait for the device
+    floats = [x for x in _leaves(result) if _kind(xp, x.dtype) in ("float", "half")]
+    # joined first: one wait for the device
+    if floats and bool(functools.reduce(lambda a, b: a & b, [xp.all(xp.isfinite(x)) for x in floats])):
         return
     for name, x, _ in arrays:
         if name.endswith("mask") or bool(xp.all(xp.isfinite(x))):
@@ -342,7 +345,9 @@ def _explain_non_finite(xp, function, result, arrays):
         raise ValueError(
             f"{function}: {name} contains {what}; pass finite values (padding belongs in query_mask and key_mask)"
         )
-    dtype = _leaves(result)[0].dtype
+    if not floats:  # counts, which say nothing of what they were made from
+        return
+    dtype = floats[0].dtype
     raise FloatingPointError(
         f"{function}: the result overflows {dtype} although every input is finite; "
         "scale the input down, raise epsilon, or use float64"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import ks_2samp
 
+from asap_ref.contracts import check_positive
 from asap_ref.fidelity import FidelityReport
 
 
@@ -73,8 +74,16 @@ def detect_drift(before, after, *, level=0.05):
     for name, report in (("before", before), ("after", after)):
         if not isinstance(report, FidelityReport):
             raise TypeError(f"detect_drift: {name} must be a FidelityReport, got {type(report).__name__}")
-    if not 0 < level < 1:
+    level = check_positive(level, "level", "detect_drift")
+    if level >= 1:
         raise ValueError(f"detect_drift: level must be between 0 and 1, got {level}")
+    if before.samples.keys() != after.samples.keys():
+        raise ValueError(
+            f"detect_drift: before measured {sorted(before.samples)}, after {sorted(after.samples)}; "
+            "make both reports with fidelity_report"
+        )
+    if not before.samples:
+        raise ValueError("detect_drift: the reports hold no measures; make them with fidelity_report")
     findings = []
     for measure, first in before.samples.items():
         second = after.samples[measure]
@@ -82,6 +91,10 @@ def detect_drift(before, after, *, level=0.05):
             raise ValueError(
                 f"detect_drift: before has (layers, heads) = {first.shape[1:]}, after {second.shape[1:]}; "
                 "they must be reports of the same model"
+            )
+        if not (len(first) and len(second)):
+            raise ValueError(
+                f"detect_drift: before is of {len(first)} sequences, after of {len(second)}; at least one is needed"
             )
         for layer, head in np.ndindex(*first.shape[1:]):
             x, y = first[:, layer, head], second[:, layer, head]

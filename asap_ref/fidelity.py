@@ -23,12 +23,13 @@ import numpy as np
 from asap_ref import files
 from asap_ref.arrays import array_namespace, to_numpy
 from asap_ref.comparison import as_float64, column_distance, plan_of, valid_tokens
+from asap_ref.contracts import check_count
 from asap_ref.diagnostics import equivalent_iterations
 from asap_ref.hardness import hardness
 from asap_ref.masks import centred
 from asap_ref.mechanism import Attention
 from asap_ref.mixed import pick_heads
-from asap_ref.recording import record
+from asap_ref.recording import check_model, record
 from asap_ref.sinkhorn import sinkhorn
 from asap_ref.transport import attention_scores
 
@@ -137,8 +138,11 @@ def fidelity_report(compiled, inputs, *, teacher=None, most=50):
 
     Raises
     ------
+    TypeError
+        If compiled or teacher is no Transformer, or inputs are no arrays.
     ValueError
-        If a layer of the compiled model names no teacher, and none is given, or if there are no inputs.
+        If a layer of the compiled model names no teacher, and none is given, the teacher is of another architecture
+        or has other attention than Sinkhorn, or if there are no inputs.
 
     Notes
     -----
@@ -155,7 +159,24 @@ def fidelity_report(compiled, inputs, *, teacher=None, most=50):
     >>> len(report.rows), sorted(report.samples), report.samples["output_error"].shape
     (4, ['column_error', 'dual_error', 'output_error', 'score_range'], (32, 1, 4))
     """
+    check_model(compiled, "compiled", "fidelity_report")
     teacher = teacher_of(compiled) if teacher is None else teacher
+    check_model(teacher, "teacher", "fidelity_report")
+    check_count(most, "most", "fidelity_report", least=1)
+    if teacher.architecture != compiled.architecture:
+        raise ValueError(
+            f"fidelity_report: teacher has {teacher.architecture}, compiled {compiled.architecture}; "
+            "give the model that was compiled"
+        )
+    for layer, attention in enumerate(teacher.attentions):
+        if attention.name != "sinkhorn":
+            raise ValueError(
+                f"fidelity_report: layer {layer} of teacher has {attention.name} attention, expected sinkhorn"
+            )
+    if not hasattr(inputs, "__iter__"):
+        raise TypeError(
+            f"fidelity_report: inputs must be an array or a list of arrays, got {type(inputs).__name__}"
+        )
     batches = [inputs] if hasattr(inputs, "shape") else list(inputs)
     if not sum(len(batch) for batch in batches):
         raise ValueError("fidelity_report: inputs is empty; give at least one sequence")

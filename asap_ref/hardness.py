@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from asap_ref.arrays import to_numpy
-from asap_ref.recording import record
+from asap_ref.contracts import check_count, check_positive
+from asap_ref.recording import check_model, record
 from asap_ref.sinkhorn import sinkhorn
 from asap_ref.transport import attention_scores, marginal_error, transport_plan
 
@@ -28,6 +29,12 @@ def hardness(model, batch, *, tolerance=0.05, most=100):
         For each layer, lists with one number a head: ``score_range`` (largest minus smallest score of a
         sequence, over epsilon, mean) and ``iterations`` (``most`` where that was not enough).
     """
+    tolerance = check_positive(tolerance, "tolerance", "hardness")
+    check_count(most, "most", "hardness", least=1)
+    check_model(model, "model", "hardness")
+    for layer, attention in enumerate(model.attentions):
+        if attention.name != "sinkhorn":
+            raise ValueError(f"hardness: layer {layer} has {attention.name} attention, expected sinkhorn")
     report = []
     for layer, (q, k, _, query_mask, key_mask) in enumerate(record(model, batch)):
         settings = {"query_mask": query_mask, "key_mask": key_mask}

@@ -66,6 +66,8 @@ class Attention:
 
     def __post_init__(self):
         check_choice(self.name, "name", "Attention", tuple(FORMS))
+        if not isinstance(self.settings, Mapping):
+            raise TypeError(f"Attention: settings must be a dict, got {type(self.settings).__name__}")
         known, required = settings_of(self.name)
         unknown = [name for name in self.settings if name not in known]
         missing = [name for name in required if name not in self.settings]

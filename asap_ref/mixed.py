@@ -88,6 +88,17 @@ def mixed_attention_vjp(q, k, v, parts, *, query_mask=None, key_mask=None):
 
 def _check_parts(parts, n_heads):
     """Where each head's output stands once those of the parts are put one after the other."""
+    for part in parts if isinstance(parts, list | tuple) else [parts]:
+        if not (isinstance(part, list | tuple) and len(part) == 2 and hasattr(part[0], "vjp")):
+            what = repr(part) if isinstance(part, int | float | str | None) else type(part).__name__
+            raise TypeError(f"mixed_attention: parts must be a list of (Attention, heads), got {what} in it")
+        attention, heads = part
+        counts = hasattr(heads, "__len__") and all(isinstance(h, int | np.integer) for h in heads)
+        if not (counts and len(heads)):
+            raise TypeError(
+                f"mixed_attention: parts gives {attention.__class__.__name__} the heads {heads!r}, expected a list "
+                "of at least one integer"
+            )
     given = [int(h) for _, heads in parts for h in heads]
     if sorted(given) != list(range(n_heads)):
         raise ValueError(f"parts has heads {given}, expected each of 0 to {n_heads - 1} once")

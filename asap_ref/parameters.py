@@ -30,6 +30,22 @@ def place(tree, xp, *, dtype=None, device=None):
     return tree_map(lambda x: xp.asarray(to_numpy(x), dtype=dtype, device=device), tree)
 
 
+def check_like(tree, expected):
+    """Raise unless a nested dict has the keys and shapes of another.
+
+    Examples
+    --------
+    >>> check_like({"a": np.zeros(2)}, {"a": np.zeros(2), "b": np.zeros(3)})
+    Traceback (most recent call last):
+        ...
+    ValueError: arrays missing, unknown or of another shape: b
+    """
+    found, expected = ({key: tuple(x.shape) for key, x in flatten(part).items()} for part in (tree, expected))
+    if found != expected:
+        wrong = sorted(key for key in found | expected if found.get(key) != expected.get(key))
+        raise ValueError(f"arrays missing, unknown or of another shape: {', '.join(wrong)}")
+
+
 def count(tree):
     """Count the numbers in a nested dict of arrays."""
     return sum(int(np.prod(x.shape)) for x in leaves(tree))

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from asap_ref.amortizer import Amortizer
 from asap_ref.calibration import regression_statistics
+from asap_ref.contracts import check_positive
 from asap_ref.sources import in_process
 
 
@@ -34,6 +36,8 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
 
     Raises
     ------
+    TypeError
+        If amortizer is none, or ridge or forget no number.
     ValueError
         If the amortizer keeps no statistics, was fitted by kl or dual, whose optimum is no function of the
         statistics, or batches is empty.
@@ -52,6 +56,12 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
     >>> bool(np.allclose(recalibrate(first, [(q[32:], k[32:])]).weights, whole.weights))
     True
     """
+    if not isinstance(amortizer, Amortizer):
+        raise TypeError(
+            f"recalibrate: amortizer must be an Amortizer, as from fit_amortizer, got {type(amortizer).__name__}"
+        )
+    ridge = check_positive(ridge, "ridge", "recalibrate", or_zero=True)
+    forget = check_positive(forget, "forget", "recalibrate", or_zero=True)
     if amortizer.statistics is None:
         raise ValueError("recalibrate: the amortizer keeps no statistics of its calibration; fit it anew")
     if amortizer.objective != "regression":
@@ -59,7 +69,7 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
             f"recalibrate: the amortizer was fitted with objective {amortizer.objective!r}, whose optimum is no "
             "function of the statistics; fit it anew on both data sets, or with objective='regression'"
         )
-    if not 0 <= forget <= 1:
+    if forget > 1:
         raise ValueError(f"recalibrate: forget must be from 0 to 1, got {forget}")
     settings = {"cumulants": amortizer.cumulants, "basis": amortizer.basis}
     one_batch = partial(regression_statistics, amortizer.directions, settings, amortizer.n_iter, amortizer.epsilon)

@@ -22,6 +22,12 @@ class Recorder:
         return self.attention(q, k, v, query_mask=query_mask, key_mask=key_mask)
 
 
+def check_model(model, name, function):
+    """Raise unless this is a model whose attention can be exchanged."""
+    if not hasattr(model, "with_attention"):
+        raise TypeError(f"{function}: {name} must be a Transformer, got {type(model).__name__}")
+
+
 def record(model, batch):
     """Run a model on one batch: its (q, k, v, query_mask, key_mask), one for each layer.
 

@@ -171,9 +171,7 @@ def resolved(batches):
         parts, make = resolved(batches.batches)
         return parts, partial(_in_turn, (make, batches.function))
     if isinstance(batches, str | os.PathLike):
-        import zarr
-
-        batches = zarr.open(batches, mode="r")
+        batches = _opened(batches)
     zarr = sys.modules.get("zarr")
     if zarr is not None and isinstance(batches, zarr.Group):
         if not {"q", "k"} <= set(batches):
@@ -191,18 +189,53 @@ def resolved(batches):
     return batches, load
 
 
+def _opened(path):
+    try:
+        import zarr
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"batches: {path} is taken for a zarr group, and zarr is not installed; pip install "
+            "'asap-ref[distributed]', or give a list of paths of .npz files"
+        ) from error
+    try:
+        return zarr.open(path, mode="r")
+    except FileNotFoundError as error:
+        what = "is no zarr group" if Path(path).exists() else "is not there"
+        raise FileNotFoundError(
+            f"batches: {path} {what}; give the path of a zarr group, or .npz and .npy files as a list of paths"
+        ) from error
+
+
 def load(part):
     """Read a part if it is on disk; a batch that is in memory already is returned as it is."""
     if isinstance(part, Rows):
         return part.load()
     if isinstance(part, str | os.PathLike):
-        if Path(part).suffix != ".npz":
-            return np.load(part)
-        with np.load(part) as arrays:
-            if not {"q", "k"} <= set(arrays):
-                raise ValueError(f"batches: {part} has {sorted(arrays)}, expected arrays q and k")
-            return tuple(arrays[name] for name in NAMES if name in arrays)
+        try:
+            read = _read(part)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"batches: no file {part}") from None
+        except OSError:
+            raise
+        except Exception as error:  # whatever foreign bytes can raise
+            raise ValueError(f"batches: {part} is no .npy or .npz file of numbers, or damaged: {error}") from error
+        if not isinstance(read, dict):
+            return read
+        if not {"q", "k"} <= set(read):
+            raise ValueError(f"batches: {part} has {sorted(read)}, expected arrays q and k")
+        return tuple(read[name] for name in NAMES if name in read)
     return part
+
+
+def _read(path):
+    """Read the array of an .npy file, or a dict of those of an .npz file."""
+    with open(path, "rb") as file:  # an error of NumPy's would leave it open
+        found = np.load(file, allow_pickle=False)
+        return (
+            found
+            if isinstance(found, np.ndarray)
+            else {name: found[name] if name in NAMES else None for name in found}
+        )
 
 
 def _in_turn(functions, part):

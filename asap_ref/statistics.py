@@ -46,6 +46,8 @@ class SufficientStatistics:
         return cls(phi @ phi.mT, (phi @ f[..., None])[..., 0], np.sum(f * f, axis=-1), count)
 
     def __add__(self, other):
+        if not isinstance(other, SufficientStatistics):
+            return NotImplemented
         if self.gram.shape != other.gram.shape:
             raise ValueError(
                 f"statistics of {self.gram.shape[:2]} and of {other.gram.shape[:2]} heads and features cannot be "

@@ -178,7 +178,7 @@ def train(
     made_by["data"] = [zlib.crc32(np.ascontiguousarray(x)) for x in (inputs, labels)]
     params, moments, history = model.params, initial_moments(model.params), []
     if resume and checkpoint is not None and Path(checkpoint).exists():
-        state, history = _load_checkpoint(checkpoint, made_by)
+        state, history = _load_checkpoint(checkpoint, made_by, {"params": params, "moments": moments})
         state = parameters.place(state, xp, device=device)
         params, moments = state["params"], state["moments"]
 
@@ -225,8 +225,12 @@ def _check_examples(inputs, labels, n_classes):
         )
 
 
-def _load_checkpoint(path, made_by):
-    state, saved = files.load(path, "checkpoint")
+def _of_checkpoint(arrays, settings):
+    return arrays, {name: settings[name] for name in ("made_by", "history")}
+
+
+def _load_checkpoint(path, made_by, like):
+    state, saved = files.load(path, "checkpoint", _of_checkpoint)
     # through JSON, as the saved one went, so that tuples and lists compare equal
     expected = json.loads(json.dumps(made_by))
     if saved["made_by"] != expected:
@@ -235,6 +239,10 @@ def _load_checkpoint(path, made_by):
             f"cannot resume from {path}: it was made with other {', '.join(different)}; "
             "use the same options, another output folder, or start anew without resuming"
         )
+    try:
+        parameters.check_like(state, like)
+    except ValueError as error:
+        raise ValueError(f"cannot resume from {path}: {error}; start anew without resuming") from error
     return state, saved["history"]
 
 

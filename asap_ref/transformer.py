@@ -337,6 +337,7 @@ class Transformer:
         architecture = dict(header["architecture"])
         architecture["image"] = tuple(architecture["image"])
         params = arrays["params"]
+        parameters.check_like(params, initialise(Architecture(**architecture)))
         if backend != "numpy":
             params = parameters.place(params, array_module(backend))
         return cls(Architecture(**architecture), params, attentions)

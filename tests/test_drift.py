@@ -66,6 +66,18 @@ def test_merging_the_statistics_of_halves_is_fitting_the_whole(options):
         np.testing.assert_allclose(
             merged.weights, fitted.weights, rtol=0, atol=1e-10 * np.abs(fitted.weights).max()
         )
+        np.testing.assert_allclose(merged.r_squared, fitted.r_squared, rtol=0, atol=1e-10)
+
+
+def test_forgetting_half_is_counting_the_new_twice():
+    q, k = np.random.default_rng(0).standard_normal((2, 60, 2, 6, 4))
+    amortizer = fit_amortizer([(q[:30], k[:30])], n_slices=4, n_iter=5)
+    new = (q[30:], k[30:])
+    found, expected = recalibrate(amortizer, [new], forget=0.5), recalibrate(amortizer, [new, new])
+    # the penalty is relative to the features' own size, so only the ratio counts
+    np.testing.assert_allclose(found.weights, expected.weights, rtol=0, atol=1e-10 * np.abs(found.weights).max())
+    np.testing.assert_allclose(found.r_squared, expected.r_squared, rtol=0, atol=1e-10)
+    assert 2 * found.statistics.count == expected.statistics.count
 
 
 def test_statistics_are_saved_with_the_amortizer_and_more_data_can_follow(tmp_path):

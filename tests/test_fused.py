@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import masks, qkv
 
-from asap_ref import Amortizer, fit_amortizer, fused, initial_duals, one_sided, scaling, sinkhorn, workers
+from asap_ref import (
+    Amortizer,
+    fit_amortizer,
+    fused,
+    initial_duals,
+    one_sided,
+    prediction,
+    scaling,
+    sinkhorn,
+    workers,
+)
 from asap_ref import attention as readable
 from asap_ref.arrays import array_module, to_numpy
 from asap_ref.contracts import inside
@@ -235,6 +245,19 @@ def test_whole_arrays_on_a_device_give_what_tiles_do(name, block, m, masked):
     place = array_module("array_api_strict").asarray
     found = attention(*map(place, (q, k, v)), **options, **{key: place(mask) for key, mask in masking.items()})
     agree(to_numpy(found), attention(q, k, v, **options, **masking), np.float64)
+
+
+@pytest.mark.parametrize("module", ["numpy", "array_api_strict"])
+@pytest.mark.parametrize("quadratic", [0, 2])
+def test_a_prediction_is_zero_at_padding(module, quadratic):
+    q, k, _ = qkv(4, 2, n=11, m=9)
+    amortizer = fit_amortizer([(q, k)], n_slices=5, n_iter=4, quadratic=quadratic)
+    place = array_module(module).asarray
+    masking = {key: place(mask[:, None]) for key, mask in zip(("query_mask", "key_mask"), masks(4, 11, 9))}
+    q, k = (np.where(to_numpy(mask)[..., None], x, 0) for x, mask in zip((q, k), masking.values(), strict=True))
+    found = to_numpy(prediction.predict(place(q), place(k), amortizer, **masking))
+    padding = np.broadcast_to(~to_numpy(masking["query_mask"]), found.shape)
+    assert padding.any() and (found[padding] == 0).all() and (found[~padding] != 0).any()
 
 
 @pytest.mark.parametrize("module", ["numpy", "array_api_strict"])
