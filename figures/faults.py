@@ -164,11 +164,7 @@ FAULTS = [
         ("fused.py", "E -= E.max(-1, keepdims=True)", "pass"),
         ("two_sided.py", "f_hat[..., None] / epsilon]", "f_hat[..., None]]"),
         ("two_sided.py", "s = s + np.matmul(", "s = 0 * s + np.matmul("),
-        (
-            "two_sided.py",
-            "np.concatenate([v * b, b], axis=-1)",
-            "np.concatenate([v * b, b**0], axis=-1)",
-        ),
+        ("two_sided.py", "np.matmul(E, b, out=total[:, rows])", "np.matmul(E, b**0, out=total[:, rows])"),
         ("two_sided.py", "np.flatnonzero(~good)", "[]"),
         ("two_sided.py", "(sums > tiny) & (sums < huge)", "sums < huge"),
         ("fused.py", "xp.sum(M, axis=-2), column_mass(S, **masks))", "xp.sum(M, axis=-2), 1.0)"),
