@@ -126,6 +126,20 @@ def build_parser():
     )
     fidelity.add_argument("--out", metavar="STEM", help="also write STEM.md, STEM.svg, STEM.png and STEM.npz")
 
+    bench = _parser(
+        commands.add_parser,
+        "asap-ref bench --quick",
+        "asap-ref bench --out bench.json",
+        name="bench",
+        help="time attention, training and memory side by side with other libraries",
+    )
+    bench.set_defaults(run=run_bench)
+    extent = bench.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="a small part, within a minute")
+    extent.add_argument("--full", action="store_true", help="everything, up to 65536 tokens: an hour")
+    bench.add_argument("--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)")
+    bench.add_argument("--out", default="bench.json", help="where to write the record (%(default)s)")
+
     figures = _parser(
         commands.add_parser,
         "asap-ref figures",
@@ -234,6 +248,14 @@ def run_fidelity(args):
     print(f"heads whose output is off by more than {args.worse_than}, worst first: {named}")
     if args.out is not None:
         print(f"wrote {', '.join(str(path) for path in report.write(args.out))}")
+
+
+def run_bench(args):
+    """Run ``asap-ref bench``."""
+    from asap_ref.benchmark import bench
+
+    extent = "quick" if args.quick else "full" if args.full else "default"
+    bench(args.out, extent=extent, backend=args.backend)
 
 
 def run_figures(args):

@@ -1,0 +1,199 @@
+"""What the benchmark times: layers to run on, our attentions, and the floors that nobody can be faster than.
+
+A competitor is prepared with q, k, v and gives a call without arguments, which computes and returns the attention
+output, or the output and its gradients. The competitors from other libraries are in the repository, figures/peers.py.
+
+Shapes: q, k, v (heads, n, d).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from asap_ref import attention as readable
+from asap_ref import fused
+from asap_ref.arrays import array_namespace, transpose
+from asap_ref.calibration import fit_amortizer
+from asap_ref.sliced_attention import sliced_attention
+from asap_ref.workers import over_problems
+
+HEADS, WIDTH, N_ITER = 8, 64, 20
+TOKENS = 8192  # to calibrate on
+SHARPNESS = {"recorded-like": 3.0, "sharp": 20.0}  # standard deviation of the scores
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """Who races, and the mechanism it computes (for colours)."""
+
+    mechanism: str
+    prepare: Callable
+
+
+# ------------------------------------------------------------------------------------------------------ problems
+
+
+def layer(n, kind="recorded-like", *, heads=HEADS, d=WIDTH, seed=0):
+    """Queries, keys and values as in a trained layer: float32, three of (heads, n, d).
+
+    Tokens are a vector of their position, the same in every sequence, plus one of a word, drawn by Zipf's law (the
+    seed draws the words): as in trained layers, keys vary less from sequence to sequence than within one. Projections have a decaying spectrum. Scores have the standard deviation of the kind.
+    """
+    fixed, drawn = np.random.default_rng(7), np.random.default_rng(seed)
+    width, words = 2 * d, 500
+    waves = np.arange(1, 9)
+    phases = 2 * np.pi * np.outer(np.linspace(0, 1, n), waves)
+    position = np.concatenate([np.cos(phases), np.sin(phases)], axis=-1) @ fixed.standard_normal((16, width)) / 1.5
+    vocabulary = fixed.standard_normal((words, width))
+    decay = np.linspace(1, 0.05, width)[:, None]
+    wq, wk, wv = (decay * fixed.standard_normal((heads, width, d)) for _ in range(3))
+    frequency = 1 / np.arange(1, words + 1)
+    x = position + vocabulary[drawn.choice(words, size=n, p=frequency / frequency.sum())]
+    q, k, v = x @ wq, x @ wk, x @ wv
+    sample = slice(None, None, max(n // 512, 1))
+    S = q[:, sample] @ transpose(k[:, sample]) / math.sqrt(d)
+    size = SHARPNESS[kind] / S.std((-2, -1), keepdims=True)
+    return tuple(x.astype(np.float32) for x in (q * size, k, v / v.std()))
+
+
+@functools.cache
+def amortizer(n, kind, heads, n_slices):
+    """Fit to other sequences than the benchmark's, TOKENS a head, of the same length up to 1024."""
+    n = min(n, 1024)
+    sequences = [layer(n, kind, heads=heads, seed=seed)[:2] for seed in range(1, 1 + max(TOKENS // n, 1))]
+    batches = [(q[None], k[None]) for q, k in sequences]
+    return fit_amortizer(batches, n_slices=n_slices, n_iter=N_ITER, quadratic=8)
+
+
+# --------------------------------------------------------------------------------------------------------- floor
+
+
+def products(q, k, v):
+    """Only the two products, tile by tile: what no attention can be faster than."""
+    return _product_tiles(q, k, v, lambda E: E)
+
+
+def product_exp_product(q, k, v):
+    """One exponential between the two products: the floor of any attention by exponentials."""
+    return _product_tiles(q, k, v, lambda E: np.exp(E, out=E))
+
+
+def _product_tiles(q, k, v, between):
+    if not isinstance(q, np.ndarray):
+        xp = array_namespace(q)
+        E = (q / math.sqrt(q.shape[-1])) @ transpose(k)
+        return (E if between(1.0) == 1.0 else xp.exp(E)) @ v
+
+    def part(q, k, v):
+        kt = transpose(k / (8 * math.sqrt(q.shape[-1])))  # the factor keeps bare exponentials in range
+        out = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
+        for rows in fused._tiles(q, k):
+            np.matmul(between(q[:, rows] @ kt), v, out=out[:, rows])
+        return out
+
+    return over_problems(part, [q, k, v], [])
+
+
+# -------------------------------------------------------------------------------------------- Sinkhorn in tiles
+
+
+def sinkhorn_in_tiles(q, k, v, *, n_iter=N_ITER, block=256):
+    """Sinkhorn attention in O(n block) memory, NumPy: each of the 2T + 1 half steps forms its tiles again.
+
+    As lean as ASAP's tiles: the dual rides inside the product, and the last dual is the stabiliser.
+    """
+
+    def part(q, k, v):
+        return np.stack([_one_sinkhorn_in_tiles(*head, n_iter, block) for head in zip(q, k, v, strict=True)])
+
+    return over_problems(part, [q, k, v], [])
+
+
+def _one_sinkhorn_in_tiles(q, k, v, n_iter, block):
+    q = q / math.sqrt(q.shape[-1])
+    g = np.zeros(len(k), q.dtype)
+    f = np.concatenate([-(q[rows] @ k.T).max(-1) for rows in _blocks(q, block)])  # the stabiliser of the first
+    f = _half_step(q, k, f, g, block)
+    for _ in range(n_iter):
+        g = _half_step(k, q, g, f, block)
+        f = _half_step(q, k, f, g, block)
+    return np.concatenate([_tile(q[rows], k, f[rows], g) @ v for rows in _blocks(q, block)])
+
+
+def _half_step(x, y, old, other, block):
+    sums = np.concatenate([_tile(x[rows], y, old[rows], other).sum(-1) for rows in _blocks(x, block)])
+    return old - np.log(sums)
+
+
+def _tile(x, y, f, g):
+    ones = np.ones((len(x), 1), x.dtype)
+    E = (
+        np.concatenate([x, f[:, None], ones], axis=-1)
+        @ np.concatenate([y, np.ones_like(g)[:, None], g[:, None]], -1).T
+    )
+    return np.exp(E, out=E)
+
+
+def _blocks(x, block):
+    return [slice(i, i + block) for i in range(0, len(x), block)]
+
+
+# ------------------------------------------------------------------------------------------------- who takes part
+
+
+def calls(function, **settings):
+    """Prepare by keeping q, k, v for the function."""
+    return lambda q, k, v: lambda: function(q, k, v, **settings)
+
+
+def steps(function_vjp, **settings):
+    """Prepare a training step: forward, and backward with v as the cotangent."""
+
+    def prepare(q, k, v):
+        def call():
+            out, vjp = function_vjp(q, k, v, **settings)
+            return (out, *vjp(v))
+
+        return call
+
+    return prepare
+
+
+def asap(n, kind, heads, n_slices, **settings):
+    """ASAP attention with an amortizer for that kind of layer; our arrays have no batch axis."""
+    return Competitor(
+        "asap", calls(fused.asap_attention, amortizer=amortizer(n, kind, heads, n_slices), **settings)
+    )
+
+
+def sinkhorn(n_iter=N_ITER):
+    """Sinkhorn in scaling form."""
+    return Competitor("sinkhorn", calls(fused.sinkhorn_attention, n_iter=n_iter))
+
+
+FLOORS = {
+    "products": Competitor("other", calls(products)),
+    "product, exp, product": Competitor("other", calls(product_exp_product)),
+}
+SOFTMAX = {"softmax": Competitor("softmax", calls(fused.softmax_attention))}
+LOG_DOMAIN = {"Sinkhorn, log domain": Competitor("sinkhorn", calls(readable.sinkhorn_attention, n_iter=N_ITER))}
+SLICED = {
+    "sliced transport, 16 slices": Competitor(
+        "sliced", lambda q, k, v: calls(sliced_attention, directions=_first_coordinates(q, 16))(q, k, v)
+    )
+}
+TRAINING = {
+    "softmax": Competitor("softmax", steps(fused.softmax_attention_vjp)),
+    "Sinkhorn, scaling form": Competitor("sinkhorn", steps(fused.sinkhorn_attention_vjp, n_iter=N_ITER)),
+    "Sinkhorn, log domain": Competitor("sinkhorn", steps(readable.sinkhorn_attention_vjp, n_iter=N_ITER)),
+}
+
+
+def _first_coordinates(q, count):
+    xp = array_namespace(q)
+    return xp.eye(q.shape[-1], dtype=q.dtype)[:, :count]

@@ -1,0 +1,141 @@
+"""The benchmark's parts compute what they say, its record is whole, and its table tells of it. No time is asserted."""
+
+import json
+
+import numpy as np
+import pytest
+
+from asap_ref import attention, bars, benchmark, competitors, files, gallery, stopwatch
+from asap_ref.benchmark import Extent
+
+TINY = Extent(
+    lengths=(16,),
+    kinds=("sharp",),
+    fidelity=16,
+    training=(8,),
+    small=(16,),
+    long=(16,),
+    memory=(64,),
+    reproduce=False,
+)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """A run on tiny layers, without the other libraries, as where only the package is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(benchmark.EXTENTS, "quick", TINY)
+        patch.setattr(benchmark, "load_peers", lambda: None)
+        patch.setattr(competitors, "TOKENS", 64)
+        out = tmp_path_factory.mktemp("bench") / "bench.json"
+        told = []
+        benchmark.bench(out, extent="quick", say=told.append)
+        competitors.amortizer.cache_clear()
+        found = files.load_json(out, "bench")
+        assert bars.markdown(found) == told[-1]
+        return found
+
+
+def test_the_record_holds_every_raw_time_and_what_it_was_measured_on(record):
+    assert {"processor", "python", "numpy"} <= set(record["machine"]) and record["threads"]["workers"] >= 1
+    races = [*record["frozen"], *record["training"], *record["small"], *record["long"]]
+    assert len(races) == 4
+    for race in races:
+        for row in race["rows"]:
+            assert len(row["seconds"]) == stopwatch.ROUNDS and min(row["seconds"]) > 0
+            assert row["median"] == np.median(row["seconds"])
+    assert any("other libraries" in line for line in record["left_out"])
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_fidelity_is_zero_for_the_teacher_and_not_for_softmax(record):
+    rows = {row["name"]: row for row in record["frozen"][0]["rows"]}
+    for name in (bars.SCALING, bars.LOG):
+        assert rows[name]["output_error"] < 1e-4 and rows[name]["kl"] < 1e-4  # float32 scores of range 100
+    assert rows["softmax"]["output_error"] > 0.1 and rows["softmax"]["column_error"] > 0.1
+
+
+def test_bars_are_read_off_the_record_and_judged(record):
+    told = {bar.work: (value, bar.met(value)) for bar, value, _ in bars.judged(record)}
+    small = {row["name"]: row["median"] for row in record["small"][0]["rows"]}
+    value, met = told["default / readable Sinkhorn, 16 tokens, 256 heads"]
+    assert value == small["Sinkhorn, default"] / small["Sinkhorn, readable"] and met == (value <= 1)
+    assert not any("torch" in work for work in told)  # not measured, not judged
+
+
+def test_the_figure_draws_from_a_run_without_the_other_libraries(record, tmp_path):
+    paths = gallery.load("bench").draw(record, tmp_path)
+    assert {path.name for path in paths} == {"bench.md", "bench.svg", "bench.png"}
+
+
+def test_sinkhorn_in_tiles_is_sinkhorn():
+    q, k, v = (x.astype(np.float64) for x in competitors.layer(50, heads=2, d=8))
+    found = competitors.sinkhorn_in_tiles(q, k, v, n_iter=6, block=16)
+    np.testing.assert_allclose(found, attention.sinkhorn_attention(q, k, v, n_iter=6), atol=1e-12)
+
+
+def test_layers_have_the_sharpness_they_are_named_after():
+    for kind, size in competitors.SHARPNESS.items():
+        q, k, _ = competitors.layer(100, kind, heads=2)
+        np.testing.assert_allclose((q @ k.mT / 8).std((-2, -1)), size, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["torch", "ot", "ott"])
+def test_other_libraries_compute_the_same_attentions(name):
+    pytest.importorskip(name)
+    peers = gallery.load("peers")
+    q, k, v = competitors.layer(24, heads=2, d=16)
+    expected = {
+        "softmax": attention.softmax_attention(q, k, v),
+        "sinkhorn": attention.sinkhorn_attention(q, k, v, n_iter=competitors.N_ITER),
+        "sliced": competitors.SLICED["sliced transport, 16 slices"].prepare(q, k, v)(),
+    }
+    prefix = {"torch": "torch", "ot": "POT", "ott": "OTT"}[name] + " "
+    racers = {
+        label: racer for label, racer in peers.forward().items() if label.replace("-", " ").startswith(prefix)
+    }
+    assert racers
+    for label, racer in racers.items():
+        found = np.asarray(racer.prepare(q, k, v)())
+        size = np.abs(expected[racer.mechanism]).max()
+        # soft sorting divides differences of float32 projections by 1e-3
+        atol = (1e-2 if racer.mechanism == "sliced" else 1e-4) * size
+        np.testing.assert_allclose(found, expected[racer.mechanism], atol=atol, err_msg=label)
+
+
+def test_gradients_of_torch_are_ours():
+    pytest.importorskip("torch")
+    peers = gallery.load("peers")
+    q, k, v = competitors.layer(24, heads=2, d=16)
+    ours = competitors.TRAINING[bars.SCALING].prepare(q, k, v)()
+    theirs = peers.training()[bars.TORCH_LOG].prepare(q, k, v)()
+    for found, expected in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(np.asarray(found), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def hold(size):
+    """For `peak_memory`: a call that allocates that many bytes and lets go of half."""
+    return (lambda: None), (lambda: (np.ones(size // 16), np.ones(size // 16))[0])
+
+
+def test_peak_memory_is_that_of_the_call():
+    peak = stopwatch.peak_memory("test_bench:hold", size=64 * 2**20)
+    if peak is None:
+        pytest.skip("this system does not tell the peak of a process")
+    assert 60 * 2**20 < peak < 80 * 2**20
+
+
+def test_interleaved_stops_who_is_over_budget_after_the_least_rounds():
+    times = stopwatch.interleaved({"a": lambda: np.ones(1)}, rounds=9, least=4, budget=0.0)
+    assert len(times["a"]) == 4
+
+
+@pytest.mark.slow
+def test_quick_runs_on_another_array_module():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(benchmark.EXTENTS, "quick", TINY)
+        patch.setattr(benchmark, "load_peers", lambda: None)
+        patch.setattr(competitors, "TOKENS", 64)
+        record = benchmark.bench(None, extent="quick", backend="array_api_strict", say=lambda line: None)
+        competitors.amortizer.cache_clear()
+    assert record["memory"] == [] and any("memory" in line for line in record["left_out"])
