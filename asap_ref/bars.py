@@ -34,7 +34,7 @@ def compared(section, n, slow, fast, kind=None):
     """Reader of a ratio of times: in one race, within rounds."""
 
     def read(record):
-        for race in record[section]:
+        for race in record.get(section, []):
             if race["n"] == n and race.get("kind") == kind:
                 times = {row["name"]: row["seconds"] for row in race["rows"]}
                 return ratio(times[slow], times[fast]) if slow in times and fast in times else None
@@ -50,7 +50,7 @@ def frozen(n, slow, fast):
 
 def memory(record, what, name, n):
     """Bytes measured for one, or None."""
-    found = [r["bytes"] for r in record["memory"] if (r["what"], r["name"], r["n"]) == (what, name, n)]
+    found = [r["bytes"] for r in record.get("memory", []) if (r["what"], r["name"], r["n"]) == (what, name, n)]
     return found[0] if found else None
 
 
@@ -114,46 +114,126 @@ def judged(record):
 
 
 def payback(record):
-    """Forward passes after which compiling a layer is paid back, against each form of Sinkhorn, at n = 256."""
-    for race in record["frozen"]:
-        if race["n"] == record["compile"]["n"] and race["kind"] == "recorded-like":
+    """Forward passes after which compiling a layer is paid back, against each form of Sinkhorn: None for never."""
+    done = record["compile"]
+    for race in record.get("frozen", []):
+        if race["n"] == done["n"]:
             median = {row["name"]: row["median"] for row in race["rows"]}
             saved = {name: median[name] - median[ASAP] for name in (LOG, SCALING, TORCH_LOG) if name in median}
-            return {n: int(np.ceil(record["compile"]["seconds"] / s)) if s > 0 else None for n, s in saved.items()}
+            return {name: int(np.ceil(done["seconds"] / s)) if s > 0 else None for name, s in saved.items()}
     return {}
+
+
+def truncated(race):
+    """What ASAP is worth in a race: its row, and that of the fastest Sinkhorn at least as near to the teacher.
+
+    The full teacher counts, whatever its rounding.
+    """
+    rows = {row["name"]: row for row in race["rows"]}
+    asap = rows.get(ASAP) or rows["ASAP"]
+    near = [
+        row
+        for name, row in rows.items()
+        if name == SCALING or (name.startswith("Sinkhorn, T =") and row["output_error"] <= asap["output_error"])
+    ]
+    return asap, min(near, key=lambda row: row["median"])
 
 
 # --------------------------------------------------------------------------------------------------------- tables
 
 
 def markdown(record):
-    """Write the tables: bars, the frozen layer, the training step; and the machine."""
-    settings, made_on = record["settings"], record["machine"]
+    """Write the tables of the sections that the record has, and what they were measured on."""
     parts = [_bars(record)]
-    for race in record["frozen"]:
-        if race["n"] == max((r["n"] for r in record["frozen"] if r["n"] <= 1024), default=0):
-            parts.append(f"Frozen layer, {race['kind']} scores, n = {race['n']}:\n\n{_frozen(race)}")
-    parts.append(f"Training step, milliseconds:\n\n{_by_length(record['training'])}")
-    if record["long"]:
+    forward = [race for section in ("frozen", "sharp", "uniform") for race in record.get(section, [])]
+    if record.get("parts"):
+        parts.append(_parts(record["parts"][0]))
+    largest = {race["kind"]: race for race in forward if race["n"] <= 1024}
+    parts += [f"Attention forward, {kind} scores, n = {r['n']}:\n\n{_forward(r)}" for kind, r in largest.items()]
+    trained = record.get("reproduce", {}).get("layers", [])
+    if forward or trained:
+        parts.append(_where_it_does_not_win(forward + trained))
+    if record.get("training"):
+        parts.append(f"Training step, milliseconds:\n\n{_by_length(record['training'])}")
+    if record.get("long"):
         parts.append(f"Long sequences, two heads, milliseconds:\n\n{_by_length(record['long'])}")
+    if record.get("memory"):
+        parts.append(f"Peak memory beyond the inputs, in a fresh process:\n\n{_memory(record['memory'])}")
+    if "compile" in record:
+        parts.append(_compile(record))
+    return "\n".join([*parts, *_measured_on(record)])
+
+
+def _measured_on(record):
+    about = record["about"]
+    settings = about["settings"]
+    versions = ", ".join(f"{name} {number}" for name, number in {**about["machine"], **about["versions"]}.items())
+    threads = ", ".join(f"{name} {count}" for name, count in about["threads"].items())
+    yield (
+        f"{settings['heads']} heads of dimension {settings['d']}, float32, T = {settings['n_iter']}, "
+        f"{settings['backend']}; medians of {settings['rounds']} interleaved rounds after a warm-up, in brackets the "
+        f"quartiles of the ratios within rounds. Threads: {threads}. Machine: {versions}.\n"
+    )
+    if record["left_out"]:
+        yield f"Left out: {'; '.join(record['left_out'])}.\n"
+
+
+def _compile(record):
     against = [
         f"{passes} forward passes of {name}" if passes else f"never against {name}"
         for name, passes in payback(record).items()
     ]
-    parts.append(
-        f"Compiling one layer took {record['compile']['seconds']:.1f} s ({record['compile']['tokens']} tokens a head); "
-        f"at n = {record['compile']['n']} that is paid back after {', '.join(against)}.\n"
+    paid = f"; at n = {record['compile']['n']} that is paid back after {', '.join(against)}" if against else ""
+    return (
+        f"Compiling one layer took {record['compile']['seconds']:.1f} s "
+        f"({record['compile']['tokens']} tokens a head){paid}.\n"
     )
-    versions = ", ".join(f"{name} {number}" for name, number in {**made_on, **record["versions"]}.items())
-    threads = ", ".join(f"{name} {count}" for name, count in record["threads"].items())
-    parts.append(
-        f"{settings['heads']} heads of dimension {settings['d']}, float32, T = {settings['n_iter']}, "
-        f"{settings['backend']}; medians of {settings['rounds']} interleaved rounds, in brackets the quartiles of the "
-        f"ratios within rounds. Threads: {threads}. Machine: {versions}.\n"
+
+
+def _parts(race):
+    """Say where the time goes, and what the bar would ask of the prediction."""
+    ms = {row["name"]: 1000 * row["median"] for row in race["rows"]}
+    softmax, whole, tiles = ms["softmax"], ms[ASAP], ms.get("ASAP from a given dual")
+    told = f"Where the time of ASAP goes, n = {race['n']}, milliseconds:\n\n" + table(
+        [list(ms), [f"{x:.2f}" for x in ms.values()]]
     )
-    if record["left_out"]:
-        parts.append(f"Left out: {'; '.join(record['left_out'])}.\n")
-    return "\n".join(parts)
+    if tiles is None:
+        return told
+    return told + (
+        f"\nFrom a given dual ASAP takes {tiles / softmax:.2f} times softmax: it keeps the exponentials of a head, "
+        f"where softmax needs a tile of them only once. The prediction of the dual adds "
+        f"{(whole - tiles) / softmax:.2f}.\n"
+    )
+
+
+def _where_it_does_not_win(races):
+    rows = [["scores", "n", "ASAP, ms", "output error", "fastest Sinkhorn as near", "ms", "Sinkhorn / ASAP"]]
+    for race in races:
+        asap, other = truncated(race)
+        rows.append(
+            [
+                race["kind"],
+                str(race["n"]),
+                f"{1000 * asap['median']:.2f}",
+                f"{asap['output_error']:.2g}",
+                other["name"],
+                f"{1000 * other['median']:.2f}",
+                f"{other['median'] / asap['median']:.2f}",
+            ]
+        )
+    lost = sum(float(row[-1]) < 1 for row in rows[1:])
+    return (
+        "Where ASAP does not win: against the fastest Sinkhorn, truncated or not, that is at least as near to the "
+        f"teacher, it is slower in {lost} of {len(races)} cases (a ratio below one).\n\n{table(rows)}"
+    )
+
+
+def _memory(found):
+    rows = [["", "n", "heads", "MiB", "seconds"]]
+    for r in found:
+        name = r["name"] + (", training step" if r["what"] == "training" else "")
+        rows.append([name, str(r["n"]), str(r["heads"]), f"{r['bytes'] / MIB:.1f}", f"{r['seconds']:.2f}"])
+    return table(rows)
 
 
 def _bars(record):
@@ -166,7 +246,7 @@ def _bars(record):
     return table(rows)
 
 
-def _frozen(race):
+def _forward(race):
     rows = [["attention", "ms", "output error", "KL", "column error"]]
     for row in race["rows"]:
         told = [f"{row[key]:.2g}" if key in row else "" for key in ("output_error", "kl", "column_error")]

@@ -1,22 +1,28 @@
 """``asap-ref bench``: how fast the attentions are, side by side in one run, and how near to the teacher.
 
-    frozen      the attention of a trained layer, forward: time, and distance from the teacher
+    frozen      attention forward as in a trained layer: time, and distance from the teacher
+    sharp       the same with scores that spread much more
+    uniform     the same with scores that hardly spread, and few tokens
+    parts       where the time of ASAP goes
     training    forward and backward of a layer
     small       many small problems: the default form against the readable one
     long        long sequences, Sinkhorn in tiles of its own
     compile     seconds to compile a layer, and after how many forward passes that is paid back
     memory      peak beyond the inputs, in a process of its own
-    reproduce   the main job
+    reproduce   the main job, and the layers of the model that it trains
 
-The record holds every raw time; bars.py reads it, and figures/bench.py draws it.
+The record holds every raw time; bars.py reads it, and figures/bench.py draws it. Sections can be measured apart:
+what is already in the record stays.
 """
 
 from __future__ import annotations
 
 import gc
-import sys
+import json
+import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -24,43 +30,48 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from asap_ref import attention as readable
 from asap_ref import competitors as ours
 from asap_ref import files, fused, gallery
-from asap_ref.arrays import array_module, array_namespace, to_numpy
-from asap_ref.bars import markdown
+from asap_ref.arrays import array_module, to_numpy
+from asap_ref.bars import ASAP, SCALING, TILES, TORCH_LOG, markdown
 from asap_ref.calibration import fit_amortizer
-from asap_ref.competitors import HEADS, N_ITER, WIDTH, Competitor
+from asap_ref.competitors import HEADS, N_ITER, WIDTH, Competitor, Teacher
 from asap_ref.contracts import check_choice
+from asap_ref.experiments import experiment
+from asap_ref.recording import record as record_layers
 from asap_ref.reproduce import ReproduceSettings, machine, reproduce
 from asap_ref.stopwatch import ROUNDS, interleaved, peak_memory
+from asap_ref.transformer import Transformer
 from asap_ref.workers import worker_count
 
-PARETO = 1024  # tokens at which truncations and slice counts are compared
+PARETO = 1024  # tokens at which slice counts are compared
 TRUNCATIONS = (1, 2, 3, 5, 7)
 SLICES = (4, 8, 16, 32, 64)
+KINDS = {"frozen": "recorded-like", "sharp": "sharp", "uniform": "near-uniform"}
+SECTIONS = (*KINDS, "parts", "training", "small", "long", "compile", "memory", "reproduce")
 
 
 @dataclass(frozen=True)
 class Extent:
     """How much is measured; the longest sequence at which each kind takes part keeps the time bounded."""
 
-    lengths: tuple = (64, 256, 1024, 4096)
-    kinds: tuple = ("recorded-like", "sharp")
+    lengths: dict = field(
+        default_factory=lambda: {"frozen": (64, 256, 1024, 4096), "sharp": (256, 1024), "uniform": (16, 64, 256)}
+    )
     log_domain: int = 1024  # also of the other libraries
     sliced: int = 256
-    fidelity: int = 1024
+    fidelity: int = 1024  # of whole plans
+    parts: int = 1024
     training: tuple = (64, 512, 1024)
     small: tuple = (16, 32, 64)
     long: tuple = (1024, 4096, 16384)  # on two heads
-    memory: tuple = (1024, 4096, 16384)
+    memory: tuple = (1024, 4096, 16384, 65536)
+    compile: int = 256
     reproduce: bool = True
 
 
 EXTENTS = {
     "quick": Extent(
-        lengths=(64, 256, 1024),
-        kinds=("recorded-like",),
-        log_domain=256,
+        lengths={"frozen": (64, 256), "sharp": (), "uniform": ()},
         sliced=64,
-        fidelity=256,
         training=(64, 256),
         small=(16,),
         long=(),
@@ -68,21 +79,20 @@ EXTENTS = {
         reproduce=False,
     ),
     "default": Extent(),
-    "full": Extent(
-        log_domain=4096, sliced=1024, long=(1024, 4096, 16384, 65536), memory=(1024, 4096, 16384, 65536)
-    ),
 }
 
 
-def bench(out, *, extent="default", backend="numpy", say=print):
+def bench(out, *, extent="default", only=(), backend="numpy", say=print):
     """Run the benchmark, write its record to ``out`` (JSON), and say how the bars were met.
 
     Parameters
     ----------
     out : path or None
-        None writes nothing.
-    extent : {"quick", "default", "full"}
-        Within a minute; some five; and with sequences of 65536, much longer.
+        None writes nothing. Each section is written when it is done.
+    extent : {"quick", "default"}
+        Within a minute, or some ten.
+    only : sequence of str
+        Sections to measure, of `SECTIONS`; the others stay as they are in ``out``, if it is there. All when empty.
     backend : str
         Array module of our functions. Times on other than NumPy are absolute, and without the memory of the host.
     say : callable
@@ -96,16 +106,29 @@ def bench(out, *, extent="default", backend="numpy", say=print):
     Raises
     ------
     ValueError, ModuleNotFoundError
-        If there is no such extent or module.
+        If there is no such extent, section or module, or ``out`` was measured otherwise or elsewhere.
     """
     check_choice(extent, "extent", "bench", tuple(EXTENTS))
-    if out is not None:  # not found out after minutes
-        files.save_json(out, "bench", {})
+    for section in only:
+        check_choice(section, "only", "bench", SECTIONS)
     with threadpool_limits(worker_count()):
-        record = Benchmark(EXTENTS[extent], backend, say).run()
-    record["settings"]["extent"] = extent
-    if out is not None:
-        files.save_json(out, "bench", record)
+        run = Benchmark(EXTENTS[extent], backend, say)
+        about = run.about()
+        record = {"about": about, "left_out": [], "seconds": {}}
+        if only and out is not None and Path(out).exists():
+            record = files.load_json(out, "bench")
+            differ = [key for key in about if record["about"].get(key) != about[key]]
+            if differ:
+                raise ValueError(f"{out} was measured with another {', '.join(differ)}; choose another --out")
+        if out is not None:  # not found out after minutes
+            files.save_json(out, "bench", record)
+        for section in only or SECTIONS:
+            began = time.perf_counter()
+            record[section] = run.measure(section)
+            record["seconds"][section] = time.perf_counter() - began
+            record["left_out"] = list(dict.fromkeys([*record["left_out"], *run.left_out]))
+            if out is not None:
+                files.save_json(out, "bench", record)
     say(markdown(record))
     return record
 
@@ -124,24 +147,17 @@ class Benchmark:
             self.left_out += [f"{name}, not installed" for name in self.peers.missing()]
         self.device = "cuda" if backend == "cupy" else "cpu"
 
-    def run(self):
-        """Measure all sections."""
-        start = time.perf_counter()
-        sections = {
-            name: getattr(self, name)() for name in ("frozen", "training", "small", "long", "compile", "memory")
-        }
-        if self.extent.reproduce:
-            sections["reproduce"] = self.reproduce()
-        return {
+    def about(self):
+        """Tell what the times depend on, as plain as JSON has it."""
+        told = {
             "settings": {"backend": self.backend, "heads": HEADS, "d": WIDTH, "n_iter": N_ITER, "rounds": ROUNDS},
-            "limits": asdict(self.extent),
+            "extent": asdict(self.extent),
             "machine": machine() | self.processor_of_arrays(),
             "versions": {} if self.peers is None else self.peers.versions(),
             "threads": threads(self.peers),
-            "left_out": self.left_out,
-            "seconds": time.perf_counter() - start,
-            **sections,
+            "seeds": {"layer": 0, "calibration": "from 1"},
         }
+        return json.loads(json.dumps(told))
 
     def processor_of_arrays(self):
         """Tell the card's name, where there is one."""
@@ -151,65 +167,73 @@ class Benchmark:
 
         return {"device": cupy.cuda.runtime.getDeviceProperties(0)["name"].decode(), "cupy": cupy.__version__}
 
+    def measure(self, section):
+        """Measure one section."""
+        return self.forward(section) if section in KINDS else getattr(self, section)()
+
     def place(self, arrays):
         """Move NumPy arrays to the array module."""
         return arrays if self.backend == "numpy" else tuple(self.xp.asarray(x) for x in arrays)
 
-    def race(self, title, racers, arrays, **about):
-        """Time competitors on the same arrays: a dict with a row for each."""
+    def race(self, title, racers, arrays, teacher=None, **about):
+        """Time competitors on the same arrays: a dict with a row for each, and its distance from a teacher."""
         self.say(f"{title}: {', '.join(racers)}")
         gc.collect()
         prepared = {name: racer.prepare(*arrays) for name, racer in racers.items()}
-        times = interleaved(prepared)
-        rows = [
-            {
-                "name": name,
-                "mechanism": racers[name].mechanism,
-                "median": float(np.median(seconds)),
-                "seconds": seconds,
-            }
-            for name, seconds in times.items()
-        ]
-        for row in rows:
-            if hasattr(prepared[row["name"]], "compile_seconds"):
-                row["compile_seconds"] = prepared[row["name"]].compile_seconds
+        rows = []
+        for name, seconds in interleaved(prepared).items():
+            row = {"name": name, "mechanism": racers[name].mechanism, "median": float(np.median(seconds))}
+            row["seconds"] = seconds
+            if hasattr(prepared[name], "compile_seconds"):
+                row["compile_seconds"] = prepared[name].compile_seconds
+            if teacher is not None and row["mechanism"] != "other":
+                row |= teacher.distance(racers[name].prepare)
+            rows.append(row)
         return {"n": arrays[0].shape[-2], **about, "rows": rows}
 
     # ----------------------------------------------------------------------------------------------- sections
 
-    def frozen(self):
-        """Attention forward on eight heads."""
-        races = []
-        for kind in self.extent.kinds:
-            for n in self.extent.lengths:
-                arrays = self.place(ours.layer(n, kind))
-                racers = self.frozen_racers(n, kind)
-                race = self.race(f"frozen layer, {kind}, n = {n}", racers, arrays, kind=kind)
-                teacher = Teacher(arrays, with_plan=n <= self.extent.fidelity)
-                for row in race["rows"]:
-                    row |= teacher.distance(racers[row["name"]].prepare)
-                races.append(race)
+    def forward(self, section):
+        """Attention forward on eight heads, with scores of one kind."""
+        races, kind = [], KINDS[section]
+        for n in self.extent.lengths[section]:
+            arrays = self.place(ours.layer(n, kind))
+            teacher = Teacher(arrays, N_ITER, with_plan=n <= self.extent.fidelity)
+            racers = self.racers(section, n, kind)
+            races.append(self.race(f"{section}, n = {n}", racers, arrays, teacher, kind=kind))
         return races
 
-    def frozen_racers(self, n, kind):
-        """Everybody who is not too slow for that length."""
+    def racers(self, section, n, kind):
+        """Everybody who is not too slow for that length; other libraries in the first section only."""
         racers = ours.FLOORS | ours.SOFTMAX
-        racers["Sinkhorn, scaling form"] = ours.sinkhorn()
-        peers = {} if self.peers is None else self.peers.forward(self.device)
+        racers[SCALING] = ours.sinkhorn()
+        racers |= {f"Sinkhorn, T = {t}": ours.sinkhorn(t) for t in TRUNCATIONS}
+        for count in SLICES if n == PARETO else (16, 32):
+            racers[f"ASAP, {count} slices"] = ours.asap(n, kind, HEADS, count)
+        if section != "frozen":
+            return racers
         if n <= self.extent.log_domain:
-            racers |= ours.LOG_DOMAIN
+            racers |= (
+                ours.LOG_DOMAIN | ours.INITIAL | {"one-sided ASAP, readable form": ours.one_sided(n, kind, 16)}
+            )
         if n <= self.extent.sliced:
             racers |= ours.SLICED
-        for name, peer in peers.items():
-            limit = {"softmax": np.inf, "sinkhorn": self.extent.log_domain, "sliced": self.extent.sliced}
-            if n <= limit[peer.mechanism]:
-                racers[name] = peer
-        pareto = n == PARETO
-        for t in TRUNCATIONS if pareto else ():
-            racers[f"Sinkhorn, T = {t}"] = ours.sinkhorn(t)
-        for count in SLICES if pareto else (16, 32):
-            racers[f"ASAP, {count} slices"] = ours.asap(n, kind, HEADS, count)
-        return racers
+        limit = {"softmax": np.inf, "sinkhorn": self.extent.log_domain, "sliced": self.extent.sliced}
+        peers = {} if self.peers is None else self.peers.forward(self.device)
+        return racers | {name: peer for name, peer in peers.items() if n <= limit[peer.mechanism]}
+
+    def parts(self):
+        """Time of what ASAP consists of, beside softmax and its floor."""
+        n, kind = self.extent.parts, KINDS["frozen"]
+        racers = {
+            **ours.FLOORS,
+            **ours.SOFTMAX,
+            "prediction alone": ours.prediction(n, kind, HEADS, 16),
+            ASAP: ours.asap(n, kind, HEADS, 16),
+        }
+        if self.backend == "numpy":
+            racers["ASAP from a given dual"] = ours.from_dual(n, kind, HEADS, 16)
+        return [self.race(f"parts of ASAP, n = {n}", racers, self.place(ours.layer(n, kind)))]
 
     def training(self):
         """Forward and backward of a layer."""
@@ -227,15 +251,14 @@ class Benchmark:
             fitted = fit_amortizer([(to_numpy(q), to_numpy(k))], n_slices=16, n_iter=N_ITER)
             racers = {}
             for form, home in (("default", fused), ("readable", readable)):
+                asap = {"amortizer": fitted}
                 racers |= {
                     f"softmax, {form}": Competitor("softmax", ours.calls(home.softmax_attention)),
                     f"Sinkhorn, {form}": Competitor("sinkhorn", ours.calls(home.sinkhorn_attention)),
-                    f"ASAP, {form}": Competitor("asap", ours.calls(home.asap_attention, amortizer=fitted)),
+                    f"ASAP, {form}": Competitor("asap", ours.calls(home.asap_attention, **asap)),
                     f"softmax step, {form}": Competitor("softmax", ours.steps(home.softmax_attention_vjp)),
                     f"Sinkhorn step, {form}": Competitor("sinkhorn", ours.steps(home.sinkhorn_attention_vjp)),
-                    f"ASAP step, {form}": Competitor(
-                        "asap", ours.steps(home.asap_attention_vjp, amortizer=fitted)
-                    ),
+                    f"ASAP step, {form}": Competitor("asap", ours.steps(home.asap_attention_vjp, **asap)),
                 }
             races.append(self.race(f"small problems, n = {n}", racers, (q, k, v), heads=256, d=16))
         return races
@@ -247,21 +270,20 @@ class Benchmark:
             return []
         races = []
         for n in self.extent.long:
-            racers = {**ours.SOFTMAX, "ASAP, 16 slices": ours.asap(n, "recorded-like", 2, 16, block=256)}
-            if n <= 8192:
-                racers["Sinkhorn, scaling form"] = ours.sinkhorn()
-            if n <= 16384:
-                racers["Sinkhorn, in tiles"] = Competitor("sinkhorn", ours.calls(ours.sinkhorn_in_tiles))
+            racers = {**ours.SOFTMAX, ASAP: ours.asap(n, KINDS["frozen"], 2, 16, block=256)}
+            if n <= 4096:
+                racers[SCALING] = ours.sinkhorn()
+            racers[TILES] = Competitor("sinkhorn", ours.calls(ours.sinkhorn_in_tiles))
             races.append(self.race(f"long sequences, n = {n}", racers, ours.layer(n, heads=2)))
         return races
 
     def compile(self):
-        """Seconds to calibrate one layer of eight heads, n = 256."""
+        """Seconds to calibrate one layer of eight heads."""
         self.say("compile: one layer")
         ours.amortizer.cache_clear()
         start = time.perf_counter()
-        ours.amortizer(256, "recorded-like", HEADS, 16)
-        return {"n": 256, "tokens": ours.TOKENS, "seconds": time.perf_counter() - start}
+        ours.amortizer(self.extent.compile, KINDS["frozen"], HEADS, 16)
+        return {"n": self.extent.compile, "tokens": ours.TOKENS, "seconds": time.perf_counter() - start}
 
     def memory(self):
         """Peak beyond the inputs: a forward pass by length, and a training step."""
@@ -275,66 +297,50 @@ class Benchmark:
             if name.startswith("torch") and (self.peers is None or name not in self.peers.training()):
                 continue
             self.say(f"memory: {what}, {name}, n = {n}")
-            peak = peak_memory("asap_ref.benchmark:memory_job", what=what, name=name, n=n, heads=heads)
-            if peak is None:
+            found = peak_memory("asap_ref.benchmark:memory_job", what=what, name=name, n=n, heads=heads)
+            if found is None:
                 self.left_out.append("memory: this system does not tell the peak of a process")
                 return []
-            rows.append({"what": what, "name": name, "n": n, "heads": heads, "bytes": peak})
+            rows.append({"what": what, "name": name, "n": n, "heads": heads, **found})
         return rows
 
     def reproduce(self):
-        """Seconds of ``asap-ref reproduce``."""
-        import tempfile
-
+        """Seconds of ``asap-ref reproduce``, and the attentions on the layers of its model."""
+        if not self.extent.reproduce:
+            return {}
         self.say("the main job")
+        settings = ReproduceSettings(backend=self.backend)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            reproduce(ReproduceSettings(), folder, say=lambda line: None)
-        return {"seconds": time.perf_counter() - start}
+            reproduce(settings, folder, say=lambda line: None)
+            seconds = time.perf_counter() - start
+            teacher, compiled = (Transformer.load(Path(folder) / f"{name}.npz") for name in ("sinkhorn", "asap"))
+        return {"seconds": seconds, "layers": self.trained_layers(teacher, compiled, experiment(settings.dataset))}
 
-
-# ------------------------------------------------------------------------------------------------------- fidelity
-
-
-class Teacher:
-    """Sinkhorn attention of T iterations in float64, and how far others are from it."""
-
-    def __init__(self, arrays, *, with_plan):
-        self.arrays = arrays
-        q, k, v = (to_numpy(x).astype(np.float64) for x in arrays)
-        self.out = fused.sinkhorn_attention(q, k, v, n_iter=N_ITER)
-        self.plan = None
-        if with_plan:
-            self.plan = fused.sinkhorn_attention(q, k, self.identity(np.float64), n_iter=N_ITER)
-
-    def identity(self, dtype):
-        """Values that make the output the plan."""
-        n = self.arrays[1].shape[-2]
-        return np.broadcast_to(np.eye(n, dtype=dtype), (len(self.arrays[1]), n, n))
-
-    def distance(self, prepare):
-        """Relative error of the output; KL of the plans, a row; mean distance of column sums from one."""
-        q, k, v = self.arrays
-        found = to_numpy(prepare(q, k, v)()).astype(np.float64)
-        error = {"output_error": float(np.linalg.norm(found - self.out) / np.linalg.norm(self.out))}
-        if self.plan is None:
-            return error
-        xp = array_namespace(q)
-        identity = xp.asarray(np.ascontiguousarray(self.identity(np.float32)))
-        plan = to_numpy(prepare(q, k, identity)()).astype(np.float64)  # any attention shows its plan
-        P, P_hat = (np.maximum(plan, 1e-30) for plan in (self.plan, plan))
-        kl = float(np.mean(np.sum(P * np.log(P / P_hat), axis=-1)))
-        return error | {"kl": kl, "column_error": float(np.mean(np.abs(plan.sum(-2) - 1)))}
+    def trained_layers(self, teacher, compiled, run):
+        """Race on what the layers of a trained model are given, test set as a batch."""
+        races, T = [], run.teacher["n_iter"]
+        for layer, (q, k, v, *_) in enumerate(record_layers(teacher, run.load().test_inputs)):
+            arrays = self.place((q, k, v))
+            racers = {**ours.SOFTMAX, SCALING: ours.sinkhorn(T)}
+            racers |= {f"Sinkhorn, T = {t}": ours.sinkhorn(t) for t in TRUNCATIONS if t < T}
+            racers["ASAP"] = Competitor("asap", ours.calls(compiled.attentions[layer]))
+            races.append(
+                self.race(
+                    f"layer {layer} of the trained model", racers, arrays, Teacher(arrays, T), kind="trained"
+                )
+            )
+        return races
 
 
 # --------------------------------------------------------------------------------------------- memory, threads
 
-TRAINED = ("Sinkhorn, scaling form", "torch Sinkhorn, log domain")
+TRAINED = (SCALING, TORCH_LOG)
 
 
 def forward_by_memory(n):
     """Whose memory is measured at that length: a plan of 16384 tokens is 1 GiB, and some keep several."""
-    return ["ASAP, 16 slices", "softmax", *(["Sinkhorn, scaling form"] if n <= 4096 else [])]
+    return [ASAP, *(["softmax"] if n <= 16384 else []), *([SCALING] if n <= 4096 else [])]
 
 
 def memory_job(what, name, n, heads):
@@ -342,11 +348,9 @@ def memory_job(what, name, n, heads):
     if what == "training":
         racers = ours.TRAINING | (load_peers().training() if name.startswith("torch") else {})
     else:
-        racers = {
-            **ours.SOFTMAX,
-            "Sinkhorn, scaling form": ours.sinkhorn(),
-            "ASAP, 16 slices": ours.asap(n, "recorded-like", heads, 16, block=256),
-        }
+        racers = {**ours.SOFTMAX, SCALING: ours.sinkhorn()}
+        if name == ASAP:
+            racers[ASAP] = ours.asap(n, KINDS["frozen"], heads, 16, block=256)
     call = racers[name].prepare(*ours.layer(n, heads=heads))
     return racers[name].prepare(*ours.layer(64, heads=heads)), call
 
@@ -357,9 +361,6 @@ def load_peers():
 
 
 def threads(peers):
-    """How many threads everybody had."""
-    found = {"workers": worker_count()}
-    found |= {info["internal_api"]: info["num_threads"] for info in threadpool_info()}
-    if "torch" in sys.modules:
-        found["torch"] = sys.modules["torch"].get_num_threads()
-    return found
+    """How many threads everybody has."""
+    found = {"workers": worker_count()} | ({} if peers is None else peers.threads())
+    return found | {info["internal_api"]: info["num_threads"] for info in threadpool_info()}

@@ -1,4 +1,4 @@
-"""The command line: ``asap-ref reproduce | compile | fidelity | figures | oracle | info``."""
+"""The command line: ``asap-ref reproduce | compile | fidelity | bench | figures | oracle | info``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from asap_ref.oracle.shell import add_commands
 
 DATASETS = ("digits", "r8", "topics")  # the keys of experiments.EXPERIMENTS, whose import would slow down --help
 TRAINABLE = ("softmax", "sinkhorn", "sliced", "initial")  # the keys of mechanism.FORMS that need no amortizer
+BENCH_SECTIONS = (  # those of benchmark.py
+    *("frozen", "sharp", "uniform", "parts", "training", "small", "long", "compile", "memory", "reproduce"),
+)
 
 
 def main(argv=None):
@@ -130,13 +133,19 @@ def build_parser():
         commands.add_parser,
         "asap-ref bench --quick",
         "asap-ref bench --out bench.json",
+        "asap-ref bench --out bench.json --only training memory",
         name="bench",
         help="time attention, training and memory side by side with other libraries",
     )
     bench.set_defaults(run=run_bench)
-    extent = bench.add_mutually_exclusive_group()
-    extent.add_argument("--quick", action="store_true", help="a small part, within a minute")
-    extent.add_argument("--full", action="store_true", help="everything, up to 65536 tokens: an hour")
+    bench.add_argument("--quick", action="store_true", help="a small part, within a minute")
+    bench.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="SECTION",
+        help=f"measure these, and leave the others as they are in the record: {', '.join(BENCH_SECTIONS)}",
+    )
     bench.add_argument("--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)")
     bench.add_argument("--out", default="bench.json", help="where to write the record (%(default)s)")
 
@@ -254,8 +263,7 @@ def run_bench(args):
     """Run ``asap-ref bench``."""
     from asap_ref.benchmark import bench
 
-    extent = "quick" if args.quick else "full" if args.full else "default"
-    bench(args.out, extent=extent, backend=args.backend)
+    bench(args.out, extent="quick" if args.quick else "default", only=tuple(args.only), backend=args.backend)
 
 
 def run_figures(args):

@@ -17,14 +17,16 @@ import numpy as np
 
 from asap_ref import attention as readable
 from asap_ref import fused
-from asap_ref.arrays import array_namespace, transpose
+from asap_ref.arrays import array_namespace, to_numpy, transpose
 from asap_ref.calibration import fit_amortizer
+from asap_ref.initial_duals import initial_attention
+from asap_ref.one_sided import one_sided_attention
 from asap_ref.sliced_attention import sliced_attention
 from asap_ref.workers import over_problems
 
 HEADS, WIDTH, N_ITER = 8, 64, 20
 TOKENS = 8192  # to calibrate on
-SHARPNESS = {"recorded-like": 3.0, "sharp": 20.0}  # standard deviation of the scores
+SHARPNESS = {"recorded-like": 3.0, "sharp": 20.0, "near-uniform": 0.5}  # standard deviation of the scores
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def layer(n, kind="recorded-like", *, heads=HEADS, d=WIDTH, seed=0):
     """Queries, keys and values as in a trained layer: float32, three of (heads, n, d).
 
     Tokens are a vector of their position, the same in every sequence, plus one of a word, drawn by Zipf's law (the
-    seed draws the words): as in trained layers, keys vary less from sequence to sequence than within one. Projections have a decaying spectrum. Scores have the standard deviation of the kind.
+    seed draws the words): as in trained layers, keys vary less from sequence to sequence than within one. Projections
+    have a decaying spectrum. Scores have the standard deviation of the kind.
     """
     fixed, drawn = np.random.default_rng(7), np.random.default_rng(seed)
     width, words = 2 * d, 500
@@ -68,6 +71,14 @@ def amortizer(n, kind, heads, n_slices):
     sequences = [layer(n, kind, heads=heads, seed=seed)[:2] for seed in range(1, 1 + max(TOKENS // n, 1))]
     batches = [(q[None], k[None]) for q, k in sequences]
     return fit_amortizer(batches, n_slices=n_slices, n_iter=N_ITER, quadratic=8)
+
+
+@functools.cache
+def key_amortizer(n, kind, n_slices):
+    """Fit the one-sided form: queries and keys exchanged."""
+    n = min(n, 1024)
+    sequences = [layer(n, kind, seed=seed)[:2] for seed in range(1, 1 + max(TOKENS // n, 1))]
+    return fit_amortizer([(k[None], q[None]) for q, k in sequences], n_slices=n_slices, n_iter=N_ITER, quadratic=8)
 
 
 # --------------------------------------------------------------------------------------------------------- floor
@@ -176,11 +187,40 @@ def sinkhorn(n_iter=N_ITER):
     return Competitor("sinkhorn", calls(fused.sinkhorn_attention, n_iter=n_iter))
 
 
+def one_sided(n, kind, n_slices):
+    """ASAP on the key side alone: a softmax with a bias."""
+    return Competitor("asap", calls(one_sided_attention, amortizer=key_amortizer(n, kind, n_slices)))
+
+
+def prediction(n, kind, heads, n_slices):
+    """Only the prediction of the query dual."""
+    fitted = amortizer(n, kind, heads, n_slices)
+    return Competitor("other", lambda q, k, v: lambda: fused.predict(q, k, fitted))
+
+
+def from_dual(n, kind, heads, n_slices):
+    """ASAP without its prediction, which is made beforehand. NumPy."""
+
+    def prepare(q, k, v):
+        f_hat = fused.predict(q, k, amortizer(n, kind, heads, n_slices))
+
+        def part(q, k, v, f_hat):
+            return fused._asap_tiles(q, k, v, f_hat[..., 0], None, None, 1.0, None)[0]
+
+        return lambda: over_problems(part, [q, k, v, f_hat[..., None]], [])
+
+    return Competitor("other", prepare)
+
+
 FLOORS = {
     "products": Competitor("other", calls(products)),
     "product, exp, product": Competitor("other", calls(product_exp_product)),
 }
 SOFTMAX = {"softmax": Competitor("softmax", calls(fused.softmax_attention))}
+INITIAL = {
+    f"dual from {start}, readable form": Competitor("other", calls(initial_attention, start=start))
+    for start in ("gaussian", "sorting")
+}
 LOG_DOMAIN = {"Sinkhorn, log domain": Competitor("sinkhorn", calls(readable.sinkhorn_attention, n_iter=N_ITER))}
 SLICED = {
     "sliced transport, 16 slices": Competitor(
@@ -197,3 +237,34 @@ TRAINING = {
 def _first_coordinates(q, count):
     xp = array_namespace(q)
     return xp.eye(q.shape[-1], dtype=q.dtype)[:, :count]
+
+
+# ------------------------------------------------------------------------------------------------------- fidelity
+
+
+class Teacher:
+    """Sinkhorn attention of T iterations in float64, and how far others are from it."""
+
+    def __init__(self, arrays, n_iter, *, with_plan=False):
+        self.arrays = arrays
+        q, k, v = (to_numpy(x).astype(np.float64) for x in arrays)
+        self.out = fused.sinkhorn_attention(q, k, v, n_iter=n_iter)
+        self.plan = fused.sinkhorn_attention(q, k, self.identity(np.float64), n_iter=n_iter) if with_plan else None
+
+    def identity(self, dtype):
+        """Values that make the output the plan."""
+        *leading, m, _ = self.arrays[1].shape
+        return np.ascontiguousarray(np.broadcast_to(np.eye(m, dtype=dtype), (*leading, m, m)))
+
+    def distance(self, prepare):
+        """Relative error of the output; KL of the plans, a row; mean distance of column sums from one."""
+        q, k, v = self.arrays
+        found = to_numpy(prepare(q, k, v)()).astype(np.float64)
+        error = {"output_error": float(np.linalg.norm(found - self.out) / np.linalg.norm(self.out))}
+        if self.plan is None:
+            return error
+        identity = array_namespace(q).asarray(self.identity(np.float32), device=q.device)
+        plan = to_numpy(prepare(q, k, identity)()).astype(np.float64)  # any attention shows its plan
+        P, P_hat = (np.maximum(plan, 1e-30) for plan in (self.plan, plan))
+        kl = float(np.mean(np.sum(P * np.log(P / P_hat), axis=-1)))
+        return error | {"kl": kl, "column_error": float(np.mean(np.abs(plan.sum(-2) - 1)))}

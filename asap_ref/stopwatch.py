@@ -77,7 +77,7 @@ def ratio(slow, fast):
 
 
 def peak_memory(function, **arguments):
-    """Bytes that a call needs beyond its inputs, in a process of its own.
+    """What a call needs beyond its inputs, and how long it takes, in a process of its own.
 
     Parameters
     ----------
@@ -89,8 +89,8 @@ def peak_memory(function, **arguments):
 
     Returns
     -------
-    int or None
-        None where the system does not tell (it is read from /proc).
+    dict or None
+        Bytes and seconds; None where the system does not tell (it is read from /proc).
     """
     if not os.path.exists("/proc/self/status"):
         return None
@@ -105,19 +105,23 @@ def peak_memory(function, **arguments):
     )
     if done.returncode:
         raise OSError(f"measuring memory of {arguments} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return int(done.stdout.split()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_peak():
-    """Be the fresh process: read the job, do it, print the bytes."""
+    """Be the fresh process: read the job, do it, print bytes and seconds."""
     job = json.loads(sys.stdin.read())
     sys.path[:] = job["path"]
     module, _, name = job["function"].partition(":")
     prepare, call = getattr(importlib.import_module(module), name)(**job["arguments"])
     prepare()
+    with open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")  # the high-water mark starts again from here
     before = _resident("VmRSS")
+    began = time.perf_counter()
     result = call()
-    print(max(_resident("VmHWM") - before, 0))
+    seconds = time.perf_counter() - began
+    print(json.dumps({"bytes": max(_resident("VmHWM") - before, 0), "seconds": seconds}))
     del result
 
 

@@ -26,9 +26,8 @@ def draw(record, folder):
     path = folder / "bench.md"
     files.save_text(path, markdown(record))
     fig, axes = presentation.subplots(2, 2, figsize=(10.0, 7.6))
-    frozen = [race for race in record["frozen"] if race["kind"] == "recorded-like"]
-    _against_length(axes[0, 0], frozen, "Frozen layer, 8 heads")
-    _pareto(axes[0, 1], frozen)
+    _against_length(axes[0, 0], record["frozen"], "Attention forward, 8 heads")
+    _pareto(axes[0, 1], record["frozen"])
     _memory(axes[1, 0], record)
     _against_length(axes[1, 1], record["training"], "Training step, 8 heads")
     return [path, *presentation.save(fig, folder / "bench")]
@@ -63,7 +62,8 @@ def _pareto(axis, races):
         xlabel="milliseconds",
         ylabel="output error, relative to the teacher",
     )
-    axis.legend(fontsize=8)
+    if axis.lines:
+        axis.legend(fontsize=8)
 
 
 def _memory(axis, record):
@@ -73,13 +73,8 @@ def _memory(axis, record):
         found = [memory(record, "forward", name, n) / MIB for n in lengths]
         axis.loglog(lengths, found, line, marker=marker, color=presentation.COLOURS[colour], label=name)
     lengths = sorted({row["n"] for row in record["memory"] if row["what"] == "forward"})
-    axis.loglog(
-        lengths,
-        [4 * n * n / MIB for n in lengths],
-        ":",
-        color=presentation.COLOURS["black"],
-        label="one plan, float32",
-    )
+    plan = [4 * n * n / MIB for n in lengths]
+    axis.loglog(lengths, plan, ":", color=presentation.COLOURS["black"], label="one plan, float32")
     axis.set(title="Memory beyond the inputs, one head", xlabel="tokens n", ylabel="MiB at the peak")
     axis.legend(fontsize=8)
 

@@ -31,6 +31,16 @@ def versions():
     return {name: version(name) for name in names}
 
 
+def threads():
+    """Give torch as many threads as our functions have, and tell: {library: threads}."""
+    if find_spec("torch") is None:
+        return {}
+    import torch
+
+    torch.set_num_threads(worker_count())
+    return {"torch": torch.get_num_threads()}
+
+
 def forward(device="cpu"):
     """Attention layers, by name."""
     found = {}
@@ -67,7 +77,7 @@ def training(device="cpu"):
 def _placed(arrays, device):
     import torch
 
-    torch.set_num_threads(worker_count())
+    threads()
     return [torch.asarray(to_numpy(x)).to(device) for x in arrays]
 
 
