@@ -213,9 +213,7 @@ class Benchmark:
         if section != "frozen":
             return racers
         if n <= self.extent.log_domain:
-            racers |= (
-                ours.LOG_DOMAIN | ours.INITIAL | {"one-sided ASAP, readable form": ours.one_sided(n, kind, 16)}
-            )
+            racers |= ours.LOG_DOMAIN | ours.INITIAL | {"one-sided ASAP": ours.one_sided(n, kind, 16)}
         if n <= self.extent.sliced:
             racers |= ours.SLICED
         limit = {"softmax": np.inf, "sinkhorn": self.extent.log_domain, "sliced": self.extent.sliced}

@@ -19,9 +19,9 @@ from asap_ref import attention as readable
 from asap_ref import fused
 from asap_ref.arrays import array_namespace, to_numpy, transpose
 from asap_ref.calibration import fit_amortizer
-from asap_ref.initial_duals import initial_attention
-from asap_ref.one_sided import one_sided_attention
+from asap_ref.prediction import predict
 from asap_ref.sliced_attention import sliced_attention
+from asap_ref.two_sided import attention_from_dual, row_tiles
 from asap_ref.workers import over_problems
 
 HEADS, WIDTH, N_ITER = 8, 64, 20
@@ -103,7 +103,7 @@ def _product_tiles(q, k, v, between):
     def part(q, k, v):
         kt = transpose(k / (8 * math.sqrt(q.shape[-1])))  # the factor keeps bare exponentials in range
         out = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
-        for rows in fused._tiles(q, k):
+        for rows in row_tiles(q, k):
             np.matmul(between(q[:, rows] @ kt), v, out=out[:, rows])
         return out
 
@@ -189,23 +189,23 @@ def sinkhorn(n_iter=N_ITER):
 
 def one_sided(n, kind, n_slices):
     """ASAP on the key side alone: a softmax with a bias."""
-    return Competitor("asap", calls(one_sided_attention, amortizer=key_amortizer(n, kind, n_slices)))
+    return Competitor("asap", calls(fused.one_sided_attention, amortizer=key_amortizer(n, kind, n_slices)))
 
 
 def prediction(n, kind, heads, n_slices):
     """Only the prediction of the query dual."""
     fitted = amortizer(n, kind, heads, n_slices)
-    return Competitor("other", lambda q, k, v: lambda: fused.predict(q, k, fitted))
+    return Competitor("other", lambda q, k, v: lambda: predict(q, k, fitted))
 
 
 def from_dual(n, kind, heads, n_slices):
     """ASAP without its prediction, which is made beforehand. NumPy."""
 
     def prepare(q, k, v):
-        f_hat = fused.predict(q, k, amortizer(n, kind, heads, n_slices))
+        f_hat = predict(q, k, amortizer(n, kind, heads, n_slices))
 
         def part(q, k, v, f_hat):
-            return fused._asap_tiles(q, k, v, f_hat[..., 0], None, None, 1.0, None)[0]
+            return attention_from_dual(q, k, v, f_hat[..., 0], None, None, epsilon=1.0)
 
         return lambda: over_problems(part, [q, k, v, f_hat[..., None]], [])
 
@@ -218,7 +218,7 @@ FLOORS = {
 }
 SOFTMAX = {"softmax": Competitor("softmax", calls(fused.softmax_attention))}
 INITIAL = {
-    f"dual from {start}, readable form": Competitor("other", calls(initial_attention, start=start))
+    f"dual from {start}": Competitor("other", calls(fused.initial_attention, start=start))
     for start in ("gaussian", "sorting")
 }
 LOG_DOMAIN = {"Sinkhorn, log domain": Competitor("sinkhorn", calls(readable.sinkhorn_attention, n_iter=N_ITER))}
