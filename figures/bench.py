@@ -1,7 +1,7 @@
 """ASAP costs little more than softmax at any length; truncated Sinkhorn trades error for time; no plan is kept."""
 
 from asap_ref import benchmark, files, presentation
-from asap_ref.bars import ASAP, LOG, MIB, SCALING, TILES, TORCH_LOG, markdown, memory
+from asap_ref.bars import ASAP, LOG, MIB, SCALING, TILES, TORCH_LOG, bars_table, markdown, measured_on, memory
 
 SDPA = "torch softmax, fused (SDPA)"
 LINES = {  # in time against length: colour, line, marker
@@ -22,15 +22,16 @@ def measure():
 
 
 def draw(record, folder):
-    """Write the table and the figure."""
-    path = folder / "bench.md"
-    files.save_text(path, markdown(record))
+    """Write all tables, the one of the bars again by itself, and the figure."""
+    whole, short = folder / "bench.md", folder / "bars.md"
+    files.save_text(whole, markdown(record))
+    files.save_text(short, "\n".join([bars_table(record), *measured_on(record)]))
     fig, axes = presentation.subplots(2, 2, figsize=(10.0, 7.6))
     _against_length(axes[0, 0], record["frozen"], "Attention forward, 8 heads")
     _pareto(axes[0, 1], record["frozen"])
     _memory(axes[1, 0], record)
     _against_length(axes[1, 1], record["training"], "Training step, 8 heads")
-    return [path, *presentation.save(fig, folder / "bench")]
+    return [whole, short, *presentation.save(fig, folder / "bench")]
 
 
 def _against_length(axis, races, title):
