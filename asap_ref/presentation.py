@@ -130,7 +130,9 @@ class Source:
         from pygments.lexers import PythonLexer
 
         return highlight(
-            self.text, PythonLexer(), HtmlFormatter(noclasses=True, prestyles="font-family: monospace")
+            self.text,
+            PythonLexer(),
+            HtmlFormatter(noclasses=True, prestyles="font-family: monospace; font-size: 13px"),
         )
 
 
