@@ -8,6 +8,7 @@ potentials and gradients have many entries that are nearly zero, so nothing is c
 from __future__ import annotations
 
 import functools
+import textwrap
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,9 +47,9 @@ class Comparison:
         if self.problem:
             return line + self.problem
         at = f"at [{', '.join(map(str, self.worst))}] " if self.worst else ""
-        line += f"error {self.error:.2e} is {self.share:.2g} times the tolerance {self.tolerance:.1e}; worst {at}"
-        line += f"found {self.found:.10g}, expected {self.expected:.10g}"
-        return "\n".join([line, *(f"  {'':<22} - {remark}" for remark in self.remarks)])
+        line += f"error {self.error:.2e} is {self.share:.2g} times the tolerance {self.tolerance:.1e};"
+        worst = f"  {'':<22}         worst {at}found {self.found:.10g}, expected {self.expected:.10g}"
+        return "\n".join([line, worst, *(f"  {'':<22} - {remark}" for remark in self.remarks)])
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Report:
         if not self.passed:
             settings = ", ".join(f"{key} = {value}" for key, value in self.case.arguments.items())
             lines.append(f"  arguments: {settings or 'none'}; source: {self.case.source}")
-            lines += [f"  look at    {line}" for line in self.case.hint.splitlines()]
+            for hint in self.case.hint.splitlines():
+                lines += textwrap.wrap(hint, 96, initial_indent="  look at    ", subsequent_indent=" " * 13)
         return "\n".join(lines)
 
 
