@@ -122,10 +122,10 @@ def markdown(record):
         "Digits, a model compiled with the settings of `asap-ref reproduce`, seeds "
         f"{', '.join(map(str, settings['seeds']))}. Each alarm is `detect_drift` at level 0.05 between two reports on "
         f"that many test images each, no image in both: {settings['splits']} random splits a seed where nothing "
-        f"changed, {settings['splits'] // 10} elsewhere. False alarms, the most over the three sizes: {false}; the splits "
-        f"are of the same {record['seeds'][0]['test']} images, so these rates are less certain than their number of "
-        "splits suggests. Output error: geometric mean over heads and seeds. In the last line the first report is on "
-        "the images that calibrated the model, which no guarantee covers. "
+        f"changed, {settings['splits'] // 10} elsewhere. False alarms, the most over the three sizes: {false}; "
+        f"the splits are of the same {record['seeds'][0]['test']} images, so these rates are less certain than their "
+        "number of splits suggests. Output error: geometric mean over heads and seeds. In the last line the first "
+        "report is on the images that calibrated the model, which no guarantee covers. "
         f"{made_on['processor']}, Python {made_on['python']}, NumPy {made_on['numpy']}.\n"
     )
 
