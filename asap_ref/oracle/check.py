@@ -49,7 +49,9 @@ class Comparison:
         at = f"at [{', '.join(map(str, self.worst))}] " if self.worst else ""
         line += f"error {self.error:.2e} is {self.share:.2g} times the tolerance {self.tolerance:.1e};"
         worst = f"  {'':<22}         worst {at}found {self.found:.10g}, expected {self.expected:.10g}"
-        return "\n".join([line, worst, *(f"  {'':<22} - {remark}" for remark in self.remarks)])
+        indents = {"initial_indent": f"  {'':<22} - ", "subsequent_indent": f"  {'':<22}   "}
+        remarks = [text for remark in self.remarks for text in textwrap.wrap(remark, 96, **indents)]
+        return "\n".join([line, worst, *remarks])
 
 
 @dataclass(frozen=True)
