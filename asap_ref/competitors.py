@@ -86,25 +86,26 @@ def key_amortizer(n, kind, n_slices):
 
 def products(q, k, v):
     """Only the two products, tile by tile: what no attention can be faster than."""
-    return _product_tiles(q, k, v, lambda E: E)
+    return _product_tiles(q, k, v, exponential=False)
 
 
 def product_exp_product(q, k, v):
     """One exponential between the two products: the floor of any attention by exponentials."""
-    return _product_tiles(q, k, v, lambda E: np.exp(E, out=E))
+    return _product_tiles(q, k, v, exponential=True)
 
 
-def _product_tiles(q, k, v, between):
+def _product_tiles(q, k, v, *, exponential):
     if not isinstance(q, np.ndarray):
         xp = array_namespace(q)
         E = (q / math.sqrt(q.shape[-1])) @ transpose(k)
-        return (E if between(1.0) == 1.0 else xp.exp(E)) @ v
+        return (xp.exp(E) if exponential else E) @ v
 
     def part(q, k, v):
         kt = transpose(k / (8 * math.sqrt(q.shape[-1])))  # the factor keeps bare exponentials in range
         out = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
         for rows in row_tiles(q, k):
-            np.matmul(between(q[:, rows] @ kt), v, out=out[:, rows])
+            E = q[:, rows] @ kt
+            np.matmul(np.exp(E, out=E) if exponential else E, v, out=out[:, rows])
         return out
 
     return over_problems(part, [q, k, v], [])
