@@ -37,6 +37,29 @@ def test_restart_and_run_all_prints_what_was_committed(path):
     assert not found, "\n".join([*found, f"if this is meant: python tutorials/execute.py {path.stem}"])
 
 
+@pytest.mark.parametrize("silences", [0, 1, 2])
+def test_a_silent_kernel_has_one_more_chance(silences, monkeypatch):
+    runs = []
+
+    class Client:
+        def __init__(self, notebook, **settings):
+            self.notebook = notebook
+
+        def execute(self):
+            runs.append(self.notebook)
+            if len(runs) <= silences:
+                raise execute.CellTimeoutError("no answer")
+            return self.notebook
+
+    monkeypatch.setattr(execute, "NotebookClient", Client)
+    if silences == 2:
+        with pytest.raises(execute.CellTimeoutError):
+            execute.execute(NOTEBOOKS[0])
+    else:
+        assert execute.execute(NOTEBOOKS[0]) is runs[-1]
+    assert len(runs) == min(silences + 1, 2)
+
+
 @every_notebook
 def test_committed_outputs_are_complete_and_carry_no_error_and_no_machine(path):
     notebook = read(path)
