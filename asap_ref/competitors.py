@@ -219,7 +219,7 @@ FLOORS = {
 }
 SOFTMAX = {"softmax": Competitor("softmax", calls(fused.softmax_attention))}
 INITIAL = {
-    f"dual from {start}": Competitor("other", calls(fused.initial_attention, start=start))
+    f"dual from {start}": Competitor("initial", calls(fused.initial_attention, start=start))
     for start in ("gaussian", "sorting")
 }
 LOG_DOMAIN = {"Sinkhorn, log domain": Competitor("sinkhorn", calls(readable.sinkhorn_attention, n_iter=N_ITER))}

@@ -18,6 +18,8 @@ import numpy as np
 from asap_ref.arrays import to_numpy
 
 ROUNDS = 7
+# To the C library's allocator: give blocks back when freed, or what was freed before a call hides what it takes.
+EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 PAUSE = 0.005  # seconds before each call: threads that another library keeps spinning go to sleep
 
 
@@ -101,7 +103,7 @@ def peak_memory(function, **arguments):
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, **EXACT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     if done.returncode:
         raise OSError(f"measuring memory of {arguments} failed: {done.stderr.strip().splitlines()[-1:]}")
