@@ -7,6 +7,7 @@ the only file that knows array-api-compat.
 
 from __future__ import annotations
 
+import functools
 import importlib
 
 import array_api_compat as compat
@@ -132,6 +133,46 @@ def to_numpy(x):
 
         return np.asarray(x.to_device(array_api_strict.Device("CPU_DEVICE")))
     return np.asarray(x)
+
+
+def one_pass(function):
+    """Make an elementwise ``function(xp, *arrays)`` one pass over its arrays, where the module can: CuPy's `fuse`.
+
+    It is called without ``xp``, and elsewhere runs as it is written. It may depend on nothing but its arguments,
+    since CuPy compiles it once for each set of dtypes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> @one_pass
+    ... def exp_of_sum(xp, x, y):
+    ...     return xp.exp(x + y)
+    >>> exp_of_sum(np.asarray([0.0, 1.0]), np.asarray([0.0, -1.0]))
+    array([1., 1.])
+    """
+    of_module = {}
+
+    @functools.wraps(function)
+    def call(*arrays):
+        xp = array_namespace(*arrays)
+        if xp not in of_module:
+            written = functools.update_wrapper(functools.partial(function, xp), function)
+            of_module[xp] = xp.fuse(written) if hasattr(xp, "fuse") else written
+        return of_module[xp](*arrays)
+
+    return call
+
+
+def scattered(values, index):
+    """Put values at the indices of a flat array, which are all of 0 .. size - 1: the inverse of ``take``; or None.
+
+    The standard has no scatter, but NumPy and CuPy do; on other modules the answer is None. Shapes are kept.
+    """
+    if not (isinstance(values, np.ndarray) or compat.is_cupy_array(values)):
+        return None
+    out = array_namespace(values).empty_like(values)
+    out.reshape(-1)[index] = values
+    return out
 
 
 def is_half(dtype):

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from asap_ref import attention as readable
-from asap_ref.arrays import array_namespace, transpose
+from asap_ref.arrays import array_namespace, one_pass, transpose
 from asap_ref.contracts import inside, operator
 from asap_ref.initial_duals import initial_dual
 from asap_ref.masks import keep_tokens
@@ -53,10 +53,14 @@ def _softmax_whole(q, k, v, query_mask, key_mask):
     S, valid = attention_scores(q, k), valid_pairs(query_mask, key_mask)
     S = S if valid is None else xp.where(valid, S, -xp.inf)
     top = xp.max(S, axis=-1, keepdims=True)
-    E = xp.exp(S - (top if valid is None else xp.where(top == -xp.inf, xp.zeros_like(top), top)))
-    out = E @ xp.concat([v, xp.ones_like(v[..., :1])], axis=-1)
-    total = out[..., -1:]
-    return out[..., :-1] / (total if valid is None else xp.where(total > 0, total, xp.ones_like(total)))
+    E = _exp_of_difference(S, top if valid is None else xp.where(top == -xp.inf, xp.zeros_like(top), top))
+    total = xp.sum(E, axis=-1, keepdims=True)
+    return E @ v / (total if valid is None else xp.where(total > 0, total, xp.ones_like(total)))
+
+
+@one_pass
+def _exp_of_difference(xp, x, y):
+    return xp.exp(x - y)
 
 
 def _softmax_tiles(q, k, v, query_mask, key_mask):

@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from asap_ref.arrays import array_namespace, transpose
+from asap_ref.arrays import array_namespace, one_pass, scattered, transpose
 from asap_ref.features import N_CUMULANTS, key_moments
 from asap_ref.masks import keep, token_count
 from asap_ref.staircase import check_levels
@@ -70,9 +70,15 @@ def _of_slices(q, k, theta, w, query_mask, key_mask):
     x = _padding_last(_projected(q, theta), query_mask)  # (..., L, n)
     y = xp.sort(_padding_last(_projected(k, theta), key_mask), axis=-1, stable=False)  # (..., L, m)
     xs, back = _sorted(x)
-    steps = _met(y, q.shape[-2], query_mask, key_mask) * (xs[..., 1:] - xs[..., :-1]) * w[..., None]
+    steps = _steps(xs[..., :-1], xs[..., 1:], *_met(y, q.shape[-2], query_mask, key_mask), w[..., None])
     phi = xp.concat([xp.zeros_like(xs[..., :1]), xp.cumulative_sum(steps, axis=-1)], axis=-1)
     return xp.sum(back(phi), axis=-2)
+
+
+@one_pass
+def _steps(xp, x_before, x, y_before, y, w):
+    """Steps of phi from one query to the next, times the weight of the slice."""
+    return (y_before + y) * (x - x_before) * w
 
 
 def _projected(x, theta):
@@ -107,21 +113,20 @@ def _sorted(x):
         return xp.reshape(xp.take(xp.reshape(x, (-1,)), xp.reshape(index, (-1,)), axis=0), index.shape)
 
     def back(sorted_x):
-        if isinstance(x, np.ndarray):  # which has a scatter; the standard does not
-            unsorted = np.empty_like(sorted_x)
-            unsorted.reshape(-1)[order] = sorted_x
-            return unsorted
-        return gathered(sorted_x, xp.argsort(order, axis=-1, stable=False) + starts)
+        unsorted = scattered(sorted_x, order)
+        if unsorted is None:
+            return gathered(sorted_x, xp.argsort(order, axis=-1, stable=False) + starts)
+        return unsorted
 
     return gathered(x, order), back
 
 
 def _met(y, n, query_mask, key_mask):
-    """Sum of the two keys that the queries before and after a step meet: sorted (..., L, m) -> (..., L, n - 1)."""
+    """Keys that the queries before and after a step meet: sorted (..., L, m) -> two (..., L, n - 1)."""
     xp = array_namespace(y)
     m = y.shape[-1]
     if n == m and query_mask is key_mask:
-        return y[..., :-1] + y[..., 1:]
+        return y[..., :-1], y[..., 1:]
     i = xp.arange(1, n, device=y.device)
     check_levels(n, m, i)
     n_, m_ = (
@@ -129,14 +134,14 @@ def _met(y, n, query_mask, key_mask):
         for size, mask in ((n, query_mask), (m, key_mask))
     )
     if n == m and isinstance(y, np.ndarray) and np.all(n_ == m_):  # on a device to ask would be to wait
-        return y[..., :-1] + y[..., 1:]
+        return y[..., :-1], y[..., 1:]
 
     def key(i):  # as _uniform_steps of staircase.py; where the query is padding, the step is zero and the key any
         index = xp.clip(i // n_, 0, m - 1)
         index = index if index.ndim == 1 else index[..., None, :]
         return xp.take_along_axis(y, xp.broadcast_to(index, (*y.shape[:-1], n - 1)), axis=-1)
 
-    return key(i * m_ - 1) + key(i * m_)
+    return key(i * m_ - 1), key(i * m_)
 
 
 # -------------------------------------------------------------------------------------------------- polynomials
@@ -171,5 +176,15 @@ def _of_polynomials(q, k, a, A, B, c, key_mask):
     """What cumulants and quadratic features add, (..., n): qᵀ (a Cov + A) q + (mean B + c) q."""
     xp = array_namespace(q, k)
     mean, _, cov, _ = key_moments(k, key_mask)  # (..., 1, d), (..., d, d)
-    terms = (q @ (a * cov + A) + (mean @ B + c)) * q
+    terms = _terms(q @ _scaled_sum(a, cov, A), mean @ B, c, q)
     return xp.sum(terms, axis=-1)
+
+
+@one_pass
+def _scaled_sum(xp, a, x, y):
+    return a * x + y
+
+
+@one_pass
+def _terms(xp, quadratic, linear, c, q):
+    return (quadratic + (linear + c)) * q

@@ -23,7 +23,7 @@ import operator as operators
 
 import numpy as np
 
-from asap_ref.arrays import array_namespace, transpose
+from asap_ref.arrays import array_namespace, one_pass, transpose
 from asap_ref.masks import keep, keep_tokens
 from asap_ref.transport import attention_scores, transport_plan, two_sided_c_transform
 
@@ -62,34 +62,50 @@ def divisor(sums, mask):
 def _from_slabs(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
     """As the formulas at the top have it, in one slab of rows where memory allows; the same results as `_from_tiles`.
 
-    Shapes are (..., n, d) and so on. What a slab holds does not matter to a device, as long as it is much.
+    Shapes are (..., n, d) and so on. What a slab holds does not matter to a device, as long as it is much; what is
+    launched does, so that the dual is added in the pass of the exponential.
     """
     xp = array_namespace(q, k, v)
-    n, p = q.shape[-2], v.shape[-1]
+    n = q.shape[-2]
     f_hat = f_hat if query_mask is None else xp.where(query_mask, f_hat, -xp.inf)
     f_hat = keep(f_hat - xp.max(f_hat, axis=-1, keepdims=True), query_mask)
-    q1 = xp.concat([q / math.sqrt(q.shape[-1]), f_hat[..., None]], axis=-1) / epsilon
-    k1t = transpose(xp.concat([k, xp.ones_like(k[..., :1])], axis=-1))
-    counted = keep(xp.ones_like(f_hat), query_mask)[..., None, :]  # (..., 1, n)
+    if epsilon != 1.0:
+        f_hat = f_hat / epsilon
+    f_hat, q, kt = f_hat[..., None], q / (math.sqrt(q.shape[-1]) * epsilon), transpose(k)
+    counted = keep(xp.ones_like(f_hat[..., 0]), query_mask)[..., None, :]  # (..., 1, n)
     rows = block or max(SLAB // max(math.prod(q.shape[:-2]) * k.shape[-2], 1), 1)
     slabs = [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
-    whole = xp.exp(q1 @ k1t) if len(slabs) == 1 else None
+
+    def exponentials(rows):
+        return _exp_of_sum(q[..., rows, :] @ kt, f_hat[..., rows, :])
+
+    whole = exponentials(slabs[0]) if len(slabs) == 1 else None
 
     def over_slabs(function):
         """Call the function on the exponentials of each slab, which are formed anew each time."""
-        return [function(rows, xp.exp(q1[..., rows, :] @ k1t) if whole is None else whole) for rows in slabs]
+        return [function(rows, exponentials(rows) if whole is None else whole) for rows in slabs]
 
     s = functools.reduce(operators.add, over_slabs(lambda rows, E: counted[..., rows] @ E))
     s = divisor(s, query_mask)[..., 0, :]
-    b = keep(1 / s, key_mask)[..., None]
-    v1 = xp.concat([v * b, b], axis=-1)  # (..., m, p + 1)
-    out = over_slabs(lambda rows, E: E @ v1)
-    out = out[0] if len(out) == 1 else xp.concat(out, axis=-2)
-    total = divisor(out[..., p:], key_mask)
-    out = keep_tokens(out[..., :p] / total, query_mask)
-    sums, info = xp.concat([s, total[..., 0]], axis=-1), xp.finfo(q.dtype)
-    good = xp.all((sums > info.smallest_normal * 1e6) & (sums < info.max * 1e-6), axis=-1)
+    b = keep(1 / s, key_mask)[..., None]  # (..., m, 1)
+    v = v * b
+    parts = zip(*over_slabs(lambda rows, E: (E @ v, E @ b)), strict=True)
+    out, total = (part[0] if len(part) == 1 else xp.concat(part, axis=-2) for part in parts)
+    total = divisor(total, key_mask)
+    out = keep_tokens(out / total, query_mask)
+    good = xp.all(_in_range(s), axis=-1) & xp.all(_in_range(total), axis=(-1, -2))
     return out, good & xp.all(xp.isfinite(out), axis=(-1, -2))
+
+
+@one_pass
+def _exp_of_sum(xp, x, y):
+    return xp.exp(x + y)
+
+
+@one_pass
+def _in_range(xp, sums):
+    info = xp.finfo(sums.dtype)
+    return (sums > float(info.smallest_normal) * 1e6) & (sums < float(info.max) * 1e-6)
 
 
 def _from_tiles(q, k, v, f_hat, query_mask, key_mask, epsilon, block):

@@ -3,7 +3,7 @@
 It is array_api_strict with a counter around it, so what runs here is within the standard as well. Three things
 are counted, since they are what makes array code slow on a GPU whatever the card:
 
-launches    calls that compute a new array; views (reshape, slices, transposes) are free
+launches    calls that compute a new array; views (reshape, slices, transposes) are free, what `one_pass` fuses is one
 waits       conversions of an array to a Python bool, int or float: the host waits for all that was launched
 transfers   arrays that move between host and device
 """
@@ -107,9 +107,20 @@ for _name in (*UNARY, *BINARY, *OTHERS):
 
 
 class Namespace:
-    """array_api_strict with every call counted."""
+    """array_api_strict with every call counted; what is fused counts as one."""
 
     __name__ = "counting"
+
+    def fuse(self, function):
+        def fused(*arrays):
+            before = counts.copy()
+            result = function(*arrays)
+            counts.clear()
+            counts.update(before)
+            count(function.__name__)
+            return result
+
+        return fused
 
     def __getattr__(self, name):
         found = getattr(array_api_strict, name)

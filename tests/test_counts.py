@@ -47,9 +47,9 @@ def training_step(name, **settings):
 
 SOFTMAX, SINKHORN, ASAP = {"name": "softmax"}, {"name": "sinkhorn", "n_iter": 20}, {"name": "asap"}
 WORK = {  # what is done, and the most it may cost: launches, waits, transfers
-    "softmax, forward": (forward, SOFTMAX, (11, 1, 0)),
+    "softmax, forward": (forward, SOFTMAX, (9, 1, 0)),
     "Sinkhorn T = 20, forward": (forward, SINKHORN, (125, 4, 0)),  # four an iteration, a look at every eighth
-    "ASAP, forward": (forward, ASAP, (62, 2, 0)),  # a second wait asks how far the prediction is off
+    "ASAP, forward": (forward, ASAP, (50, 2, 0)),  # a second wait asks how far the prediction is off
     "softmax, forward and backward": (backward, SOFTMAX, (32, 2, 0)),
     "Sinkhorn T = 20, forward and backward": (backward, SINKHORN, (345, 5, 0)),
     "ASAP, forward and backward": (backward, ASAP, (220, 3, 0)),
