@@ -154,7 +154,7 @@ def one_pass(function):
 
     @functools.wraps(function)
     def call(*arrays):
-        xp = array_namespace(*arrays)
+        xp = _module_of(arrays[0])
         if xp not in of_module:
             written = functools.update_wrapper(functools.partial(function, xp), function)
             of_module[xp] = xp.fuse(written) if hasattr(xp, "fuse") else written
