@@ -104,13 +104,15 @@ def _sorted(x):
     """Sort along the last axis; also give the function that brings such an array back into the order of x."""
     xp = array_namespace(x)
     rows, n = math.prod(x.shape[:-1]), x.shape[-1]
-    order = xp.argsort(x, axis=-1, stable=False)
-    # as indices into the flat array, where rows lie n apart, a gather is one plain take
-    starts = xp.reshape(n * xp.arange(rows, dtype=order.dtype, device=x.device), (*x.shape[:-1], 1))
-    order = order + starts
 
     def gathered(x, index):
         return xp.reshape(xp.take(xp.reshape(x, (-1,)), xp.reshape(index, (-1,)), axis=0), index.shape)
+
+    packed = isinstance(x, np.ndarray) and x.dtype == np.float32 and n <= 2**28
+    xs, order = _sorted_with_places(x) if packed else (None, xp.argsort(x, axis=-1, stable=False))
+    # as indices into the flat array, where rows lie n apart, a gather is one plain take
+    starts = xp.reshape(n * xp.arange(rows, dtype=order.dtype, device=x.device), (*x.shape[:-1], 1))
+    order = order + starts
 
     def back(sorted_x):
         unsorted = scattered(sorted_x, order)
@@ -118,7 +120,20 @@ def _sorted(x):
             return gathered(sorted_x, xp.argsort(order, axis=-1, stable=False) + starts)
         return unsorted
 
-    return gathered(x, order), back
+    return gathered(x, order) if xs is None else xs, back
+
+
+def _sorted_with_places(x):
+    """Sorted values of float32, and where they came from: NumPy sorts several times faster than it argsorts.
+
+    As float64 the values leave 29 bits unused at the end: their places go there, and take part in the sort only
+    between equal values. Below half a unit in the last place of float32, they vanish when rounded to it again.
+    """
+    packed = x.astype(np.float64)
+    places = packed.view(np.int64)
+    places |= np.arange(x.shape[-1])
+    packed.sort(axis=-1)
+    return packed.astype(np.float32), places & (2**29 - 1)
 
 
 def _met(y, n, query_mask, key_mask):
@@ -176,8 +191,8 @@ def _of_polynomials(q, k, a, A, B, c, key_mask):
     """What cumulants and quadratic features add, (..., n): qᵀ (a Cov + A) q + (mean B + c) q."""
     xp = array_namespace(q, k)
     mean, _, cov, _ = key_moments(k, key_mask)  # (..., 1, d), (..., d, d)
-    terms = _terms(q @ _scaled_sum(a, cov, A), mean @ B, c, q)
-    return xp.sum(terms, axis=-1)
+    form = _sum_with_row(q @ _scaled_sum(a, cov, A), mean @ B, c)
+    return xp.vecdot(form, q, axis=-1)
 
 
 @one_pass
@@ -186,5 +201,5 @@ def _scaled_sum(xp, a, x, y):
 
 
 @one_pass
-def _terms(xp, quadratic, linear, c, q):
-    return (quadratic + (linear + c)) * q
+def _sum_with_row(xp, x, row, other_row):
+    return x + (row + other_row)

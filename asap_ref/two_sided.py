@@ -27,7 +27,7 @@ from asap_ref.arrays import array_namespace, one_pass, transpose
 from asap_ref.masks import keep, keep_tokens
 from asap_ref.transport import attention_scores, transport_plan, two_sided_c_transform
 
-TILE = 2**17  # entries of a tile of scores: 512 KiB in float32
+TILE = 2**18  # entries of a tile of scores: 1 MiB in float32
 SLAB = 2**30  # entries of scores on a device at once: 4 GiB in float32
 
 

@@ -9,6 +9,7 @@ import pytest
 from gradients import check_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from problems import masks, qkv
 
 from asap_ref import (
@@ -362,3 +363,18 @@ def test_fast_rivals_equal_readable(rival, kind, padded):
     fast, slow = (getattr(place, f"{name}_attention")(q, k, v, **options) for place in (fused, home))
     # scores near 1e4: the exponents round by 1e-12, and the exponential turns that into a relative error
     np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-9 * np.abs(v).max(initial=1e-30))
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=40),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
+        | st.sampled_from([0.0, -0.0, 1.0, 1e-45, -1e-45, float(np.finfo(np.float32).max)]),
+    )
+)
+def test_places_that_ride_along_in_a_sort_are_those_of_argsort(x):
+    xs, places = prediction._sorted_with_places(x)
+    np.testing.assert_array_equal(xs, np.sort(x, axis=-1))
+    np.testing.assert_array_equal(np.take_along_axis(x, places, axis=-1), xs)
+    np.testing.assert_array_equal(np.sort(places, axis=-1), np.broadcast_to(np.arange(x.shape[-1]), x.shape))
