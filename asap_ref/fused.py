@@ -18,7 +18,7 @@ from asap_ref.contracts import inside, operator
 from asap_ref.initial_duals import initial_dual
 from asap_ref.masks import keep_tokens
 from asap_ref.prediction import predict
-from asap_ref.scaling import scale, scaled_plan, scaling_vjp
+from asap_ref.scaling import scale, scaled_attention, scaled_attention_vjp
 from asap_ref.transport import attention_scores, attention_scores_vjp, column_mass, valid_pairs
 from asap_ref.two_sided import attention_from_dual, divisor, row_tiles
 from asap_ref.workers import over_problems, over_problems_vjp
@@ -119,8 +119,7 @@ def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_
         segments = scale(
             attention_scores(q, k), n_iter=n_iter, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask
         )
-        _, a, b = segments[-1].steps[-1]
-        return a[..., :, None] * (segments[-1].K @ (b[..., :, None] * v))
+        return scaled_attention(segments, v)
 
     if not _on_numpy(q):
         return part(q, k, v, query_mask, key_mask)
@@ -141,19 +140,18 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
     """
 
     def part(q, k, v, query_mask, key_mask):
-        xp = array_namespace(q, k, v)
         masks = {"query_mask": query_mask, "key_mask": key_mask}
         q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
         S, scores_vjp = attention_scores_vjp(q, k)
         segments = scale(S, n_iter=n_iter, epsilon=epsilon, **masks)
-        P = scaled_plan(segments)
+        out = scaled_attention(segments, v)
 
         def vjp(d_out):
-            M = P * (d_out @ transpose(v))
-            dS = scaling_vjp(segments, xp.sum(M, axis=-1), xp.sum(M, axis=-2), column_mass(S, **masks))
-            return *scores_vjp((M + dS) / epsilon), transpose(P) @ d_out
+            d_scores, dv = scaled_attention_vjp(segments, v, out, d_out, column_mass(S, **masks))
+            dq, dk = scores_vjp(d_scores)
+            return dq / epsilon, dk / epsilon, dv
 
-        return P @ v, vjp
+        return out, vjp
 
     if not _on_numpy(q):
         return part(q, k, v, query_mask, key_mask)
@@ -190,8 +188,7 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
         S, n_iter = attention_scores(q, k), 1 + amortizer.refine
         masks = {"query_mask": query_mask, "key_mask": key_mask}
         segments = scale(S, n_iter=n_iter, epsilon=epsilon, init=f_hat[..., 0], **masks)
-        _, a, b = segments[-1].steps[-1]
-        return a[..., :, None] * (segments[-1].K @ (b[..., :, None] * v))
+        return scaled_attention(segments, v)
 
     def transformed(q, k, v, f_hat, query_mask, key_mask):
         return attention_from_dual(q, k, v, f_hat[..., 0], query_mask, key_mask, epsilon=epsilon, block=block)

@@ -6,13 +6,19 @@ With a kernel ``K = exp((S + f_ref + g_ref) / epsilon)`` formed once, the duals 
     b = r / (Kᵀ a),   r = n'/m'           onto keys: columns right
     a = 1 / (K b)                         onto queries: rows right
 
-and the plan is a K b, rows scaled by a and columns by b: no exponential in the loop. The first reference is the
-softmax start, K = softmax(S / epsilon) and a = b = 1. Where a scaling leaves the range that is safe for the dtype
-(or a row or column of K has vanished), that half step is taken in the log domain, its duals become the reference,
-and K is formed anew: a new *segment*. Source: absorption, Peyré & Cuturi section 4.4 and Schmitzer 2019; the
-fall-back to the log domain is ours.
+and the plan P is a K b, rows scaled by a and columns by b: no exponential in the loop, and the plan is never
+formed. The first reference is the softmax start, K = softmax(S / epsilon) and a = b = 1. Where a scaling leaves the
+range that is safe for the dtype (or a row or column of K has vanished), that half step is taken in the log domain,
+its duals become the reference, and K is formed anew: a new *segment*. Source: absorption, Peyré & Cuturi section 4.4
+and Schmitzer 2019; the fall-back to the log domain is ours.
 
-The gradient is that of sinkhorn.py, with a and b at hand:  dS = -sum over segments of K * (A Bᵀ).
+The gradient is that of sinkhorn.py, with a and b at hand. A half step adds a product of rank one times K, and what
+comes through the plan, P * (d_out vᵀ), is one of the rank of the values. So all is a single product,
+
+    epsilon dS = K * ([a d_out, -A] [b v, B]ᵀ),
+
+to which earlier segments add their own -K * (A Bᵀ). The gradient of the query dual, row sums of P * (d_out vᵀ), is
+that of d_out * out; that of the key dual, its column sums, is that of v * dv: narrow arrays, both. Derived.
 
 `sinkhorn.sinkhorn` stays the definition; this is tested against it. Shapes as in transport.py. Everything is array
 API code, on any module.
@@ -23,9 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from asap_ref.arrays import array_namespace
+from asap_ref.arrays import array_namespace, one_pass, transpose
 from asap_ref.transport import Duals, column_mass, entropic_c_transform, transport_plan, valid_pairs
 
 # Scalings may reach BIG before they are absorbed. An entry of K that underflows would at most have grown by BIG²:
@@ -33,8 +37,8 @@ from asap_ref.transport import Duals, column_mass, entropic_c_transform, transpo
 BIG = {"float32": 1e8, "float64": 1e100}
 
 
-# Half steps between two looks at the scalings. A look makes the host wait for a device, so there several steps
-# are taken on trust, and thrown away where the trust was misplaced; on NumPy a look costs nothing.
+# Half steps between two looks at the scalings: those between are taken on trust, and thrown away where it was
+# misplaced. A look makes the host wait for a device, and on NumPy costs as much as a small step.
 LOOK_EVERY = 16
 
 
@@ -84,14 +88,13 @@ def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None, init=None)
         return segment_from(side, Duals(f, g))
 
     if init is None:
-        segments = [in_log_domain("query", None, xp.zeros_like(scores[..., 0, :]))]
+        segments = [_softmax_start(scores, epsilon, valid)]
         sides = ["key", "query"] * n_iter
     else:  # from a dual that may be anywhere, the first half step is taken in the log domain
         segments = [in_log_domain("key", init, None)]
         sides = ["query", *["key", "query"] * (n_iter - 1)]
-    look_every = 1 if isinstance(scores, np.ndarray) else LOOK_EVERY
     while sides:
-        steps = list(half_steps(segments[-1], sides[:look_every]))
+        steps = list(half_steps(segments[-1], sides[:LOOK_EVERY]))
         good = _count_safe(steps)
         segments[-1].steps += steps[:good]
         if good < len(steps):
@@ -99,6 +102,25 @@ def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None, init=None)
             good += 1
         sides = sides[good:]
     return segments
+
+
+def _softmax_start(scores, epsilon, valid):
+    """The first segment: K = softmax(S / epsilon), which stands for f = -epsilon LSE(S / epsilon) and g = 0."""
+    xp = array_namespace(scores)
+    X = scores if epsilon == 1.0 else scores / epsilon
+    X = X if valid is None else xp.where(valid, X, -xp.inf)
+    top = xp.max(X, axis=-1, keepdims=True)
+    top = top if valid is None else xp.where(top == -xp.inf, 0.0, top)  # a row of padding
+    E = _exp_of_difference(X, top)
+    total = xp.sum(E, axis=-1, keepdims=True)
+    total = total if valid is None else xp.where(total == 0, 1.0, total)
+    f, g = -epsilon * (top + xp.log(total))[..., 0], xp.zeros_like(scores[..., 0, :])
+    return Segment(E / total, Duals(f, g), [("query", xp.ones_like(f), xp.ones_like(g))])
+
+
+@one_pass
+def _exp_of_difference(xp, x, y):
+    return xp.exp(x - y)
 
 
 def _count_safe(steps):
@@ -123,16 +145,20 @@ def scaled_duals(segments, epsilon):
     return Duals(f + epsilon * xp.log(a), g + epsilon * xp.log(b))
 
 
-def scaled_plan(segments):
-    """Plan after the last half step, (..., n, m)."""
-    _, a, b = segments[-1].steps[-1]
-    return a[..., :, None] * segments[-1].K * b[..., None, :]
+def scaled_attention(segments, v):
+    """P v: (..., m, p) -> (..., n, p)."""
+    K, (_, a, b) = segments[-1].K, segments[-1].steps[-1]
+    return a[..., :, None] * (K @ (b[..., :, None] * v))
 
 
-def scaling_vjp(segments, df, dg, mass):
-    """Gradient of the scores (..., n, m), times epsilon, for a cotangent of the duals; mass is n'/m'."""
-    xp = array_namespace(df, dg)
-    d_scores = 0.0
+def scaled_attention_vjp(segments, v, out, d_out, mass):
+    """Gradient of out = P v, as (epsilon dS, dv): (..., n, m), (..., m, p); mass is n'/m'."""
+    xp = array_namespace(v, d_out)
+    K, (_, a, b) = segments[-1].K, segments[-1].steps[-1]
+    left, right = a[..., :, None] * d_out, b[..., :, None] * v
+    dv = b[..., :, None] * (transpose(K) @ left)
+    df, dg = xp.sum(d_out * out, axis=-1), xp.sum(v * dv, axis=-1)
+    d_scores = None
     for segment in reversed(segments):
         K, A, B = segment.K, [], []
         for side, a, b in reversed(segment.steps):
@@ -144,8 +170,13 @@ def scaling_vjp(segments, df, dg, mass):
                 A.append(a)
                 B.append(b * dg / mass)
                 df, dg = df - a * _row_sums(K, B[-1]), 0.0
-        d_scores = d_scores - K * (xp.stack(A, axis=-1) @ xp.stack(B, axis=-2))
-    return d_scores
+        A, B = -xp.stack(A, axis=-2), xp.stack(B, axis=-2)  # (..., half steps, n), (..., half steps, m)
+        if d_scores is None:
+            A, B = xp.concat([transpose(left), A], axis=-2), xp.concat([transpose(right), B], axis=-2)
+            d_scores = K * (transpose(A) @ B)
+        else:
+            d_scores = d_scores + K * (transpose(A) @ B)
+    return d_scores, dv
 
 
 def _row_sums(K, b, padding=None):

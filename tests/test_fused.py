@@ -116,10 +116,12 @@ def test_fast_gradients_equal_readable(name, kind):
         getattr(home, f"{name}_attention_vjp")(q, k, v) for home in (fused, readable)
     )
     agree(out, slow_out, np.float64)
+    # of one token the gradients are zero, the difference of terms of size one
+    least = 1e-5 if kind == "one token" else 1e-30
     for found, expected in zip(vjp(out), slow_vjp(out), strict=True):
         # at scores near 1e4 the duals themselves carry 1e-12, and the exponents of 41 half steps amplify it
         np.testing.assert_allclose(
-            found, expected, rtol=0, atol=(1e-7 if kind == "huge" else 1e-10) * np.abs(expected).max(initial=1e-30)
+            found, expected, rtol=0, atol=(1e-7 if kind == "huge" else 1e-10) * np.abs(expected).max(initial=least)
         )
 
 
@@ -194,8 +196,14 @@ def test_fast_equals_readable_with_any_padding(name, sizes, left_out, size, roun
     assert found.dtype == dtype
     valid = np.ones(sizes[0], bool) if query_mask is None else query_mask
     assert not found[~np.broadcast_to(valid, found.shape[:-1])].any()
-    # the exponents round with the scores, up to 1e4, over the half steps of the iteration
-    rounding = TOLERANCE[dtype] if size <= 1 else TOLERANCE[dtype] + 600 * np.finfo(dtype).eps * size**2
+    # exponents round with the scores, up to 1e4, over the half steps of the iteration; and with the predicted dual,
+    # which is larger still where the amortizer was calibrated on smaller tokens than these
+    exponents = size**2 if size > 1 else 0.0
+    if name == "asap":
+        q, k = (readable.without_padding(q, k, v, query_mask, key_mask)[i].astype(np.float64) for i in (0, 1))
+        f_hat = options["amortizer"].predict(q, k, query_mask=query_mask, key_mask=key_mask)
+        exponents = max(exponents, np.abs(f_hat).max(initial=0.0))
+    rounding = TOLERANCE[dtype] + 600 * np.finfo(dtype).eps * exponents
     assert np.abs(found - expected).max(initial=0) <= rounding * max(np.abs(np.nan_to_num(v)).max(), 1e-30)
 
 
