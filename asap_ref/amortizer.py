@@ -99,6 +99,7 @@ def _check_weights(q, directions, weights, cumulants, basis):
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (H, F) = {expected}")
 
 
+ARRAYS = ("directions", "weights", "basis", "r_squared", "slice_errors")  # that are saved, if there
 SETTINGS = ("cumulants", "epsilon", "n_iter", "objective", "refine")  # that are saved beside the arrays
 
 
@@ -128,6 +129,7 @@ class Amortizer:
     statistics: SufficientStatistics | None = field(
         default=None, repr=False
     )  # of it: what new data is merged with
+    slice_errors: np.ndarray | None = None  # (K, 2): L, and its held-out error, of the candidates of "auto"
     _placed: dict = field(default_factory=dict, repr=False, compare=False)
 
     def parameters(self, like):
@@ -184,7 +186,7 @@ class Amortizer:
 
     def state(self):
         """(dict of arrays, JSON-ready settings), from which `from_state` rebuilds the amortizer."""
-        arrays = {name: getattr(self, name) for name in ("directions", "weights", "basis", "r_squared")}
+        arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays = {name: x for name, x in arrays.items() if x is not None}
         if self.statistics is not None:
             arrays["statistics"] = self.statistics.state()

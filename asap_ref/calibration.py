@@ -23,13 +23,14 @@ from scipy.optimize import minimize
 from asap_ref.amortizer import Amortizer
 from asap_ref.arrays import array_namespace, is_array, to_numpy
 from asap_ref.cluster import on_cluster
-from asap_ref.contracts import check_choice, check_count, check_epsilon
+from asap_ref.contracts import check_choice, check_count, check_epsilon, check_positive
 from asap_ref.features import dual_features
 from asap_ref.masks import centred, keep_tokens
 from asap_ref.objectives import dual_loss_and_gradient, kl_loss_and_gradient
 from asap_ref.sinkhorn import sinkhorn
+from asap_ref.slice_count import COUNTS, candidate_counts, fewest, held_out_errors, split_statistics
 from asap_ref.slices import slice_directions
-from asap_ref.sources import in_process
+from asap_ref.sources import Total, in_process
 from asap_ref.statistics import SufficientStatistics, select
 from asap_ref.transport import attention_scores, transport_plan
 
@@ -47,6 +48,7 @@ def fit_amortizer(
     quadratic=0,
     kind="orthogonal",
     candidates=None,
+    tolerance=0.05,
     ridge=1e-4,
     max_iter=50,
     refine=0,
@@ -64,8 +66,11 @@ def fit_amortizer(
         go through them again at each step, so they need a list or another iterable that can be restarted. Data that
         are not in memory are read batch by batch: give paths of .npz files with arrays q, k (query_mask, key_mask),
         a zarr group of those arrays or its path, or a tuple of zarr or dask arrays; see `asap_ref.sources.resolved`.
-    n_slices : int
-        L, the number of slices.
+    n_slices : int or "auto"
+        L, the number of slices. "auto" takes the smallest of 4, 8, 16, 32 and 64 (and at most ``candidates``, or d
+        with pca) whose error on held-out data is within ``tolerance`` of the best: every tenth sequence of a batch
+        is held out, or the last of a shorter one, and the amortizer is then fitted on all. The error is that of the
+        regression, relative, in root mean square over the heads; ``amortizer.slice_errors`` has those of all.
     n_iter : int
         T, the teacher's iterations; at least 1. The target is its closure-ready dual f^(T-1).
     epsilon : float
@@ -84,6 +89,8 @@ def fit_amortizer(
     candidates : int, optional
         Draw that many slices and keep for each head the n_slices that explain most of its dual (derived): a better
         map at the same inference cost.
+    tolerance : float
+        By what share the error may exceed the best for fewer slices, if n_slices is "auto".
     ridge : float
         Penalty, relative to each feature's second moment (ours).
     max_iter : int
@@ -106,8 +113,9 @@ def fit_amortizer(
     Raises
     ------
     TypeError, ValueError
-        On wrong settings, empty batches, batches that disagree in heads or dimension, or an iterator that is
-        spent after one pass where several are needed.
+        On wrong settings, empty batches, batches that disagree in heads or dimension, an iterator that is
+        spent after one pass where several are needed, or batches of one sequence each, which leave none to hold out,
+        if n_slices is "auto".
 
     Notes
     -----
@@ -130,8 +138,12 @@ def fit_amortizer(
     check_choice(kind, "kind", "fit_amortizer", ("orthogonal", "gaussian", "pca"))
     if not ridge >= 0:
         raise ValueError(f"fit_amortizer: ridge must be at least 0, got {ridge}")
+    auto = isinstance(n_slices, str)
+    if auto and n_slices != "auto":
+        raise ValueError(f"fit_amortizer: n_slices must be an integer or 'auto', got {n_slices!r}")
+    tolerance = check_positive(tolerance, "tolerance", "fit_amortizer", or_zero=True)
     if candidates is not None:
-        check_count(candidates, "candidates", "fit_amortizer", least=n_slices)
+        check_count(candidates, "candidates", "fit_amortizer", least=COUNTS[0] if auto else n_slices)
     restarts = objective != "regression"
     if client is None:
         source = in_process(batches, restarts=restarts)
@@ -143,7 +155,7 @@ def fit_amortizer(
     d = _with_masks(first)[0].shape[-1]
     rank = min(quadratic, d)
     principal = principal_directions(*_with_masks(first)) if kind == "pca" or 0 < rank < d else None  # (H, d, d)
-    pool = candidates or n_slices
+    pool = candidates or ((min(d, COUNTS[-1]) if kind == "pca" else COUNTS[-1]) if auto else n_slices)
     if kind == "pca":
         if pool > d:
             raise ValueError(f"fit_amortizer: there are {d} pca directions, one a dimension, got n_slices {pool}")
@@ -154,15 +166,33 @@ def fit_amortizer(
     basis = None if rank == 0 else np.eye(d) if rank == d else principal[..., :rank]
     settings = dict(cumulants=cumulants, basis=basis)
 
-    statistics = source.total(partial(regression_statistics, directions, settings, n_iter, epsilon))
+    reduced = split_statistics if auto else SufficientStatistics.of
+    statistics = source.total(
+        partial(regression_statistics, directions, settings, n_iter, epsilon, reduced=reduced)
+    )
+    slice_errors = None
+    if auto:
+        fit, held_out = statistics
+        statistics = fit + held_out
+        if statistics.count > 0 == min(fit.count, held_out.count):
+            raise ValueError(
+                "fit_amortizer: n_slices='auto' holds out a tenth of the sequences of each batch, and these leave none "
+                "to fit on or to judge by; give batches of several sequences, or a number of slices"
+            )
     if statistics.count == 0:
         raise ValueError("fit_amortizer: batches hold no valid token")
+    if auto:
+        counts = candidate_counts(pool)
+        errors = held_out_errors(fit, held_out, pool, counts, ridge=ridge, chosen=candidates is not None)
+        n_slices, slice_errors = fewest(counts, errors, tolerance), np.stack([counts, errors], axis=-1)
     if candidates is not None:
         picked = select(statistics, pool, n_slices)  # (H, L)
-        always = np.arange(pool, statistics.gram.shape[-1])
-        statistics = statistics.of_features(np.hstack([picked, np.tile(always, (len(picked), 1))]))
         shared = np.broadcast_to(directions, (len(picked), *directions.shape[-2:]))
         directions = np.take_along_axis(shared, picked[:, None, :], axis=-1)  # (H, d, L)
+        statistics = statistics.of_slices(picked, pool)
+    elif n_slices < pool:
+        directions = directions[..., :n_slices]
+        statistics = statistics.of_slices(np.tile(np.arange(n_slices), (len(statistics.gram), 1)), pool)
     weights = statistics.ridge(ridge)
     if objective != "regression":
         one_batch = partial(loss_and_gradient, directions, settings, objective, n_iter, epsilon)
@@ -178,6 +208,7 @@ def fit_amortizer(
         refine=refine,
         r_squared=statistics.r_squared(weights),
         statistics=statistics,
+        slice_errors=slice_errors,
     )
 
 
@@ -199,14 +230,14 @@ def principal_directions(q, k, query_mask, key_mask):
 # ------------------------------------------------------------------------------------------- one batch at a time
 
 
-def regression_statistics(directions, settings, n_iter, epsilon, batch):
+def regression_statistics(directions, settings, n_iter, epsilon, batch, *, reduced=SufficientStatistics.of):
     """Sufficient statistics of one batch: features against the closure-ready dual."""
     q, k, *masks = _with_masks(batch)
     masks = dict(zip(("query_mask", "key_mask"), masks, strict=True))
     features = _features(q, k, directions, settings, masks)
     S = _scores(q, k, masks)
     target = centred(sinkhorn(S, n_iter=n_iter - 1, epsilon=epsilon, **masks).query, masks["query_mask"])
-    return SufficientStatistics.of(features, target, mask=masks["query_mask"])
+    return reduced(features, target, mask=masks["query_mask"])
 
 
 def loss_and_gradient(directions, settings, objective, n_iter, epsilon, weights, batch):
@@ -226,20 +257,6 @@ def loss_and_gradient(directions, settings, objective, n_iter, epsilon, weights,
     d_weights = to_numpy((features @ d_f_hat[..., None])[..., 0]).astype(np.float64)  # (..., H, F)
     loss = to_numpy(loss).astype(np.float64)
     return Total(loss.sum(), d_weights.reshape(-1, *d_weights.shape[-2:]).sum(0), loss.size // loss.shape[-1])
-
-
-class Total(tuple):
-    """Numbers and arrays that are added entry by entry."""
-
-    def __new__(cls, *parts):
-        """Hold the parts."""
-        return super().__new__(cls, parts)
-
-    def __getnewargs__(self):
-        return tuple(self)  # it travels between processes
-
-    def __add__(self, other):
-        return Total(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def descend(source, one_batch, weights, statistics, pull, max_iter):

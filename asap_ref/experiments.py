@@ -73,6 +73,7 @@ def experiment(name, *, seed=0, epochs=None, n_iter=None, slices=None):
     seed : int
         Of the weights, the order of the examples, and the slice directions.
     epochs, n_iter, slices : int, optional
+        ``slices`` may be "auto" as well, as in `fit_amortizer`.
 
     Raises
     ------
@@ -102,5 +103,7 @@ def _with_slices(compilation, slices):
     """Change the number of slices; there are never fewer candidates than slices to keep."""
     if slices is None:
         return compilation
-    candidates = _given(candidates=max(compilation["candidates"], slices) if "candidates" in compilation else None)
-    return {**compilation, "n_slices": slices, **candidates}
+    changed = {**compilation, "n_slices": slices}
+    if "candidates" in compilation and slices != "auto":
+        changed["candidates"] = max(compilation["candidates"], slices)
+    return changed

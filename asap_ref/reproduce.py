@@ -277,6 +277,8 @@ def markdown(report):
     needed = np.concatenate([layer["iterations"] for layer in report["teacher"]])
     has_rivals = any(row["attention"] == "one-sided" for row in report["rows"])
     rivals_told = RIVALS_TOLD if has_rivals else ""
+    slices = [layer.get("n_slices", compilation["n_slices"]) for layer in report["calibration"]]
+    slices = " and ".join(map(str, slices if len(set(slices)) > 1 else slices[:1]))
     whole_run = "" if report["seconds"] is None else f" Whole run: {report['seconds']:.0f} s."
     where = "" if data["sampled"] == data["test"] else f", on {data['sampled']} test examples"
     on = "" if data["calibrated"] == data["train"] else f" calibrated on {data['calibrated']} training examples"
@@ -286,7 +288,7 @@ def markdown(report):
         f"{training['epochs']} epochs. Teacher: Sinkhorn with T = {teacher['n_iter']} at epsilon = "
         f"{teacher['epsilon']}; the scores of a sequence span {ranges.min():.0f} to {ranges.max():.0f} epsilon "
         f"(mean of a head), and to bring every column sum within 0.05 a head needs {needed.min()} to "
-        f"{needed.max()} iterations. ASAP: {compilation['n_slices']} slices{on}. Attention output error: relative, on "
+        f"{needed.max()} iterations. ASAP: {slices} slices{on}. Attention output error: relative, on "
         "the teacher's q, k, v, geometric mean over heads; softmax was trained on its own and has none. Column "
         f"error: mean distance of the plan's column sums from 1{where}. {rivals_told}Forward pass: all "
         f"{data['test']} test examples, median of {settings['rounds']}. {made_on['processor']}, Python "

@@ -83,6 +83,20 @@ def peek(parts):
     return first, itertools.chain([first], iterator) if iterator is parts and first is not None else parts
 
 
+class Total(tuple):
+    """Numbers and arrays that are added entry by entry."""
+
+    def __new__(cls, *parts):
+        """Hold the parts."""
+        return super().__new__(cls, parts)
+
+    def __getnewargs__(self):
+        return tuple(self)  # it travels between processes
+
+    def __add__(self, other):
+        return Total(*(a + b for a, b in zip(self, other, strict=True)))
+
+
 # ------------------------------------------------------------------------------------------- what batches may be
 
 

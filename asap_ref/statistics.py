@@ -8,6 +8,7 @@ Shapes: features (..., H, F, n), target (..., H, n), weights (H, F).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,10 +40,11 @@ class SufficientStatistics:
         """Sums over features (..., H, F, n) and target (..., H, n), both zero where the mask (..., n) is False."""
         # (..., H, F, n) -> (H, F, ... n), in float64: float32 sums over many tokens lose the small slices
         phi, f = (np.asarray(to_numpy(x), dtype=np.float64) for x in (features, target))
-        phi = np.moveaxis(phi, (-3, -2), (0, 1)).reshape(*phi.shape[-3:-1], -1)
+        H, F, tokens = *phi.shape[-3:-1], math.prod(phi.shape[:-3]) * phi.shape[-1]  # perhaps none
+        phi = np.moveaxis(phi, (-3, -2), (0, 1)).reshape(H, F, tokens)
         valid = np.ones(f.shape, bool) if mask is None else np.broadcast_to(to_numpy(mask), f.shape)
-        count = int(valid.sum()) // f.shape[-2]  # a head
-        f = np.moveaxis(f, -2, 0).reshape(f.shape[-2], -1)
+        count = int(valid.sum()) // H  # a head
+        f = np.moveaxis(f, -2, 0).reshape(H, tokens)
         return cls(phi @ phi.mT, (phi @ f[..., None])[..., 0], np.sum(f * f, axis=-1), count)
 
     def __add__(self, other):
@@ -59,6 +61,11 @@ class SufficientStatistics:
             self.square + other.square,
             self.count + other.count,
         )
+
+    def of_slices(self, picked, candidates):
+        """Statistics of some of the slices, (H, L) indices into the first ``candidates`` features, and all others."""
+        others = np.arange(candidates, self.gram.shape[-1])
+        return self.of_features(np.hstack([picked, np.tile(others, (len(picked), 1))]))
 
     def of_features(self, picked):
         """Statistics of some of the features only, (H, F') indices: one choice a head."""

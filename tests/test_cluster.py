@@ -144,6 +144,14 @@ def test_sources_can_be_gone_through_again(source, tmp_path, threads):
     same(fit_amortizer(source(tmp_path), **settings, client=threads), expected, rtol=1e-7)
 
 
+@pytest.mark.parametrize("options", [{}, {"candidates": 8}])
+def test_the_number_of_slices_is_chosen_alike_on_a_cluster(options, threads):
+    settings = {**FIT, "n_slices": "auto", **options}
+    expected, found = (fit_amortizer(BATCHES, **settings, client=client) for client in (None, threads))
+    np.testing.assert_allclose(found.slice_errors, expected.slice_errors, rtol=1e-10)
+    same(found, expected)
+
+
 def test_masks_and_principal_directions_travel_too(tmp_path, threads):
     mask = np.random.default_rng(1).random((20, 1, 6)) < 0.8
     mask[..., 0] = True
