@@ -21,7 +21,7 @@ from asap_ref.prediction import predict
 from asap_ref.scaling import scale, scaled_attention, scaled_attention_vjp
 from asap_ref.transport import attention_scores, attention_scores_vjp, column_mass, valid_pairs
 from asap_ref.two_sided import attention_from_dual, divisor, row_tiles
-from asap_ref.workers import over_problems, over_problems_vjp
+from asap_ref.workers import over_problems, over_problems_vjp, within_a_chunk
 
 
 def _on_numpy(x):
@@ -43,6 +43,8 @@ def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
     """
     if not _on_numpy(q):
         return _softmax_whole(q, k, v, query_mask, key_mask)
+    if within_a_chunk(q, k):
+        return readable.softmax_attention(q, k, v, query_mask=query_mask, key_mask=key_mask)
     return over_problems(_softmax_tiles, [q, k, v], [query_mask, key_mask])
 
 
@@ -91,7 +93,7 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
     >>> softmax_attention_vjp(q, q, q)[1](np.ones((2, 3)))[2].sum()
     np.float64(6.0)
     """
-    if not _on_numpy(q):
+    if not _on_numpy(q) or within_a_chunk(q, k):
         return readable.softmax_attention_vjp(q, k, v, query_mask=query_mask, key_mask=key_mask)
 
     def part(q, k, v, query_mask, key_mask):

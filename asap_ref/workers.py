@@ -39,11 +39,16 @@ def _blas():
     return ThreadpoolController().select(user_api="blas")
 
 
+def within_a_chunk(q, k):
+    """Say whether all scores of the problems fit in a chunk: there is then nothing to gain from threads or tiles."""
+    return math.prod(q.shape[:-1]) * k.shape[-2] <= CHUNK
+
+
 def chunks(count, size):
     """Slices of ``count`` problems with ``size`` entries each, evenly over the workers."""
     workers = worker_count()
     pieces = max(math.ceil(count * size / CHUNK), 1)
-    if count * size >= CHUNK // 2:  # below that a thread costs more than it saves
+    if pieces > 1:  # within a chunk a thread costs more than it saves
         pieces = math.ceil(pieces / workers) * workers
     step = max(math.ceil(count / pieces), 1)
     return [slice(i, min(i + step, count)) for i in range(0, count, step)] or [slice(0, 0)]
