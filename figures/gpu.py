@@ -1,7 +1,6 @@
 """Attention on a GPU, CuPy beside torch on the same card: what is small is bound by launches, not by arithmetic."""
 
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import asap_ref as ar
 from asap_ref import attention as readable
 from asap_ref import files, presentation
+from asap_ref.prediction import predict
 
 SIZES = (64, 256, 1024, 4096)
 HEADS, D, T, SLICES, ROUNDS = 8, 64, 20, 16, 11
@@ -18,12 +18,19 @@ ROWS = {  # key in the record: (label, colour, line)
     "sinkhorn": (f"Sinkhorn, T = {T}", "sinkhorn", "-"),
     "sinkhorn, log domain": (f"Sinkhorn, T = {T}, log domain", "light", "-"),
     "asap": (f"ASAP, {SLICES} slices", "asap", "-"),
-    "asap, prediction alone": ("of it, the prediction by the readable form", "warm", "-"),
+    "asap, prediction alone": ("of it, the prediction", "warm", "-"),
     "torch softmax, fused": ("torch softmax, fused", "softmax", "--"),
     "torch softmax, unfused": ("torch softmax, unfused", "black", "--"),
     "torch sinkhorn, log domain": (f"torch Sinkhorn, T = {T}, log domain", "light", "--"),
     "softmax, forward and backward": ("softmax, forward and backward", "softmax", None),
     "sinkhorn, forward and backward": (f"Sinkhorn, T = {T}, forward and backward", "sinkhorn", None),
+    "asap, forward and backward": (f"ASAP, {SLICES} slices, forward and backward", "asap", None),
+    "torch softmax, fused, forward and backward": ("torch softmax, fused, forward and backward", "softmax", None),
+    "torch sinkhorn, log domain, forward and backward": (
+        f"torch Sinkhorn, T = {T}, log domain, forward and backward",
+        "light",
+        None,
+    ),
 }
 
 
@@ -45,10 +52,7 @@ def measure():
         times[n] = _times(ours, theirs, amortizer)
     versions = {"cupy": cupy.__version__, "torch": torch.__version__, "numpy": np.__version__}
     card = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
-    return {"card": card, "versions": versions, "commit": commit or None, "ms": times}
+    return {"card": card, "versions": versions, "ms": times}
 
 
 def _times(ours, theirs, amortizer):
@@ -64,18 +68,31 @@ def _times(ours, theirs, amortizer):
             f = -torch.logsumexp(S + g[..., None, :], -1)
         return torch.exp(S + f[..., :, None] + g[..., None, :]) @ v
 
+    def step(function_vjp, *args, **settings):
+        out, vjp = function_vjp(*ours, *args, **settings)
+        return out, vjp(ours[2])
+
+    def torch_step(function):
+        out = function(*leaves)
+        return out, torch.autograd.grad(out, leaves, theirs[2])
+
     q, k, v = theirs
+    leaves = [x.clone().requires_grad_() for x in theirs]
+    torch_softmax = torch.nn.functional.scaled_dot_product_attention
     work = {
         "softmax": lambda: ar.softmax_attention(*ours),
         "sinkhorn": lambda: ar.sinkhorn_attention(*ours, n_iter=T),
         "sinkhorn, log domain": lambda: readable.sinkhorn_attention(*ours, n_iter=T),
         "asap": lambda: ar.asap_attention(*ours, amortizer),
-        "asap, prediction alone": lambda: amortizer.predict(*ours[:2]),
-        "softmax, forward and backward": lambda: ar.softmax_attention_vjp(*ours)[1](ours[2]),
-        "sinkhorn, forward and backward": lambda: ar.sinkhorn_attention_vjp(*ours, n_iter=T)[1](ours[2]),
-        "torch softmax, fused": lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v),
+        "asap, prediction alone": lambda: predict(*ours[:2], amortizer),
+        "softmax, forward and backward": lambda: step(ar.softmax_attention_vjp),
+        "sinkhorn, forward and backward": lambda: step(ar.sinkhorn_attention_vjp, n_iter=T),
+        "asap, forward and backward": lambda: step(ar.asap_attention_vjp, amortizer),
+        "torch softmax, fused": lambda: torch_softmax(q, k, v),
         "torch softmax, unfused": lambda: torch.softmax(q @ k.mT / D**0.5, -1) @ v,
         "torch sinkhorn, log domain": lambda: torch_sinkhorn(q, k, v),
+        "torch softmax, fused, forward and backward": lambda: torch_step(torch_softmax),
+        "torch sinkhorn, log domain, forward and backward": lambda: torch_step(torch_sinkhorn),
     }
     medians = {}
     for name, function in work.items():
@@ -106,10 +123,8 @@ def draw(record, folder):
     text = "\n".join(f"| {line} |" for line in lines) + (
         f"\n\n{HEADS} heads x n x {D}, float32, one sequence; {record['card']}, CuPy {versions['cupy']}, torch "
         f"{versions['torch']}, NumPy {versions['numpy']}; medians of {ROUNDS} rounds, the host waiting for the device "
-        f"around each. Unless it says torch, it is this package on CuPy, at commit {record['commit']}.\n"
+        f"around each. Unless it says torch, it is this package on CuPy.\n"
     )
-    if record.get("note"):
-        text += f"\n{record['note']}\n"
     table = Path(folder) / "gpu.md"
     files.save_text(table, text)
 

@@ -1,0 +1,21 @@
+"""The benchmark on a GPU, CuPy beside torch on the same card: every table of it."""
+
+from asap_ref import bars, benchmark, files
+
+
+def measure():
+    """Run the benchmark on CuPy; needs a CUDA device. ``asap-ref bench --backend cupy --out`` does the same."""
+    return benchmark.bench(None, backend="cupy")
+
+
+def draw(record, folder):
+    """Write the tables."""
+    path = folder / "bench_cupy.md"
+    files.save_text(path, bars.markdown(record))
+    return [path]
+
+
+if __name__ == "__main__":
+    from asap_ref.cli import main
+
+    raise SystemExit(main(["figures", "bench_cupy"]))
