@@ -2,7 +2,8 @@
 
     f_hat = Phiᵀ w,    Phi (..., F, n) features of the tokens (features.py),  w (F,) weights of a head.
 
-How the weights are found is calibration.py.
+With units of a hidden layer among the features it is a multilayer perceptron (mlp.py). How the weights are found is
+calibration.py.
 
 Shapes: q (..., H, n, d), k (..., H, m, d), directions (d, L) or (H, d, L), weights (H, F), query dual (..., H, n).
 """
@@ -17,12 +18,24 @@ from asap_ref import files
 from asap_ref.arrays import array_namespace
 from asap_ref.contracts import operator
 from asap_ref.features import count_features, dual_features, dual_features_vjp
+from asap_ref.mlp import Hidden
 from asap_ref.slices import check_directions
 from asap_ref.statistics import SufficientStatistics
 
 
-@operator(q="H n d", k="H m d", directions=None, weights=None, basis=None, query_mask="n", key_mask="m")
-def amortized_query_dual(q, k, directions, weights, *, cumulants=True, basis=None, query_mask=None, key_mask=None):
+@operator(
+    q="H n d",
+    k="H m d",
+    directions=None,
+    weights=None,
+    basis=None,
+    hidden=(None, None),
+    query_mask="n",
+    key_mask="m",
+)
+def amortized_query_dual(
+    q, k, directions, weights, *, cumulants=True, basis=None, hidden=None, query_mask=None, key_mask=None
+):
     """Predict the query dual, ``f_hat = Phiᵀ w`` (paper).
 
     Parameters
@@ -35,6 +48,8 @@ def amortized_query_dual(q, k, directions, weights, *, cumulants=True, basis=Non
         Whether the features include the three cumulants.
     basis : array (d, r) or (H, d, r), optional
         Basis of the quadratic features, if they are among the features.
+    hidden : Hidden, optional
+        The hidden layer (mlp.py), if its units are among the features.
     query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
         True at valid tokens.
 
@@ -58,15 +73,24 @@ def amortized_query_dual(q, k, directions, weights, *, cumulants=True, basis=Non
     >>> amortized_query_dual(q, k, np.eye(4), np.ones((2, 4)), cumulants=False).shape
     (1, 2, 5)
     """
-    _check_weights(q, directions, weights, cumulants, basis)
+    _check_weights(q, directions, weights, cumulants, basis, hidden)
     masks = dict(query_mask=query_mask, key_mask=key_mask)
-    features = dual_features(q, k, directions, cumulants=cumulants, basis=basis, **masks)
+    features = dual_features(q, k, directions, cumulants=cumulants, basis=basis, hidden=hidden, **masks)
     return (weights[:, None, :] @ features)[..., 0, :]
 
 
-@operator(q="H n d", k="H m d", directions=None, weights=None, basis=None, query_mask="n", key_mask="m")
+@operator(
+    q="H n d",
+    k="H m d",
+    directions=None,
+    weights=None,
+    basis=None,
+    hidden=(None, None),
+    query_mask="n",
+    key_mask="m",
+)
 def amortized_query_dual_vjp(
-    q, k, directions, weights, *, cumulants=True, basis=None, query_mask=None, key_mask=None
+    q, k, directions, weights, *, cumulants=True, basis=None, hidden=None, query_mask=None, key_mask=None
 ):
     """Predicted query dual and its VJP, ``vjp(d_dual) -> (d_q, d_k, d_directions, d_weights)``.
 
@@ -80,9 +104,11 @@ def amortized_query_dual_vjp(
     (2, 4)
     """
     xp = array_namespace(q, k, directions, weights)
-    _check_weights(q, directions, weights, cumulants, basis)
+    _check_weights(q, directions, weights, cumulants, basis, hidden)
     masks = dict(query_mask=query_mask, key_mask=key_mask)
-    features, features_vjp = dual_features_vjp(q, k, directions, cumulants=cumulants, basis=basis, **masks)
+    features, features_vjp = dual_features_vjp(
+        q, k, directions, cumulants=cumulants, basis=basis, hidden=hidden, **masks
+    )
 
     def vjp(d_dual):
         d_q, d_k, d_directions = features_vjp(weights[:, :, None] * d_dual[..., None, :])
@@ -92,14 +118,21 @@ def amortized_query_dual_vjp(
     return (weights[:, None, :] @ features)[..., 0, :], vjp
 
 
-def _check_weights(q, directions, weights, cumulants, basis):
-    rank = 0 if basis is None else basis.shape[-1]
-    expected = (q.shape[-3], count_features(directions.shape[-1], cumulants, rank))
+def _check_weights(q, directions, weights, cumulants, basis, hidden):
+    expected = (q.shape[-3], _count(directions, cumulants, basis, hidden))
     if tuple(weights.shape) != expected:
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (H, F) = {expected}")
 
 
 ARRAYS = ("directions", "weights", "basis", "r_squared", "slice_errors")  # that are saved, if there
+
+
+def _count(directions, cumulants, basis, hidden):
+    """F, the number of features."""
+    rank, units = 0 if basis is None else basis.shape[-1], 0 if hidden is None else hidden.bias.shape[-1]
+    return count_features(directions.shape[-1], cumulants, rank, units)
+
+
 SETTINGS = ("cumulants", "epsilon", "n_iter", "objective", "refine")  # that are saved beside the arrays
 
 
@@ -121,6 +154,7 @@ class Amortizer:
     weights: np.ndarray  # (H, F)
     cumulants: bool = True
     basis: np.ndarray | None = None  # (d, r) or (H, d, r), of the quadratic features
+    hidden: Hidden | None = None  # layer of the hidden features
     epsilon: float = 1.0
     n_iter: int = 20
     objective: str = "regression"
@@ -133,8 +167,13 @@ class Amortizer:
     _placed: dict = field(default_factory=dict, repr=False, compare=False)
 
     def parameters(self, like):
-        """(directions, weights, basis or None) in the module, dtype and device of ``like``; copied there once."""
-        return self.placed(like, "parameters", lambda: (self.directions, self.weights, self.basis))
+        """(directions, weights, dict of feature settings) in the module, dtype and device of ``like``; copied once."""
+        layer = self.hidden or (None, None)
+        directions, weights, basis, *layer = self.placed(
+            like, "parameters", lambda: (self.directions, self.weights, self.basis, *layer)
+        )
+        hidden = None if self.hidden is None else Hidden(*layer)
+        return directions, weights, {"cumulants": self.cumulants, "basis": basis, "hidden": hidden}
 
     def placed(self, like, name, make):
         """The tuple of arrays that ``make()`` gives, where and in the dtype that ``like`` is; made once."""
@@ -151,19 +190,20 @@ class Amortizer:
     def check_heads(self, q):
         """Raise ValueError unless the amortizer was made for queries (..., H, n, d) of this shape."""
         check_directions("directions", self.directions, q)
-        _check_weights(q, self.directions, self.weights, self.cumulants, self.basis)
+        _check_weights(q, self.directions, self.weights, self.cumulants, self.basis, self.hidden)
 
     def predict(self, q, k, *, query_mask=None, key_mask=None):
         """Predict the query dual of q (..., H, n, d) and k (..., H, m, d) -> (..., H, n), zero at padding."""
-        directions, weights, basis = self.parameters(q)
-        settings = dict(cumulants=self.cumulants, basis=basis, query_mask=query_mask, key_mask=key_mask)
-        return amortized_query_dual(q, k, directions, weights, **settings)
+        directions, weights, families = self.parameters(q)
+        return amortized_query_dual(
+            q, k, directions, weights, **families, query_mask=query_mask, key_mask=key_mask
+        )
 
     def predict_vjp(self, q, k, *, query_mask=None, key_mask=None):
         """Prediction and its VJP, ``vjp(d_dual) -> (d_q, d_k)``; the amortizer itself is held fixed."""
-        directions, weights, basis = self.parameters(q)
-        settings = dict(cumulants=self.cumulants, basis=basis, query_mask=query_mask, key_mask=key_mask)
-        dual, vjp = amortized_query_dual_vjp(q, k, directions, weights, **settings)
+        directions, weights, families = self.parameters(q)
+        masks = dict(query_mask=query_mask, key_mask=key_mask)
+        dual, vjp = amortized_query_dual_vjp(q, k, directions, weights, **families, **masks)
         return dual, lambda d_dual: vjp(d_dual)[:2]
 
     def of_heads(self, heads):
@@ -179,6 +219,7 @@ class Amortizer:
             directions=directions,
             basis=basis,
             weights=self.weights[heads],
+            hidden=None if self.hidden is None else Hidden(*(x[heads] for x in self.hidden)),
             r_squared=None if self.r_squared is None else self.r_squared[heads],
             statistics=None if self.statistics is None else self.statistics.of_heads(heads),
             _placed={},
@@ -188,6 +229,8 @@ class Amortizer:
         """(dict of arrays, JSON-ready settings), from which `from_state` rebuilds the amortizer."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays = {name: x for name, x in arrays.items() if x is not None}
+        if self.hidden is not None:
+            arrays["hidden"] = self.hidden._asdict()
         if self.statistics is not None:
             arrays["statistics"] = self.statistics.state()
         return arrays, {name: getattr(self, name) for name in SETTINGS}
@@ -197,11 +240,12 @@ class Amortizer:
         """Rebuild an amortizer from its `state`."""
         if "statistics" in arrays:
             arrays = {**arrays, "statistics": SufficientStatistics.from_state(arrays["statistics"])}
+        if "hidden" in arrays:
+            arrays = {**arrays, "hidden": Hidden(**arrays["hidden"])}
         if settings.keys() != set(SETTINGS):
             raise ValueError(f"settings are {sorted(settings)}, expected {sorted(SETTINGS)}")
         made = cls(**arrays, **settings)
-        rank = 0 if made.basis is None else made.basis.shape[-1]
-        F = count_features(made.directions.shape[-1], made.cumulants, rank)
+        F = _count(made.directions, made.cumulants, made.basis, made.hidden)
         if made.weights.ndim != 2 or made.weights.shape[1] != F:
             raise ValueError(f"weights has shape {made.weights.shape}, expected (H, F) = (H, {F})")
         return made

@@ -24,8 +24,9 @@ from asap_ref.amortizer import Amortizer
 from asap_ref.arrays import array_namespace, is_array, to_numpy
 from asap_ref.cluster import on_cluster
 from asap_ref.contracts import check_choice, check_count, check_epsilon, check_positive
-from asap_ref.features import dual_features
+from asap_ref.features import count_features, dual_features
 from asap_ref.masks import centred, keep_tokens
+from asap_ref.mlp import Hidden, train_hidden
 from asap_ref.objectives import dual_loss_and_gradient, kl_loss_and_gradient
 from asap_ref.sinkhorn import sinkhorn
 from asap_ref.slice_count import COUNTS, candidate_counts, fewest, held_out_errors, split_statistics
@@ -46,6 +47,7 @@ def fit_amortizer(
     objective="regression",
     cumulants=True,
     quadratic=0,
+    hidden=0,
     kind="orthogonal",
     candidates=None,
     tolerance=0.05,
@@ -84,6 +86,10 @@ def fit_amortizer(
         tokens, and `compile_model` uses them; at inference they cost next to nothing. Below d, their basis is the
         r leading eigenvectors of the pooled covariance of the first batch's queries and keys, head by head; else
         the axes.
+    hidden : int
+        Units of a hidden layer (derived, see mlp.py); 0 leaves it out. Its inputs are the slices, the cumulants and the
+        linear ones of the quadratic features, which are kept in memory while it is trained, by ``max_iter`` L-BFGS
+        iterations a head. The batches are gone through three times.
     kind : {"orthogonal", "gaussian", "pca"}
         Slices as in `slice_directions`, shared by the heads; or the eigenvectors just named, then at most d.
     candidates : int, optional
@@ -94,11 +100,11 @@ def fit_amortizer(
     ridge : float
         Penalty, relative to each feature's second moment (ours).
     max_iter : int
-        L-BFGS iterations of kl and dual.
+        L-BFGS iterations of kl, of dual, and of the hidden layer.
     refine : int
         Sinkhorn iterations after the two-sided transform, kept with the amortizer.
     seed : int
-        Of the slices.
+        Of the slices and of the hidden layer.
     client : dask.distributed.Client, optional
         Go through the batches on the workers of this cluster, which hold a batch for each of their threads, or
         their share of all for kl and dual; the solve and the L-BFGS steps stay here. The result is the same up to
@@ -144,7 +150,8 @@ def fit_amortizer(
     tolerance = check_positive(tolerance, "tolerance", "fit_amortizer", or_zero=True)
     if candidates is not None:
         check_count(candidates, "candidates", "fit_amortizer", least=COUNTS[0] if auto else n_slices)
-    restarts = objective != "regression"
+    check_count(hidden, "hidden", "fit_amortizer", least=0)
+    restarts = objective != "regression" or hidden > 0
     if client is None:
         source = in_process(batches, restarts=restarts)
     else:
@@ -164,7 +171,7 @@ def fit_amortizer(
         directions = slice_directions(d, pool, kind=kind, seed=seed)
     # of full rank any basis spans the same features: then the axes, which do not depend on the data
     basis = None if rank == 0 else np.eye(d) if rank == d else principal[..., :rank]
-    settings = dict(cumulants=cumulants, basis=basis)
+    settings = dict(cumulants=cumulants, basis=basis, hidden=None)
 
     reduced = split_statistics if auto else SufficientStatistics.of
     statistics = source.total(
@@ -194,14 +201,18 @@ def fit_amortizer(
         directions = directions[..., :n_slices]
         statistics = statistics.of_slices(np.tile(np.arange(n_slices), (len(statistics.gram), 1)), pool)
     weights = statistics.ridge(ridge)
+    if hidden:
+        left = partial(residuals, directions, settings, n_iter, epsilon, weights)
+        settings |= {"hidden": train_hidden(source.total(left), hidden, seed=seed, max_iter=max_iter)}
+        statistics = source.total(partial(regression_statistics, directions, settings, n_iter, epsilon))
+        weights = statistics.ridge(ridge)
     if objective != "regression":
         one_batch = partial(loss_and_gradient, directions, settings, objective, n_iter, epsilon)
         weights = descend(source, one_batch, weights, statistics, max(ridge, 1e-9), max_iter)
     return Amortizer(
         directions,
         weights,
-        cumulants=cumulants,
-        basis=basis,
+        **settings,
         epsilon=epsilon,
         n_iter=n_iter,
         objective=objective,
@@ -232,12 +243,30 @@ def principal_directions(q, k, query_mask, key_mask):
 
 def regression_statistics(directions, settings, n_iter, epsilon, batch, *, reduced=SufficientStatistics.of):
     """Sufficient statistics of one batch: features against the closure-ready dual."""
+    features, target, mask = regression_problem(directions, settings, n_iter, epsilon, batch)
+    return reduced(features, target, mask=mask)
+
+
+def residuals(directions, settings, n_iter, epsilon, weights, batch):
+    """Inputs of the hidden layer, what the linear map leaves of the dual, and the mask: [(x, r, mask)], NumPy."""
+    features, target, mask = (
+        x if x is None else to_numpy(x) for x in regression_problem(directions, settings, n_iter, epsilon, batch)
+    )
+    features, target = features.astype(np.float64), target.astype(np.float64)
+    rank = 0 if settings["basis"] is None else settings["basis"].shape[-1]
+    used = count_features(directions.shape[-1], settings["cumulants"], 0) + rank  # the quadratic family begins so
+    left = target - (weights[:, None, :] @ features)[..., 0, :]
+    return [(features[..., :used, :], left, mask if mask is None else np.broadcast_to(mask, left.shape))]
+
+
+def regression_problem(directions, settings, n_iter, epsilon, batch):
+    """Features (..., H, F, n) of a batch, the closure-ready dual (..., H, n), and the mask of the queries."""
     q, k, *masks = _with_masks(batch)
     masks = dict(zip(("query_mask", "key_mask"), masks, strict=True))
     features = _features(q, k, directions, settings, masks)
     S = _scores(q, k, masks)
     target = centred(sinkhorn(S, n_iter=n_iter - 1, epsilon=epsilon, **masks).query, masks["query_mask"])
-    return reduced(features, target, mask=masks["query_mask"])
+    return features, target, masks["query_mask"]
 
 
 def loss_and_gradient(directions, settings, objective, n_iter, epsilon, weights, batch):
@@ -303,7 +332,10 @@ def _features(q, k, directions, settings, masks):
     xp = array_namespace(q, k)
     place = partial(xp.asarray, dtype=q.dtype, device=q.device)
     basis = None if settings["basis"] is None else place(settings["basis"])
-    return dual_features(q, k, place(directions), cumulants=settings["cumulants"], basis=basis, **masks)
+    hidden = None if settings["hidden"] is None else Hidden(*map(place, settings["hidden"]))
+    return dual_features(
+        q, k, place(directions), cumulants=settings["cumulants"], basis=basis, hidden=hidden, **masks
+    )
 
 
 def _scores(q, k, masks):

@@ -1,11 +1,12 @@
 """Features of queries and keys from which the query dual is predicted.
 
-Three families, the last two optional and derived:
+Four families, all but the first optional and derived:
 
     slices      the L slice potentials (paper)
     cumulants   q·mean(k), |q|² and qᵀ Cov(k) q: ``LSE_j(S_ij)`` to second order in the spread of this sequence's keys
     quadratic   u, u uᵀ and u mean(w)ᵀ, entry by entry, with u and w the queries and keys on a basis of r directions:
                 the same expansion where the moments are not measured in the sequence but learned, one a head
+    hidden      units of a trained layer whose inputs are the features before it (mlp.py)
 
 A dual has a free constant, so each feature is centred over the valid tokens of its sequence; padding has features
 zero.
@@ -21,13 +22,14 @@ import math
 from asap_ref.arrays import array_namespace, transpose
 from asap_ref.contracts import operator
 from asap_ref.masks import centred, keep_tokens, token_count
+from asap_ref.mlp import hidden_units, hidden_units_vjp
 from asap_ref.slices import check_directions, sliced_potentials, sliced_potentials_vjp
 
 N_CUMULANTS = 3
 
 
-@operator(q="n d", k="m d", directions=None, basis=None, query_mask="n", key_mask="m")
-def dual_features(q, k, directions, *, cumulants=True, basis=None, query_mask=None, key_mask=None):
+@operator(q="n d", k="m d", directions=None, basis=None, hidden=(None, None), query_mask="n", key_mask="m")
+def dual_features(q, k, directions, *, cumulants=True, basis=None, hidden=None, query_mask=None, key_mask=None):
     """Features from which the query dual is predicted, each centred over its valid tokens.
 
     Parameters
@@ -39,13 +41,17 @@ def dual_features(q, k, directions, *, cumulants=True, basis=None, query_mask=No
         Whether to append q·mean(k), |q|² and qᵀ Cov(k) q (derived).
     basis : array (d, r) or (H, d, r), optional
         Directions on which the quadratic family is formed (derived); without it there is none.
+    hidden : Hidden(weight (H, U, F'), bias (H, U)), optional
+        The layer that makes the hidden family of the first F' features before it (derived); q and k then have an axis
+        of heads.
     query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
         True at valid tokens.
 
     Returns
     -------
     array (..., F, n)
-        F = L, and 3 more with cumulants, and r + r (r + 1) / 2 + r² more with a basis. Zero at masked queries.
+        F = L, and 3 more with cumulants, r + r (r + 1) / 2 + r² more with a basis, U more with a hidden layer. Zero at
+        masked queries.
 
     Raises
     ------
@@ -54,7 +60,8 @@ def dual_features(q, k, directions, *, cumulants=True, basis=None, query_mask=No
 
     Notes
     -----
-    O(L (n + m) (d + log(n + m))), O((n + m) d²) for the cumulants and O(n r (d + r)) for the quadratic family.
+    O(L (n + m) (d + log(n + m))), O((n + m) d²) for the cumulants, O(n r (d + r)) for the quadratic family and
+    O(n U F') for the hidden one.
     Source: slices: paper and asap_ref/oracle/README.md, "Slices".
 
     Examples
@@ -73,14 +80,20 @@ def dual_features(q, k, directions, *, cumulants=True, basis=None, query_mask=No
         families.append(_cumulant_features(q, k, **masks))
     if basis is not None:
         families.append(_quadratic_features(q, k, basis, **masks))
-    return xp.concat(families, axis=-2) if len(families) > 1 else families[0]
+    features = xp.concat(families, axis=-2) if len(families) > 1 else families[0]
+    if hidden is None:
+        return features
+    return xp.concat([features, hidden_units(features, hidden, mask=query_mask)], axis=-2)
 
 
-@operator(q="n d", k="m d", directions=None, basis=None, query_mask="n", key_mask="m")
-def dual_features_vjp(q, k, directions, *, cumulants=True, basis=None, query_mask=None, key_mask=None):
+@operator(q="n d", k="m d", directions=None, basis=None, hidden=(None, None), query_mask="n", key_mask="m")
+def dual_features_vjp(
+    q, k, directions, *, cumulants=True, basis=None, hidden=None, query_mask=None, key_mask=None
+):
     """Features and their VJP, ``vjp(d_features) -> (d_q, d_k, d_directions)``.
 
-    Same arguments, errors and cost as `dual_features`; the basis, a setting, has no gradient. Derived.
+    Same arguments, errors and cost as `dual_features`; the basis and the hidden layer, which are settings, have no
+    gradient. Derived.
 
     Examples
     --------
@@ -101,7 +114,14 @@ def dual_features_vjp(q, k, directions, *, cumulants=True, basis=None, query_mas
         families.append(_quadratic_features(q, k, basis, **masks))
         backward.append(_quadratic_features_vjp(q, k, basis, **masks))
 
+    features = xp.concat(families, axis=-2) if backward else phi
+    if hidden is not None:
+        units, units_vjp = hidden_units_vjp(features, hidden, mask=query_mask)
+
     def vjp(d_features):
+        if hidden is not None:
+            F = features.shape[-2]
+            d_features = d_features[..., :F, :] + units_vjp(d_features[..., F:, :])[0]
         start = phi.shape[-2]
         d_q, d_k, d_directions = potentials_vjp((d_features[..., :start, :], xp.zeros_like(psi)))
         for family, family_vjp in zip(families[1:], backward, strict=True):
@@ -110,10 +130,10 @@ def dual_features_vjp(q, k, directions, *, cumulants=True, basis=None, query_mas
             d_q, d_k, start = d_q + d_q_more, d_k + d_k_more, stop
         return d_q, d_k, d_directions
 
-    return xp.concat(families, axis=-2) if backward else phi, vjp
+    return features if hidden is None else xp.concat([features, units], axis=-2), vjp
 
 
-def count_features(n_slices, cumulants, rank):
+def count_features(n_slices, cumulants, rank, units=0):
     """F, the number of features.
 
     Examples
@@ -121,7 +141,7 @@ def count_features(n_slices, cumulants, rank):
     >>> count_features(16, True, 0), count_features(16, True, 2)
     (19, 28)
     """
-    return n_slices + N_CUMULANTS * cumulants + rank + rank * (rank + 1) // 2 + rank * rank
+    return n_slices + N_CUMULANTS * cumulants + rank + rank * (rank + 1) // 2 + rank * rank + units
 
 
 # ----------------------------------------------------------------------------------------------- cumulants

@@ -27,6 +27,8 @@ from asap_ref.workers import spread, worker_count
 def predict(q, k, amortizer, *, query_mask=None, key_mask=None):
     """Query dual up to a constant, zero at padding; q and k are zero there already."""
     amortizer.check_heads(q)
+    if amortizer.hidden is not None:  # its units need the features one by one
+        return amortizer.predict(q, k, query_mask=query_mask, key_mask=key_mask)
     constants = amortizer.placed(q, "prediction", lambda: (*_of_slice_weights(amortizer), *_of_others(amortizer)))
     if not isinstance(q, np.ndarray):
         return _dual(q, k, constants, query_mask, key_mask)

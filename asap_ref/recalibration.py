@@ -21,7 +21,8 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
     Parameters
     ----------
     amortizer : Amortizer
-        As from `fit_amortizer` with the regression objective. Slices and feature families stay as they are.
+        As from `fit_amortizer` with the regression objective. Slices and feature families, a hidden layer among them,
+        stay as they are.
     batches
         New data, as in `fit_amortizer`; gone through once.
     ridge : float
@@ -71,7 +72,7 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
         )
     if forget > 1:
         raise ValueError(f"recalibrate: forget must be from 0 to 1, got {forget}")
-    settings = {"cumulants": amortizer.cumulants, "basis": amortizer.basis}
+    settings = {"cumulants": amortizer.cumulants, "basis": amortizer.basis, "hidden": amortizer.hidden}
     one_batch = partial(regression_statistics, amortizer.directions, settings, amortizer.n_iter, amortizer.epsilon)
     new = in_process(batches, restarts=False).total(one_batch)
     if new is None or new.count == 0:

@@ -10,6 +10,7 @@ from problems import masks, qkv, scores
 
 import asap_ref as ar
 from asap_ref import layers
+from asap_ref.mlp import Hidden
 
 Q, K, V = qkv(2, 3, n=6, d=4, p=5)
 S = scores(2, 5, 7)
@@ -23,6 +24,8 @@ PARTS = (
     (ar.Attention("asap", {"amortizer": AMORTIZER.of_heads([0, 2])}), (0, 2)),
     (ar.Attention("sinkhorn", {"n_iter": 4, "epsilon": 0.7}), (1,)),
 )
+HIDDEN = Hidden(scores(3, 6, 8, seed=6), scores(3, 6, seed=7))
+DEEP = ar.fit_amortizer([(Q, K)], n_slices=5, n_iter=4, epsilon=0.7, hidden=3, max_iter=5)
 DUALS = ar.sinkhorn(S, epsilon=0.7)
 MASKS = {"query_mask": QM, "key_mask": KM}
 RECTANGULAR = qkv(2, 3, n=5, m=7, d=4, p=3)
@@ -60,6 +63,11 @@ OPERATORS = {
     "features": (ar.dual_features, {"q": Q, "k": K, "directions": THETA}, {}),
     "features masked": (ar.dual_features, {"q": Q, "k": LONG_K, "directions": THETA, **TOKEN_MASKS}, {}),
     "features quadratic": (ar.dual_features, {"q": Q, "k": K, "directions": THETA, "basis": THETA[:, :2]}, {}),
+    "features hidden": (
+        ar.dual_features,
+        {"q": Q, "k": LONG_K, "directions": THETA, "hidden": HIDDEN, **TOKEN_MASKS},
+        {},
+    ),
     "query_dual": (
         ar.amortized_query_dual,
         {"q": Q, "k": K, "directions": THETA, "weights": WEIGHTS},
@@ -74,6 +82,7 @@ OPERATORS = {
     "sinkhorn_attention": (ar.sinkhorn_attention, {"q": Q, "k": K, "v": V}, {"n_iter": 6}),
     "asap": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": AMORTIZER}),
     "asap refined": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": replace(AMORTIZER, refine=2)}),
+    "asap with a hidden layer": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": DEEP}),
     "initial dual": (ar.initial_dual, {"q": Q, "k": LONG_K, **TOKEN_MASKS}, {"epsilon": 0.7}),
     "initial": (ar.initial_attention, {"q": Q, "k": K, "v": V}, {"epsilon": 0.7}),
     "initial masked": (ar.initial_attention, {"q": Q[0], "k": K[0], "v": V[0], **SELF_MASKS}, {}),

@@ -155,6 +155,7 @@ def test_quadratic_features_are_the_products_they_are_called():
         {"candidates": 12},
         {"kind": "pca", "n_slices": 3},
         {"cumulants": False},
+        {"hidden": 3, "quadratic": 2, "max_iter": 3},
     ],
 )
 def test_the_fast_prediction_knows_every_feature(options):

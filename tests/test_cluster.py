@@ -144,7 +144,7 @@ def test_sources_can_be_gone_through_again(source, tmp_path, threads):
     same(fit_amortizer(source(tmp_path), **settings, client=threads), expected, rtol=1e-7)
 
 
-@pytest.mark.parametrize("options", [{}, {"candidates": 8}])
+@pytest.mark.parametrize("options", [{}, {"candidates": 8}, {"hidden": 3, "max_iter": 3}])
 def test_the_number_of_slices_is_chosen_alike_on_a_cluster(options, threads):
     settings = {**FIT, "n_slices": "auto", **options}
     expected, found = (fit_amortizer(BATCHES, **settings, client=client) for client in (None, threads))

@@ -244,7 +244,11 @@ def test_padding_is_invisible_to_the_statistics_and_to_every_loss(per_head, rank
     rng = np.random.default_rng(0)
     heads = (2,) if per_head else ()
     directions = rng.standard_normal((*heads, 4, 5))
-    of_features = {"cumulants": True, "basis": rng.standard_normal((*heads, 4, rank)) if rank else None}
+    of_features = {
+        "cumulants": True,
+        "basis": rng.standard_normal((*heads, 4, rank)) if rank else None,
+        "hidden": None,
+    }
     sequences, batch = padded_sequences(12, (11, 14))
     found = calibration.regression_statistics(directions, of_features, 5, 0.7, batch)
     parts = [calibration.regression_statistics(directions, of_features, 5, 0.7, s) for s in sequences]
