@@ -34,7 +34,17 @@ from asap_ref.statistics import SufficientStatistics
     key_mask="m",
 )
 def amortized_query_dual(
-    q, k, directions, weights, *, cumulants=True, basis=None, hidden=None, query_mask=None, key_mask=None
+    q,
+    k,
+    directions,
+    weights,
+    *,
+    cumulants=True,
+    basis=None,
+    moments=False,
+    hidden=None,
+    query_mask=None,
+    key_mask=None,
 ):
     """Predict the query dual, ``f_hat = Phiᵀ w`` (paper).
 
@@ -48,6 +58,8 @@ def amortized_query_dual(
         Whether the features include the three cumulants.
     basis : array (d, r) or (H, d, r), optional
         Basis of the quadratic features, if they are among the features.
+    moments : bool
+        Whether the moment features are among them too.
     hidden : Hidden, optional
         The hidden layer (mlp.py), if its units are among the features.
     query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
@@ -73,9 +85,11 @@ def amortized_query_dual(
     >>> amortized_query_dual(q, k, np.eye(4), np.ones((2, 4)), cumulants=False).shape
     (1, 2, 5)
     """
-    _check_weights(q, directions, weights, cumulants, basis, hidden)
+    _check_weights(q, directions, weights, cumulants, basis, moments, hidden)
     masks = dict(query_mask=query_mask, key_mask=key_mask)
-    features = dual_features(q, k, directions, cumulants=cumulants, basis=basis, hidden=hidden, **masks)
+    features = dual_features(
+        q, k, directions, cumulants=cumulants, basis=basis, moments=moments, hidden=hidden, **masks
+    )
     return (weights[:, None, :] @ features)[..., 0, :]
 
 
@@ -90,7 +104,17 @@ def amortized_query_dual(
     key_mask="m",
 )
 def amortized_query_dual_vjp(
-    q, k, directions, weights, *, cumulants=True, basis=None, hidden=None, query_mask=None, key_mask=None
+    q,
+    k,
+    directions,
+    weights,
+    *,
+    cumulants=True,
+    basis=None,
+    moments=False,
+    hidden=None,
+    query_mask=None,
+    key_mask=None,
 ):
     """Predicted query dual and its VJP, ``vjp(d_dual) -> (d_q, d_k, d_directions, d_weights)``.
 
@@ -104,10 +128,10 @@ def amortized_query_dual_vjp(
     (2, 4)
     """
     xp = array_namespace(q, k, directions, weights)
-    _check_weights(q, directions, weights, cumulants, basis, hidden)
+    _check_weights(q, directions, weights, cumulants, basis, moments, hidden)
     masks = dict(query_mask=query_mask, key_mask=key_mask)
     features, features_vjp = dual_features_vjp(
-        q, k, directions, cumulants=cumulants, basis=basis, hidden=hidden, **masks
+        q, k, directions, cumulants=cumulants, basis=basis, moments=moments, hidden=hidden, **masks
     )
 
     def vjp(d_dual):
@@ -118,8 +142,8 @@ def amortized_query_dual_vjp(
     return (weights[:, None, :] @ features)[..., 0, :], vjp
 
 
-def _check_weights(q, directions, weights, cumulants, basis, hidden):
-    expected = (q.shape[-3], _count(directions, cumulants, basis, hidden))
+def _check_weights(q, directions, weights, cumulants, basis, moments, hidden):
+    expected = (q.shape[-3], _count(directions, cumulants, basis, moments, hidden))
     if tuple(weights.shape) != expected:
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (H, F) = {expected}")
 
@@ -127,13 +151,13 @@ def _check_weights(q, directions, weights, cumulants, basis, hidden):
 ARRAYS = ("directions", "weights", "basis", "r_squared", "slice_errors")  # that are saved, if there
 
 
-def _count(directions, cumulants, basis, hidden):
+def _count(directions, cumulants, basis, moments, hidden):
     """F, the number of features."""
     rank, units = 0 if basis is None else basis.shape[-1], 0 if hidden is None else hidden.bias.shape[-1]
-    return count_features(directions.shape[-1], cumulants, rank, units)
+    return count_features(directions.shape[-1], cumulants, rank, moments, units)
 
 
-SETTINGS = ("cumulants", "epsilon", "n_iter", "objective", "refine")  # that are saved beside the arrays
+SETTINGS = ("cumulants", "moments", "epsilon", "n_iter", "objective", "refine")  # that are saved beside the arrays
 
 
 @dataclass(frozen=True)
@@ -154,6 +178,7 @@ class Amortizer:
     weights: np.ndarray  # (H, F)
     cumulants: bool = True
     basis: np.ndarray | None = None  # (d, r) or (H, d, r), of the quadratic features
+    moments: bool = False  # whether the moment features are formed on that basis too
     hidden: Hidden | None = None  # layer of the hidden features
     epsilon: float = 1.0
     n_iter: int = 20
@@ -166,6 +191,11 @@ class Amortizer:
     slice_errors: np.ndarray | None = None  # (K, 2): L, and its held-out error, of the candidates of "auto"
     _placed: dict = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def families(self):
+        """What `dual_features` is told of the families beside the slices."""
+        return {name: getattr(self, name) for name in ("cumulants", "basis", "moments", "hidden")}
+
     def parameters(self, like):
         """(directions, weights, dict of feature settings) in the module, dtype and device of ``like``; copied once."""
         layer = self.hidden or (None, None)
@@ -173,7 +203,7 @@ class Amortizer:
             like, "parameters", lambda: (self.directions, self.weights, self.basis, *layer)
         )
         hidden = None if self.hidden is None else Hidden(*layer)
-        return directions, weights, {"cumulants": self.cumulants, "basis": basis, "hidden": hidden}
+        return directions, weights, {**self.families, "basis": basis, "hidden": hidden}
 
     def placed(self, like, name, make):
         """The tuple of arrays that ``make()`` gives, where and in the dtype that ``like`` is; made once."""
@@ -190,7 +220,7 @@ class Amortizer:
     def check_heads(self, q):
         """Raise ValueError unless the amortizer was made for queries (..., H, n, d) of this shape."""
         check_directions("directions", self.directions, q)
-        _check_weights(q, self.directions, self.weights, self.cumulants, self.basis, self.hidden)
+        _check_weights(q, self.directions, self.weights, self.cumulants, self.basis, self.moments, self.hidden)
 
     def predict(self, q, k, *, query_mask=None, key_mask=None):
         """Predict the query dual of q (..., H, n, d) and k (..., H, m, d) -> (..., H, n), zero at padding."""
@@ -245,7 +275,7 @@ class Amortizer:
         if settings.keys() != set(SETTINGS):
             raise ValueError(f"settings are {sorted(settings)}, expected {sorted(SETTINGS)}")
         made = cls(**arrays, **settings)
-        F = _count(made.directions, made.cumulants, made.basis, made.hidden)
+        F = _count(made.directions, made.cumulants, made.basis, made.moments, made.hidden)
         if made.weights.ndim != 2 or made.weights.shape[1] != F:
             raise ValueError(f"weights has shape {made.weights.shape}, expected (H, F) = (H, {F})")
         return made

@@ -47,6 +47,7 @@ def fit_amortizer(
     objective="regression",
     cumulants=True,
     quadratic=0,
+    moments=False,
     hidden=0,
     kind="orthogonal",
     candidates=None,
@@ -86,6 +87,9 @@ def fit_amortizer(
         tokens, and `compile_model` uses them; at inference they cost next to nothing. Below d, their basis is the
         r leading eigenvectors of the pooled covariance of the first batch's queries and keys, head by head; else
         the axes.
+    moments : bool
+        Whether the quadratic features come with more, whose coefficients follow the means and covariances of the
+        sequence (derived): 3 r² + r (r + 1) of them, at little more cost at inference.
     hidden : int
         Units of a hidden layer (derived, see mlp.py); 0 leaves it out. Its inputs are the slices, the cumulants and the
         linear ones of the quadratic features, which are kept in memory while it is trained, by ``max_iter`` L-BFGS
@@ -137,6 +141,10 @@ def fit_amortizer(
     """
     check_count(n_iter, "n_iter", "fit_amortizer", least=1)
     check_count(quadratic, "quadratic", "fit_amortizer", least=0)
+    if moments and not quadratic:
+        raise ValueError(
+            "fit_amortizer: moments=True needs quadratic features; give quadratic=r, the rank of their basis"
+        )
     check_count(max_iter, "max_iter", "fit_amortizer", least=1)
     check_count(refine, "refine", "fit_amortizer", least=0)
     epsilon = check_epsilon(epsilon, "fit_amortizer")
@@ -171,7 +179,7 @@ def fit_amortizer(
         directions = slice_directions(d, pool, kind=kind, seed=seed)
     # of full rank any basis spans the same features: then the axes, which do not depend on the data
     basis = None if rank == 0 else np.eye(d) if rank == d else principal[..., :rank]
-    settings = dict(cumulants=cumulants, basis=basis, hidden=None)
+    settings = dict(cumulants=cumulants, basis=basis, moments=bool(moments), hidden=None)
 
     reduced = split_statistics if auto else SufficientStatistics.of
     statistics = source.total(
@@ -333,9 +341,7 @@ def _features(q, k, directions, settings, masks):
     place = partial(xp.asarray, dtype=q.dtype, device=q.device)
     basis = None if settings["basis"] is None else place(settings["basis"])
     hidden = None if settings["hidden"] is None else Hidden(*map(place, settings["hidden"]))
-    return dual_features(
-        q, k, place(directions), cumulants=settings["cumulants"], basis=basis, hidden=hidden, **masks
-    )
+    return dual_features(q, k, place(directions), **{**settings, "basis": basis, "hidden": hidden}, **masks)
 
 
 def _scores(q, k, masks):

@@ -1,11 +1,12 @@
 """Features of queries and keys from which the query dual is predicted.
 
-Four families, all but the first optional and derived:
+Five families, all but the first optional and derived:
 
     slices      the L slice potentials (paper)
     cumulants   q·mean(k), |q|² and qᵀ Cov(k) q: ``LSE_j(S_ij)`` to second order in the spread of this sequence's keys
     quadratic   u, u uᵀ and u mean(w)ᵀ, entry by entry, with u and w the queries and keys on a basis of r directions:
                 the same expansion where the moments are not measured in the sequence but learned, one a head
+    moments     the same with coefficients that follow the sequence's means and covariances (moments.py)
     hidden      units of a trained layer whose inputs are the features before it (mlp.py)
 
 A dual has a free constant, so each feature is centred over the valid tokens of its sequence; padding has features
@@ -23,13 +24,16 @@ from asap_ref.arrays import array_namespace, transpose
 from asap_ref.contracts import operator
 from asap_ref.masks import centred, keep_tokens, token_count
 from asap_ref.mlp import hidden_units, hidden_units_vjp
+from asap_ref.moments import count_moments, moment_features, moment_features_vjp
 from asap_ref.slices import check_directions, sliced_potentials, sliced_potentials_vjp
 
 N_CUMULANTS = 3
 
 
 @operator(q="n d", k="m d", directions=None, basis=None, hidden=(None, None), query_mask="n", key_mask="m")
-def dual_features(q, k, directions, *, cumulants=True, basis=None, hidden=None, query_mask=None, key_mask=None):
+def dual_features(
+    q, k, directions, *, cumulants=True, basis=None, moments=False, hidden=None, query_mask=None, key_mask=None
+):
     """Features from which the query dual is predicted, each centred over its valid tokens.
 
     Parameters
@@ -41,6 +45,8 @@ def dual_features(q, k, directions, *, cumulants=True, basis=None, hidden=None, 
         Whether to append q·mean(k), |q|² and qᵀ Cov(k) q (derived).
     basis : array (d, r) or (H, d, r), optional
         Directions on which the quadratic family is formed (derived); without it there is none.
+    moments : bool
+        Whether the moment family is formed on that basis too (derived).
     hidden : Hidden(weight (H, U, F'), bias (H, U)), optional
         The layer that makes the hidden family of the first F' features before it (derived); q and k then have an axis
         of heads.
@@ -50,7 +56,8 @@ def dual_features(q, k, directions, *, cumulants=True, basis=None, hidden=None, 
     Returns
     -------
     array (..., F, n)
-        F = L, and 3 more with cumulants, r + r (r + 1) / 2 + r² more with a basis, U more with a hidden layer. Zero at
+        F = L, and 3 more with cumulants, r + r (r + 1) / 2 + r² more with a basis, 3 r² + r (r + 1) more
+        with moments, U more with a hidden layer. Zero at
         masked queries.
 
     Raises
@@ -60,8 +67,8 @@ def dual_features(q, k, directions, *, cumulants=True, basis=None, hidden=None, 
 
     Notes
     -----
-    O(L (n + m) (d + log(n + m))), O((n + m) d²) for the cumulants, O(n r (d + r)) for the quadratic family and
-    O(n U F') for the hidden one.
+    O(L (n + m) (d + log(n + m))), O((n + m) d²) for the cumulants, O(n r (d + r)) for the quadratic and the
+    moment family and O(n U F') for the hidden one.
     Source: slices: paper and asap_ref/oracle/README.md, "Slices".
 
     Examples
@@ -80,6 +87,9 @@ def dual_features(q, k, directions, *, cumulants=True, basis=None, hidden=None, 
         families.append(_cumulant_features(q, k, **masks))
     if basis is not None:
         families.append(_quadratic_features(q, k, basis, **masks))
+        if moments:
+            u, w = (_projected(x, basis, mask) for x, mask in ((q, query_mask), (k, key_mask)))
+            families.append(moment_features(u, w, **masks))
     features = xp.concat(families, axis=-2) if len(families) > 1 else families[0]
     if hidden is None:
         return features
@@ -88,7 +98,7 @@ def dual_features(q, k, directions, *, cumulants=True, basis=None, hidden=None, 
 
 @operator(q="n d", k="m d", directions=None, basis=None, hidden=(None, None), query_mask="n", key_mask="m")
 def dual_features_vjp(
-    q, k, directions, *, cumulants=True, basis=None, hidden=None, query_mask=None, key_mask=None
+    q, k, directions, *, cumulants=True, basis=None, moments=False, hidden=None, query_mask=None, key_mask=None
 ):
     """Features and their VJP, ``vjp(d_features) -> (d_q, d_k, d_directions)``.
 
@@ -113,7 +123,10 @@ def dual_features_vjp(
     if basis is not None:
         families.append(_quadratic_features(q, k, basis, **masks))
         backward.append(_quadratic_features_vjp(q, k, basis, **masks))
-
+        if moments:
+            family, family_vjp = _moment_features_vjp(q, k, basis, **masks)
+            families.append(family)
+            backward.append(family_vjp)
     features = xp.concat(families, axis=-2) if backward else phi
     if hidden is not None:
         units, units_vjp = hidden_units_vjp(features, hidden, mask=query_mask)
@@ -133,7 +146,7 @@ def dual_features_vjp(
     return features if hidden is None else xp.concat([features, units], axis=-2), vjp
 
 
-def count_features(n_slices, cumulants, rank, units=0):
+def count_features(n_slices, cumulants, rank, moments=False, units=0):
     """F, the number of features.
 
     Examples
@@ -141,7 +154,8 @@ def count_features(n_slices, cumulants, rank, units=0):
     >>> count_features(16, True, 0), count_features(16, True, 2)
     (19, 28)
     """
-    return n_slices + N_CUMULANTS * cumulants + rank + rank * (rank + 1) // 2 + rank * rank + units
+    quadratic = rank + rank * (rank + 1) // 2 + rank * rank + count_moments(rank) * moments
+    return n_slices + N_CUMULANTS * cumulants + quadratic + units
 
 
 # ----------------------------------------------------------------------------------------------- cumulants
@@ -232,6 +246,18 @@ def _on_basis(q, k, basis, query_mask, key_mask):
     mean, *_ = key_moments(k, key_mask)
     project = scale * transpose(basis)
     return project @ transpose(keep_tokens(q, query_mask)), project @ transpose(mean)
+
+
+def _moment_features_vjp(q, k, basis, query_mask, key_mask):
+    u, w = (_projected(x, basis, mask) for x, mask in ((q, query_mask), (k, key_mask)))
+    features, of_projected = moment_features_vjp(u, w, query_mask=query_mask, key_mask=key_mask)
+    project = q.shape[-1] ** -0.25 * transpose(basis)
+    return features, lambda d_features: tuple(transpose(d) @ project for d in of_projected(d_features))
+
+
+def _projected(x, basis, mask):
+    """Tokens on the basis, scaled as slices are: (..., n, d) -> (..., r, n)."""
+    return x.shape[-1] ** -0.25 * transpose(basis) @ transpose(keep_tokens(x, mask))
 
 
 def _of_features(mask):

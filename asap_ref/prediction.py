@@ -54,7 +54,9 @@ def predict(q, k, amortizer, *, query_mask=None, key_mask=None):
 def _dual(q, k, constants, query_mask, key_mask):
     theta, w, *others = constants
     dual = _of_slices(q, k, theta, w, query_mask, key_mask)
-    return keep(dual if others[0] is None else dual + _of_polynomials(q, k, *others, key_mask), query_mask)
+    return keep(
+        dual if others[0] is None else dual + _of_polynomials(q, k, *others, query_mask, key_mask), query_mask
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- slices
@@ -165,9 +167,9 @@ def _met(y, n, query_mask, key_mask):
 
 
 def _of_others(amortizer):
-    """Work out a (H, 1, 1), A, B (H, d, d), c (H, 1, d) of `_of_polynomials` from the weights; or four times None."""
+    """Work out a (H, 1, 1), A, B (H, d, d), c (H, 1, d) and the constants of moments from the weights; or None each."""
     if not amortizer.cumulants and amortizer.basis is None:
-        return None, None, None, None
+        return (None,) * 8
     d, start = amortizer.directions.shape[-2:]
     weights = np.asarray(amortizer.weights, dtype=np.float64)
     H = len(weights)
@@ -180,21 +182,41 @@ def _of_others(amortizer):
         R = np.asarray(amortizer.basis, dtype=np.float64)  # (d, r) or (H, d, r)
         r = R.shape[-1]
         upper = np.triu_indices(r)
-        linear, square, mixed = np.split(weights[:, start:], [r, r + len(upper[0])], axis=-1)
+        sizes = [r, len(upper[0]), r * r]
+        linear, square, mixed, rest = np.split(weights[:, start:], np.cumsum(sizes), axis=-1)
         form = np.zeros((H, r, r))
         form[:, *upper] = square
         A = A + math.sqrt(d) * (R @ form @ transpose(R))
         B = B + R @ mixed.reshape(H, r, r) @ transpose(R)  # [b, a] weighs u_a mean_b
         c = d**0.25 * transpose(R @ linear[..., None])
-    return a / d, A / d, B / math.sqrt(d), c / math.sqrt(d)
+    moments = (None,) * 4
+    if amortizer.moments:
+        bilinear, of_keys, of_queries = np.split(rest, np.cumsum([3 * r * r, len(upper[0])]), axis=-1)
+        forms = np.zeros((2, H, r, r))
+        forms[0][:, *upper], forms[1][:, *upper] = of_keys, of_queries
+        scaled = np.broadcast_to(d**-0.25 * R, (H, d, r))
+        moments = scaled, *forms, bilinear.reshape(H, 3 * r, r)  # [b, a] weighs u_a s_b
+    return a / d, A / d, B / math.sqrt(d), c / math.sqrt(d), *moments
 
 
-def _of_polynomials(q, k, a, A, B, c, key_mask):
-    """What cumulants and quadratic features add, (..., n): qᵀ (a Cov + A) q + (mean B + c) q."""
+def _of_polynomials(q, k, a, A, B, c, R, forms_k, forms_q, bilinear, query_mask, key_mask):
+    """What cumulants, quadratic and moment features add, (..., n): qᵀ (a Cov + A + G) q + (mean B + c + h) q."""
     xp = array_namespace(q, k)
     mean, _, cov, _ = key_moments(k, key_mask)  # (..., 1, d), (..., d, d)
-    form = _sum_with_row(q @ _scaled_sum(a, cov, A), mean @ B, c)
-    return xp.vecdot(form, q, axis=-1)
+    form, row = _scaled_sum(a, cov, A), mean @ B
+    if R is not None:
+        G, h = _of_moments(*key_moments(q, query_mask)[0:3:2], cov, R, forms_k, forms_q, bilinear)
+        form, row = form + G, row + h
+    return xp.vecdot(_sum_with_row(q @ form, row, c), q, axis=-1)
+
+
+def _of_moments(mean_q, cov_q, cov_k, R, forms_k, forms_q, bilinear):
+    """G (..., d, d) and h (..., 1, d) of the moment features: their form is made on the basis R, then lifted."""
+    xp = array_namespace(mean_q, R)
+    Cu, Cw = (transpose(R) @ C @ R for C in (cov_q, cov_k))  # (..., r, r)
+    diagonals = (xp.linalg.diagonal(C)[..., None, :] for C in (Cw, Cu))
+    s = xp.concat([mean_q @ R, *diagonals], axis=-1)  # (..., 1, 3r)
+    return R @ (forms_k * Cw + forms_q * Cu) @ transpose(R), s @ bilinear @ transpose(R)
 
 
 @one_pass

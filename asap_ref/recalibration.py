@@ -72,8 +72,9 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
         )
     if forget > 1:
         raise ValueError(f"recalibrate: forget must be from 0 to 1, got {forget}")
-    settings = {"cumulants": amortizer.cumulants, "basis": amortizer.basis, "hidden": amortizer.hidden}
-    one_batch = partial(regression_statistics, amortizer.directions, settings, amortizer.n_iter, amortizer.epsilon)
+    one_batch = partial(
+        regression_statistics, amortizer.directions, amortizer.families, amortizer.n_iter, amortizer.epsilon
+    )
     new = in_process(batches, restarts=False).total(one_batch)
     if new is None or new.count == 0:
         raise ValueError("recalibrate: batches is empty; give at least one (q, k)")

@@ -26,6 +26,7 @@ PARTS = (
 )
 HIDDEN = Hidden(scores(3, 6, 8, seed=6), scores(3, 6, seed=7))
 DEEP = ar.fit_amortizer([(Q, K)], n_slices=5, n_iter=4, epsilon=0.7, hidden=3, max_iter=5)
+OF_MOMENTS = ar.fit_amortizer([(Q, K)], n_slices=5, n_iter=4, epsilon=0.7, quadratic=3, moments=True)
 DUALS = ar.sinkhorn(S, epsilon=0.7)
 MASKS = {"query_mask": QM, "key_mask": KM}
 RECTANGULAR = qkv(2, 3, n=5, m=7, d=4, p=3)
@@ -63,6 +64,11 @@ OPERATORS = {
     "features": (ar.dual_features, {"q": Q, "k": K, "directions": THETA}, {}),
     "features masked": (ar.dual_features, {"q": Q, "k": LONG_K, "directions": THETA, **TOKEN_MASKS}, {}),
     "features quadratic": (ar.dual_features, {"q": Q, "k": K, "directions": THETA, "basis": THETA[:, :2]}, {}),
+    "features with moments": (
+        ar.dual_features,
+        {"q": Q, "k": LONG_K, "directions": THETA, "basis": THETA[:, :2], **TOKEN_MASKS},
+        {"moments": True},
+    ),
     "features hidden": (
         ar.dual_features,
         {"q": Q, "k": LONG_K, "directions": THETA, "hidden": HIDDEN, **TOKEN_MASKS},
@@ -82,6 +88,7 @@ OPERATORS = {
     "sinkhorn_attention": (ar.sinkhorn_attention, {"q": Q, "k": K, "v": V}, {"n_iter": 6}),
     "asap": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": AMORTIZER}),
     "asap refined": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": replace(AMORTIZER, refine=2)}),
+    "asap with moments": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": OF_MOMENTS}),
     "asap with a hidden layer": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": DEEP}),
     "initial dual": (ar.initial_dual, {"q": Q, "k": LONG_K, **TOKEN_MASKS}, {"epsilon": 0.7}),
     "initial": (ar.initial_attention, {"q": Q, "k": K, "v": V}, {"epsilon": 0.7}),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gradients import check_vjp
+from gradients import check_against_torch, check_vjp
 from problems import masks, qkv, scores
 
 from asap_ref import (
@@ -24,6 +24,7 @@ from asap_ref import (
 from asap_ref import attention as readable
 from asap_ref.calibration import principal_directions
 from asap_ref.masks import centred, keep_tokens
+from asap_ref.moments import moment_features_vjp
 from asap_ref.objectives import dual_loss_and_gradient, kl_loss_and_gradient
 from asap_ref.statistics import select
 
@@ -134,6 +135,54 @@ def test_gradient_of_the_quadratic_features(per_head, padding):
     )
 
 
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("padding", [False, True])
+def test_gradient_of_the_moment_features(per_head, padding):
+    q, k, _ = qkv(2, 3, n=6, m=5, d=4)
+    theta = rng.standard_normal((4, 2))
+    options = {"basis": rng.standard_normal((3, 4, 3) if per_head else (4, 3)), "moments": True}
+    if padding:
+        options |= {
+            name: mask[:, None] for name, mask in zip(("query_mask", "key_mask"), masks(2, 6, 5), strict=True)
+        }
+    check_vjp(
+        lambda q, k, t: dual_features(q, k, t, **options),
+        lambda q, k, t: dual_features_vjp(q, k, t, **options),
+        [q, k, theta],
+    )
+
+
+def test_moment_features_and_their_gradients_are_torchs():
+    def formula(torch, u, w):
+        s = [u.mean(-1), *(torch.cov(x, correction=0).diagonal() for x in (w, u))]
+        bilinear = [x * u[a] for x in torch.cat(s) for a in range(3)]
+        squares = [
+            torch.cov(x, correction=0)[a, b] * u[a] * u[b] for x in (w, u) for a in range(3) for b in range(a, 3)
+        ]
+        features = torch.stack([*bilinear, *squares])
+        return features - features.mean(-1, keepdim=True)
+
+    check_against_torch(moment_features_vjp, formula, [scores(3, 6), scores(3, 5, seed=1)])
+
+
+def test_with_moments_a_form_that_follows_the_covariances_is_found_exactly():
+    q, k = sequences(300)
+    u = q / 4**0.25
+    forms = np.zeros((300, 3, 4, 4))
+    for x, weight in ((q, 0.3), (k, -0.7)):
+        spread = (x - x.mean(-2, keepdims=True)) / 4**0.25
+        forms = forms + weight * np.eye(4) * (np.swapaxes(spread, -1, -2) @ spread / 12)
+    target = np.sum((u @ forms) * u, -1)
+    target -= target.mean(-1, keepdims=True)
+
+    def explained(**options):
+        features = dual_features(q, k, np.eye(4), basis=np.eye(4), **options)
+        statistics = SufficientStatistics.of(features, target)
+        return statistics.r_squared(statistics.ridge(1e-12))
+
+    assert np.all(explained(moments=True) > 1 - 1e-9) and np.all(explained() < 0.999)
+
+
 def test_quadratic_features_are_the_products_they_are_called():
     q, k, _ = qkv(1, n=7, d=4)
     found = dual_features(q, k, np.eye(4), cumulants=False, basis=np.eye(4))[0, 4:]
@@ -156,6 +205,8 @@ def test_quadratic_features_are_the_products_they_are_called():
         {"kind": "pca", "n_slices": 3},
         {"cumulants": False},
         {"hidden": 3, "quadratic": 2, "max_iter": 3},
+        {"quadratic": 3, "moments": True},
+        {"quadratic": 4, "moments": True, "cumulants": False, "candidates": 9},
     ],
 )
 def test_the_fast_prediction_knows_every_feature(options):
@@ -246,18 +297,19 @@ def test_more_refinement_is_nearer_to_the_converged_plan():
 
 def test_every_field_survives_a_file(tmp_path):
     amortizer = fit_amortizer(
-        [sequences(30)], n_slices=3, n_iter=5, quadratic=2, candidates=6, objective="dual", refine=2
+        [sequences(30)], n_slices=3, n_iter=5, quadratic=2, moments=True, candidates=6, objective="dual", refine=2
     )
     amortizer.save(tmp_path / "a.npz")
     loaded = Amortizer.load(tmp_path / "a.npz")
     np.testing.assert_array_equal(loaded.predict(*sequences(3)), amortizer.predict(*sequences(3)))
-    assert (loaded.objective, loaded.refine, loaded.basis.shape) == ("dual", 2, (3, 4, 2))
+    assert (loaded.objective, loaded.refine, loaded.basis.shape, loaded.moments) == ("dual", 2, (3, 4, 2), True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"quadratic": -1}, "quadratic must be at least 0"),
+        ({"moments": True}, "moments=True needs quadratic features; give quadratic=r"),
         ({"candidates": 2, "n_slices": 4}, "candidates must be at least 4"),
         ({"kind": "pca", "n_slices": 5}, "there are 4 pca directions"),
         ({"max_iter": 0}, "max_iter must be at least 1"),

@@ -247,6 +247,7 @@ def test_padding_is_invisible_to_the_statistics_and_to_every_loss(per_head, rank
     of_features = {
         "cumulants": True,
         "basis": rng.standard_normal((*heads, 4, rank)) if rank else None,
+        "moments": False,
         "hidden": None,
     }
     sequences, batch = padded_sequences(12, (11, 14))

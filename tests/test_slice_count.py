@@ -121,7 +121,13 @@ def test_every_tenth_sequence_is_held_out_or_the_last_of_fewer(count, held_out):
 
 
 def test_both_parts_add_up_to_the_whole():
-    arguments = (np.eye(4), {"cumulants": True, "basis": None, "hidden": None}, 5, 1.0, sequences(12))
+    arguments = (
+        np.eye(4),
+        {"cumulants": True, "basis": None, "moments": False, "hidden": None},
+        5,
+        1.0,
+        sequences(12),
+    )
     fit, held_out = regression_statistics(*arguments, reduced=split_statistics)
     whole = regression_statistics(*arguments)
     np.testing.assert_allclose((fit + held_out).gram, whole.gram, rtol=1e-12)
