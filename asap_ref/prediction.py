@@ -194,7 +194,7 @@ def _of_others(amortizer):
         bilinear, of_keys, of_queries = np.split(rest, np.cumsum([3 * r * r, len(upper[0])]), axis=-1)
         forms = np.zeros((2, H, r, r))
         forms[0][:, *upper], forms[1][:, *upper] = of_keys, of_queries
-        scaled = np.broadcast_to(d**-0.25 * R, (H, d, r))
+        scaled = np.zeros((H, 1, 1)) + d**-0.25 * R
         moments = scaled, *forms, bilinear.reshape(H, 3 * r, r)  # [b, a] weighs u_a s_b
     return a / d, A / d, B / math.sqrt(d), c / math.sqrt(d), *moments
 
