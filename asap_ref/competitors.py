@@ -21,7 +21,7 @@ from asap_ref.arrays import array_namespace, to_numpy, transpose
 from asap_ref.calibration import fit_amortizer
 from asap_ref.prediction import predict
 from asap_ref.sliced_attention import sliced_attention
-from asap_ref.two_sided import attention_from_dual, row_tiles
+from asap_ref.two_sided import attention_from_dual, tiles
 from asap_ref.workers import over_problems
 
 HEADS, WIDTH, N_ITER = 8, 64, 20
@@ -103,7 +103,7 @@ def _product_tiles(q, k, v, *, exponential):
     def part(q, k, v):
         kt = transpose(k / (8 * math.sqrt(q.shape[-1])))  # the factor keeps bare exponentials in range
         out = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
-        for rows in row_tiles(q, k):
+        for rows in tiles(q.shape[-2], len(q) * k.shape[-2], least=32):
             E = q[:, rows] @ kt
             np.matmul(np.exp(E, out=E) if exponential else E, v, out=out[:, rows])
         return out

@@ -192,7 +192,7 @@ def key_moments(k, mask):
     xp = array_namespace(k)
     k = keep_tokens(k, mask)
     m = k.shape[-2] if mask is None else token_count(k[..., 0], mask)[..., None]  # an integer, or (..., 1, 1)
-    mean = xp.sum(k, axis=-2, keepdims=True) / m
+    mean = xp.ones_like(k[..., None, :, 0]) @ k / m  # a product is the fastest sum of rows
     spread = keep_tokens(k - mean, mask)
     return mean, spread, transpose(spread) @ spread / m, m
 

@@ -20,7 +20,7 @@ from asap_ref.masks import keep_tokens
 from asap_ref.prediction import predict
 from asap_ref.scaling import scale, scaled_attention, scaled_attention_vjp
 from asap_ref.transport import attention_scores, attention_scores_vjp, column_mass, valid_pairs
-from asap_ref.two_sided import attention_from_dual, divisor, row_tiles
+from asap_ref.two_sided import attention_from_dual, divisor, tiles
 from asap_ref.workers import over_problems, over_problems_vjp, within_a_chunk
 
 
@@ -74,7 +74,7 @@ def _softmax_tiles(q, k, v, query_mask, key_mask):
     kt = np.ascontiguousarray(transpose(k / math.sqrt(q.shape[-1])))  # read once for every tile
     counted = keep_tokens(np.ones_like(v[..., :1]), key_mask)  # (B, m, 1)
     out, total = (np.empty((*q.shape[:-1], columns), dtype=q.dtype) for columns in (v.shape[-1], 1))
-    for rows in row_tiles(q, k):
+    for rows in tiles(q.shape[-2], len(q) * k.shape[-2], least=32):
         E = q[:, rows] @ kt
         E -= E.max(-1, keepdims=True)
         np.exp(E, out=E)
@@ -170,8 +170,7 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
     Parameters
     ----------
     block : int, optional
-        Rows of a tile. With it, tiles are formed twice and none is kept: O(n block) memory, for sequences
-        whose plan would not fit. Chosen by size when not given.
+        Keys that are taken at a time; memory is O(n block). Chosen by size when not given.
 
     Examples
     --------

@@ -54,9 +54,9 @@ def predict(q, k, amortizer, *, query_mask=None, key_mask=None):
 def _dual(q, k, constants, query_mask, key_mask):
     theta, w, *others = constants
     dual = _of_slices(q, k, theta, w, query_mask, key_mask)
-    return keep(
-        dual if others[0] is None else dual + _of_polynomials(q, k, *others, query_mask, key_mask), query_mask
-    )
+    if others[0] is not None:
+        dual = dual + _of_polynomials(q, k, *others, query_mask, key_mask)
+    return keep(dual, query_mask)
 
 
 # ------------------------------------------------------------------------------------------------------- slices
@@ -203,11 +203,11 @@ def _of_polynomials(q, k, a, A, B, c, R, forms_k, forms_q, bilinear, query_mask,
     """What cumulants, quadratic and moment features add, (..., n): qᵀ (a Cov + A + G) q + (mean B + c + h) q."""
     xp = array_namespace(q, k)
     mean, _, cov, _ = key_moments(k, key_mask)  # (..., 1, d), (..., d, d)
-    form, row = _scaled_sum(a, cov, A), mean @ B
+    form, row = _scaled_sum(a, cov, A), mean @ B + c
     if R is not None:
         G, h = _of_moments(*key_moments(q, query_mask)[0:3:2], cov, R, forms_k, forms_q, bilinear)
         form, row = form + G, row + h
-    return xp.vecdot(_sum_with_row(q @ form, row, c), q, axis=-1)
+    return xp.vecdot(q @ form, q, axis=-1) + (q @ transpose(row))[..., 0]
 
 
 def _of_moments(mean_q, cov_q, cov_k, R, forms_k, forms_q, bilinear):
@@ -222,8 +222,3 @@ def _of_moments(mean_q, cov_q, cov_k, R, forms_k, forms_q, bilinear):
 @one_pass
 def _scaled_sum(xp, a, x, y):
     return a * x + y
-
-
-@one_pass
-def _sum_with_row(xp, x, row, other_row):
-    return x + (row + other_row)
