@@ -55,8 +55,13 @@ def _dual(q, k, constants, query_mask, key_mask):
     theta, w, *others = constants
     dual = _of_slices(q, k, theta, w, query_mask, key_mask)
     if others[0] is not None:
-        dual = dual + _of_polynomials(q, k, *others, query_mask, key_mask)
+        dual = _sum(dual, *_of_polynomials(q, k, *others, query_mask, key_mask))
     return keep(dual, query_mask)
+
+
+@one_pass
+def _sum(xp, x, y, z):
+    return x + y + z
 
 
 # ------------------------------------------------------------------------------------------------------- slices
@@ -200,14 +205,14 @@ def _of_others(amortizer):
 
 
 def _of_polynomials(q, k, a, A, B, c, R, forms_k, forms_q, bilinear, query_mask, key_mask):
-    """What cumulants, quadratic and moment features add, (..., n): qᵀ (a Cov + A + G) q + (mean B + c + h) q."""
+    """What cumulants, quadratic and moment features add, two of (..., n): qᵀ (a Cov + A + G) q, (mean B + c + h) q."""
     xp = array_namespace(q, k)
     mean, _, cov, _ = key_moments(k, key_mask)  # (..., 1, d), (..., d, d)
     form, row = _scaled_sum(a, cov, A), mean @ B + c
     if R is not None:
         G, h = _of_moments(*key_moments(q, query_mask)[0:3:2], cov, R, forms_k, forms_q, bilinear)
         form, row = form + G, row + h
-    return xp.vecdot(q @ form, q, axis=-1) + (q @ transpose(row))[..., 0]
+    return xp.vecdot(q @ form, q, axis=-1), (q @ transpose(row))[..., 0]
 
 
 def _of_moments(mean_q, cov_q, cov_k, R, forms_k, forms_q, bilinear):

@@ -77,17 +77,19 @@ def _from_slabs(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
         f_hat = f_hat / epsilon
     f_hat, q, kt = f_hat[..., None], q / (math.sqrt(q.shape[-1]) * epsilon), transpose(k)
     counted = keep(xp.ones_like(f_hat[..., 0]), query_mask)[..., None, :]  # (..., 1, n)
-    out = total = 0.0
-    good = True
+    out = total = None
+    sums = []
     for J in cut(m, block or max(SLAB // max(math.prod(q.shape[:-2]) * n, 1), 1)):
         E = _exp_of_sum(q @ kt[..., J], f_hat)  # (..., n, |J|)
         s = divisor(counted @ E, query_mask)[..., 0, :]
         b = keep(1 / s, None if key_mask is None else key_mask[..., J])[..., None]  # (..., |J|, 1)
-        out, total = out + E @ (v[..., J, :] * b), total + E @ b
-        good = good & xp.all(_in_range(s), axis=-1)
+        more, rows = E @ (v[..., J, :] * b), E @ b
+        out, total = (more, rows) if out is None else (out + more, total + rows)
+        sums.append(s)
     total = divisor(total, key_mask)
+    sums = xp.concat([*sums, total[..., 0]], axis=-1)
     out = keep_tokens(out / total, query_mask)
-    return out, good & xp.all(_in_range(total), axis=(-1, -2)) & xp.all(xp.isfinite(out), axis=(-1, -2))
+    return out, xp.all(_in_range(sums), axis=-1) & xp.all(xp.isfinite(out), axis=(-1, -2))
 
 
 @one_pass

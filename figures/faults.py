@@ -171,8 +171,8 @@ FAULTS = [
         ("fused.py", "return dq / epsilon, dk / epsilon, dv", "return dq, dk, dv"),
         ("two_sided.py", "None if key_mask is None else key_mask[:, J])", "None)"),
         ("two_sided.py", "out, _in_log_domain(*problem, epsilon))", "out, 0 * out)"),
-        ("two_sided.py", "out, total = out + E", "out, total = 0 * out + E"),
-        ("two_sided.py", "total + E @ b", "total + 1.001 * E @ b"),
+        ("two_sided.py", "else (out + more, ", "else (0 * out + more, "),
+        ("two_sided.py", "total + rows)", "total + 1.001 * rows)"),
         (
             "prediction.py",
             "xp.sort(_padding_last(_projected(k, theta), key_mask), axis=-1, stable=False)",
