@@ -17,11 +17,12 @@ what is already in the record stays.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +32,16 @@ from asap_ref import attention as readable
 from asap_ref import competitors as ours
 from asap_ref import files, fused, gallery
 from asap_ref.arrays import array_module, to_numpy
-from asap_ref.bars import ASAP, SCALING, TILES, TORCH_LOG, markdown
+from asap_ref.bars import ASAP, FROM_DUAL, SCALING, SDPA, TILES, TORCH_LOG, markdown
 from asap_ref.calibration import fit_amortizer
 from asap_ref.competitors import HEADS, N_ITER, WIDTH, Competitor, Teacher
 from asap_ref.contracts import check_choice
 from asap_ref.experiments import experiment
+from asap_ref.mechanism import Attention
 from asap_ref.recording import record as record_layers
 from asap_ref.reproduce import ReproduceSettings, machine, reproduce
-from asap_ref.stopwatch import ROUNDS, interleaved, peak_memory
+from asap_ref.stopwatch import BUDGET, LEAST, ROUNDS, interleaved, peak_memory
+from asap_ref.training import train
 from asap_ref.transformer import Transformer
 from asap_ref.workers import worker_count
 
@@ -150,7 +153,15 @@ class Benchmark:
     def about(self):
         """Tell what the times depend on, as plain as JSON has it."""
         told = {
-            "settings": {"backend": self.backend, "heads": HEADS, "d": WIDTH, "n_iter": N_ITER, "rounds": ROUNDS},
+            "settings": {
+                "backend": self.backend,
+                "heads": HEADS,
+                "d": WIDTH,
+                "n_iter": N_ITER,
+                "rounds": ROUNDS,
+                "least": LEAST,
+                "budget": BUDGET,
+            },
             "extent": asdict(self.extent),
             "machine": machine() | self.processor_of_arrays(),
             "versions": {} if self.peers is None else self.peers.versions(),
@@ -223,14 +234,16 @@ class Benchmark:
     def parts(self):
         """Time of what ASAP consists of, beside softmax and its floor."""
         n, kind = self.extent.parts, KINDS["frozen"]
-        racers = {
-            **ours.FLOORS,
-            **ours.SOFTMAX,
-            "prediction alone": ours.prediction(n, kind, HEADS, 16),
-            ASAP: ours.asap(n, kind, HEADS, 16),
-        }
+        which = (n, kind, HEADS, 16)
+        racers = {**ours.FLOORS, **ours.SOFTMAX, "prediction": ours.prediction(*which), ASAP: ours.asap(*which)}
         if self.backend == "numpy":
-            racers["ASAP from a given dual"] = ours.from_dual(n, kind, HEADS, 16)
+            racers |= {
+                "exponentials": Competitor("other", ours.calls(ours.exponentials)),
+                "sorts": ours.sorts(*which),
+                FROM_DUAL: ours.from_dual(*which),
+            }
+        if self.peers is not None:
+            racers |= {name: peer for name, peer in self.peers.forward(self.device).items() if name == SDPA}
         return [self.race(f"parts of ASAP, n = {n}", racers, self.place(ours.layer(n, kind)))]
 
     def training(self):
@@ -313,7 +326,24 @@ class Benchmark:
             reproduce(settings, folder, say=lambda line: None)
             seconds = time.perf_counter() - start
             teacher, compiled = (Transformer.load(Path(folder) / f"{name}.npz") for name in ("sinkhorn", "asap"))
-        return {"seconds": seconds, "layers": self.trained_layers(teacher, compiled, experiment(settings.dataset))}
+        run = experiment(settings.dataset)
+        return {
+            "seconds": seconds,
+            "layers": self.trained_layers(teacher, compiled, run),
+            "epochs": self.epochs(run),
+        }
+
+    def epochs(self, run):
+        """Seconds of an epoch of the main job, in the default forms and in the readable ones."""
+        self.say("an epoch of the main job")
+        data, calls = run.load(), {}
+        for name, settings in (("softmax", {}), ("sinkhorn", run.teacher)):
+            for form, kind in (("default", Attention), ("readable", ReadableAttention)):
+                model = Transformer.create(run.architecture, kind(name, settings))
+                calls[f"{name}, {form}"] = functools.partial(
+                    one_epoch, model, data.train_inputs, data.train_labels, run.training
+                )
+        return interleaved(calls)
 
     def trained_layers(self, teacher, compiled, run):
         """Race on what the layers of a trained model are given, test set as a batch."""
@@ -329,6 +359,20 @@ class Benchmark:
                 )
             )
         return races
+
+
+class ReadableAttention(Attention):
+    """The attention of a model in its readable form."""
+
+    def vjp(self, q, k, v, **masks):
+        """Return (out, vjp)."""
+        return getattr(readable, f"{self.name}_attention_vjp")(q, k, v, **self.settings, **masks)
+
+
+def one_epoch(model, inputs, labels, settings):
+    """Train for an epoch; return its loss."""
+    _, history = train(model, inputs, labels, replace(settings, epochs=1), label=None)
+    return np.asarray(history[-1]["loss"])
 
 
 # --------------------------------------------------------------------------------------------- memory, threads

@@ -19,10 +19,10 @@ from asap_ref import attention as readable
 from asap_ref import fused
 from asap_ref.arrays import array_namespace, to_numpy, transpose
 from asap_ref.calibration import fit_amortizer
-from asap_ref.prediction import predict
+from asap_ref.prediction import predict, sorted_with_places
 from asap_ref.sliced_attention import sliced_attention
 from asap_ref.two_sided import attention_from_dual, tiles
-from asap_ref.workers import over_problems
+from asap_ref.workers import over_problems, spread
 
 HEADS, WIDTH, N_ITER = 8, 64, 20
 TOKENS = 8192  # to calibrate on
@@ -106,6 +106,21 @@ def _product_tiles(q, k, v, *, exponential):
         for rows in tiles(q.shape[-2], len(q) * k.shape[-2], least=32):
             E = q[:, rows] @ kt
             np.matmul(np.exp(E, out=E) if exponential else E, v, out=out[:, rows])
+        return out
+
+    return over_problems(part, [q, k, v], [])
+
+
+def exponentials(q, k, v):
+    """Only the exponentials, of as many scores, tile by tile. NumPy."""
+
+    def part(q, k, v):
+        rows = tiles(q.shape[-2], len(q) * k.shape[-2], least=32)
+        scores = np.broadcast_to(np.linspace(-9, 0, k.shape[-2], dtype=q.dtype), (len(q), rows[0].stop, len(k[0])))
+        scores, out = scores.copy(), np.empty_like(v)
+        for R in rows:
+            E = np.exp(scores[:, : R.stop - R.start])
+            out[:, R, 0] = E[..., 0]
         return out
 
     return over_problems(part, [q, k, v], [])
@@ -197,6 +212,22 @@ def prediction(n, kind, heads, n_slices):
     """Only the prediction of the query dual."""
     fitted = amortizer(n, kind, heads, n_slices)
     return Competitor("other", lambda q, k, v: lambda: predict(q, k, fitted))
+
+
+def sorts(n, kind, heads, n_slices):
+    """Only the sorts of the prediction: projected queries with their places, projected keys without. NumPy."""
+    theta = transpose(amortizer(n, kind, heads, n_slices).directions)
+
+    def prepare(q, k, v):
+        x, y = theta @ transpose(q), theta @ transpose(k)  # (heads, L, n)
+
+        def of_a_head(h):
+            xs, _ = sorted_with_places(x[h])
+            return xs + np.sort(y[h], axis=-1)[..., : xs.shape[-1]]
+
+        return lambda: spread(of_a_head, range(heads))[-1]
+
+    return Competitor("other", prepare)
 
 
 def from_dual(n, kind, heads, n_slices):

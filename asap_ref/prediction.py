@@ -118,7 +118,7 @@ def _sorted(x):
         return xp.reshape(xp.take(xp.reshape(x, (-1,)), xp.reshape(index, (-1,)), axis=0), index.shape)
 
     packed = isinstance(x, np.ndarray) and x.dtype == np.float32 and n <= 2**28
-    xs, order = _sorted_with_places(x) if packed else (None, xp.argsort(x, axis=-1, stable=False))
+    xs, order = sorted_with_places(x) if packed else (None, xp.argsort(x, axis=-1, stable=False))
     # as indices into the flat array, where rows lie n apart, a gather is one plain take
     starts = xp.reshape(n * xp.arange(rows, dtype=order.dtype, device=x.device), (*x.shape[:-1], 1))
     order = order + starts
@@ -132,7 +132,7 @@ def _sorted(x):
     return gathered(x, order) if xs is None else xs, back
 
 
-def _sorted_with_places(x):
+def sorted_with_places(x):
     """Sorted values of float32, and where they came from: NumPy sorts several times faster than it argsorts.
 
     As float64 the values leave 29 bits unused at the end: their places go there, and take part in the sort only

@@ -17,13 +17,13 @@ import numpy as np
 
 from asap_ref.arrays import to_numpy
 
-ROUNDS = 7
+ROUNDS, LEAST, BUDGET = 21, 7, 10.0  # who has taken more than so many seconds may stop after LEAST rounds
 # To the C library's allocator: give blocks back when freed, or what was freed before a call hides what it takes.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 PAUSE = 0.005  # seconds before each call: threads that another library keeps spinning go to sleep
 
 
-def interleaved(calls, *, rounds=ROUNDS, least=3, budget=60.0):
+def interleaved(calls, *, rounds=ROUNDS, least=LEAST, budget=BUDGET):
     """Time functions in turn: {name: [seconds of each round]}.
 
     Parameters

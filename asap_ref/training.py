@@ -155,8 +155,8 @@ def train(
         File that is rewritten, atomically, after each epoch.
     resume : bool
         Go on from the checkpoint if there is one; it must come from the same settings and model.
-    label : str
-        What the progress bar says.
+    label : str or None
+        What the progress bar says; None for no bar.
     evaluate : callable, optional
         ``evaluate(model) -> dict of numbers``, called after each epoch and kept in the history.
 
@@ -247,7 +247,10 @@ def _load_checkpoint(path, made_by, like):
 
 
 def epochs_with_progress(start, stop, label, history):
-    """Yield epoch numbers under a progress bar on a terminal, with plain lines otherwise."""
+    """Yield epoch numbers under a progress bar on a terminal, with plain lines otherwise; silently without a label."""
+    if label is None:
+        yield from range(start, stop)
+        return
 
     def latest():
         return {key: f"{value:.4g}" for key, value in history[-1].items() if key != "epoch"} if history else {}

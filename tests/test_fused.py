@@ -382,7 +382,7 @@ def test_fast_rivals_equal_readable(rival, kind, padded):
     )
 )
 def test_places_that_ride_along_in_a_sort_are_those_of_argsort(x):
-    xs, places = prediction._sorted_with_places(x)
+    xs, places = prediction.sorted_with_places(x)
     np.testing.assert_array_equal(xs, np.sort(x, axis=-1))
     np.testing.assert_array_equal(np.take_along_axis(x, places, axis=-1), xs)
     np.testing.assert_array_equal(np.sort(places, axis=-1), np.broadcast_to(np.arange(x.shape[-1]), x.shape))
