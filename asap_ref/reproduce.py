@@ -306,25 +306,29 @@ def draw(report, out, *, name="reproduce"):
 
     accuracy = {row["attention"]: row["accuracy"] for row in report["rows"]}
     kept = {attention: value / accuracy["sinkhorn"] for attention, value in accuracy.items()}
-    fig, axes = presentation.subplots(1, 2, figsize=(10, 4.2))
+    fig, axes = presentation.subplots(1, 2, figsize=(10, 4.6))
+    others = iter("DPXv^<>")
     for row in report["rows"]:
-        kind = row["attention"].split("-")[0]
-        kind = kind if kind in presentation.MARKERS else "other"
-        style = {"color": presentation.COLOURS[kind], "marker": presentation.MARKERS[kind], "ls": ""}
-        style["markersize"] = 14 if kind == "asap" else 8
-        label = row["attention"].removeprefix("sinkhorn-")
-        if label.isdigit():  # fits into the marker
-            text = {"xytext": (0, 0), "ha": "center", "va": "center_baseline", "color": "white", "fontsize": 7}
-        else:
-            text = {"xytext": (7, 5 if kind == "other" else -11), "fontsize": 9}
+        kind, label = row["attention"].split("-")[0], row["attention"].removeprefix("sinkhorn-")
+        known = kind in presentation.MARKERS
+        style = {
+            "color": presentation.COLOURS[kind if known else "other"],
+            "marker": presentation.MARKERS[kind] if known else next(others),
+            "markersize": 14 if kind == "asap" else 8,
+            "label": f"_{label}" if label.isdigit() else label,  # with an underscore the legend leaves it out
+            "ls": "",
+        }
         for axis, value in zip(axes, (100 * row["accuracy"], row["output_error"]), strict=True):
             if value:
                 axis.plot(row["ms_per_forward"], value, **style)
-                axis.annotate(label, (row["ms_per_forward"], value), textcoords="offset points", **text)
+                if label.isdigit():  # fits into the marker
+                    text = {"ha": "center", "va": "center_baseline", "color": "white", "fontsize": 7}
+                    axis.annotate(label, (row["ms_per_forward"], value), **text)
     axes[0].set(xlabel="milliseconds a forward pass", ylabel="test accuracy (%)")
     axes[1].set(xlabel="milliseconds a forward pass", ylabel="attention output error (relative)", yscale="log")
     for axis in axes:
-        axis.margins(x=0.2, y=0.15)
+        axis.margins(x=0.1, y=0.15)
+    fig.legend(*axes[0].get_legend_handles_labels(), ncols=4, fontsize=9, loc="outside lower center")
     fig.suptitle(
         f"Compiled with ASAP, the Sinkhorn teacher keeps {kept['asap']:.1%} of its accuracy, cut to one iteration "
         f"{kept['sinkhorn-1']:.1%}\n({report['dataset']['name']}; left: higher is better, right: lower is better; "

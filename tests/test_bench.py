@@ -7,6 +7,10 @@ import pytest
 
 from asap_ref import attention, bars, benchmark, cli, competitors, files, gallery, stopwatch
 from asap_ref.benchmark import Extent
+from asap_ref.datasets import Dataset
+from asap_ref.experiments import Experiment
+from asap_ref.training import TrainingSettings
+from asap_ref.transformer import Architecture, Transformer
 
 TINY = Extent(
     lengths={"frozen": (16,), "sharp": (), "uniform": (16,)},
@@ -172,3 +176,30 @@ def test_quick_runs_on_another_array_module():
         record = benchmark.bench(None, extent="quick", backend="array_api_strict", say=lambda line: None)
         competitors.amortizer.cache_clear()
     assert record["memory"] == [] and any("memory" in line for line in record["left_out"])
+
+
+def test_a_bar_that_the_spread_holds_is_told_apart_from_one_that_is_missed():
+    bar = bars.Bar("a / b", "at most", 1.0, lambda record: None)
+    assert [bar.verdict(0.9, (0.8, 1.2)), bar.verdict(1.1, (1.05, 1.2))] == ["met", "missed"]
+    assert bar.verdict(1.02, (0.97, 1.2)) == "missed, within the spread" and bar.verdict(1.02) == "missed"
+
+
+def test_an_epoch_is_the_same_in_both_forms_but_for_rounding():
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((32, 8, 8)), np.arange(32) % 10
+    data = Dataset("noise", images, labels, images, labels, tuple("0123456789"))
+    run = Experiment(
+        load=lambda: data,
+        architecture=Architecture(patch=4, width=8, n_layers=1, n_heads=2),
+        training=TrainingSettings(epochs=1, batch_size=16),
+        teacher={"n_iter": 3},
+    )
+    found = benchmark.Benchmark(TINY, "numpy", lambda line: None).epochs(run)
+    assert all(len(seconds) == stopwatch.ROUNDS for seconds in found.values())
+    assert "| sinkhorn | " in bars._epochs(found)
+    models = [
+        Transformer.create(run.architecture, kind("sinkhorn", run.teacher))
+        for kind in (benchmark.Attention, benchmark.ReadableAttention)
+    ]
+    losses = [benchmark.one_epoch(model, images, labels, run.training) for model in models]
+    np.testing.assert_allclose(*losses, rtol=1e-12)
