@@ -73,20 +73,21 @@ def _errors(backend, dtype):
 
 def draw(record, folder):
     """Write the two tables."""
-    lines = [["array module", "dtype", *COLUMNS]]
+    lines = [["array module", "dtype", "calls", *COLUMNS]]
     for row in record["rows"]:
         about = ", ".join(row[key] for key in ("version", "card") if key in row)
         name = f"{row['module']} ({about})" if about else row["module"]
         cells = [f"{row[column]:.0e}" if column in row else "not run" for column in COLUMNS]
-        lines.append([name, row["dtype"], *cells])
-    ran = [row for row in record["rows"] if not row["missing"]]
+        lines.append([name, row["dtype"], row.get("operators", ""), *cells])
     reasons = sorted(
         {f"{row['module']}: {row['missing'].split(':')[0]}" for row in record["rows"] if row["missing"]}
     )
+    calls = {row["operators"] for row in record["rows"] if "operators" in row}
+    since = " (fewer where the last run is older, as on a GPU)" if len(calls) > 1 else ""
     text = (
         f"{_table(lines)}\n"
-        "Largest difference from NumPy in float64, relative to the largest entry, over "
-        f"{ran[0]['operators']} calls of operators, a training step of the Transformer, and the logits of a model "
+        "Largest difference from NumPy in float64, relative to the largest entry, over so many calls of "
+        f"operators{since}, a training step of the Transformer, and the logits of a model "
         "that was trained, compiled and saved there, then loaded on NumPy, and back. "
         f"Not run: {'; '.join(reasons) or 'none'}.\n\n"
         f"{_table([['work', 'kernels', 'waits', 'transfers'], *record['counts']])}\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tallies import MISTAKES, REFUSED, note
 
 from asap_ref import cli
 from asap_ref.transformer import Transformer
@@ -168,6 +169,7 @@ def test_mistakes_exit_with_2_and_one_clear_line(arguments, message, tmp_path):
     assert message in done.stderr and "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if "error:" in line]) == 1
     assert not done.stdout and not list(tmp_path.iterdir())
+    note(MISTAKES, REFUSED)
 
 
 def test_a_module_that_is_not_installed_is_named_with_its_remedy(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operators import OPERATORS, convert, outputs, random_like, vjp_of
 from problems import qkv
+from tallies import ANY_SCALE, ANY_SIZE, CALLS, FINITE, OF_MEMORY, REFUSED, SAME, note, refused
 
 import asap_ref as ar
 from asap_ref import diagnostics, objectives
@@ -47,6 +48,7 @@ def test_any_scale_gives_finite_numbers_or_says_why_not(name, dtype, data, ties)
     for x in outputs(results):
         assert np.isfinite(x).all()
         assert x.dtype == dtype
+    note(ANY_SCALE, FINITE if results else REFUSED)
     for old, new in zip(outputs(tuple(before.values())), outputs(tuple(arguments.values())), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -72,6 +74,7 @@ def test_an_output_lies_among_its_values(name, n, m, power, ties, seed):
     out = getattr(ar, name)(q, k, v, **options)
     slack = 1e-12 * np.abs(v).max()  # rounding of a sum of m terms
     assert (out >= v.min(axis=0) - slack).all() and (out <= v.max(axis=0) + slack).all()
+    note(ANY_SIZE, FINITE)
 
 
 # ------------------------------------------------------------------------------------------------------- memory
@@ -103,6 +106,7 @@ def test_the_layout_of_memory_does_not_matter(name, layout):
     for x, y in zip(outputs((expected, expected_vjp(cotangent), expected)), got, strict=True):
         # matrix products add up in another order for another layout
         np.testing.assert_allclose(y, x, rtol=0, atol=1e-11 * max(np.abs(x).max(), 1))
+    note(OF_MEMORY, SAME)
 
 
 @pytest.mark.parametrize("kind", [np.ma.MaskedArray, np.matrix])
@@ -111,7 +115,9 @@ def test_arrays_whose_arithmetic_differs_are_refused(name, kind):
     function, arguments, options = OPERATORS[name]
     key = next(key for key, x in arguments.items() if isinstance(x, np.ndarray))
     other = arguments[key].reshape(-1, arguments[key].shape[-1]).view(kind)
-    with pytest.raises(TypeError, match=f"{key} must be an array, got (MaskedArray|matrix)"):
+    with refused(
+        "wrong calls of a function", TypeError, match=f"{key} must be an array, got (MaskedArray|matrix)"
+    ):
         function(**{**arguments, key: other}, **options)
 
 
@@ -230,5 +236,5 @@ def test_wrong_calls(call, error, message):
     if error is None:  # not wrong: nothing to measure gives the promised number
         np.testing.assert_array_equal(call(), message)
         return
-    with pytest.raises(error, match=message):
+    with refused(CALLS, error, match=message):
         call()

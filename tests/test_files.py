@@ -11,6 +11,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from tallies import CHANGED, CUT, FOREIGN, MOVED, REFUSED, SAME, note, refused
 
 from asap_ref import Amortizer, files
 from asap_ref.parameters import flatten, place, unflatten
@@ -67,6 +68,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         assert outcome(path) == "refused", f"cut to {length} of {len(whole)} bytes"
+    note(CUT, REFUSED, len(whole))
 
 
 def test_a_changed_byte_anywhere_is_refused_or_harmless(tmp_path):
@@ -80,6 +82,8 @@ def test_a_changed_byte_anywhere_is_refused_or_harmless(tmp_path):
             outcomes.append(outcome(path))
     assert set(outcomes) == {"refused", "same"}
     assert outcomes.count("refused") > 0.8 * len(outcomes)
+    note(CHANGED, REFUSED, outcomes.count("refused"))
+    note(CHANGED, SAME, outcomes.count("same"))
 
 
 def test_bytes_put_in_taken_out_or_shuffled_are_refused_or_harmless(tmp_path):
@@ -94,7 +98,9 @@ def test_bytes_put_in_taken_out_or_shuffled_are_refused_or_harmless(tmp_path):
             rng.bytes(int(j)),
         ):
             path.write_bytes(content)
-            assert outcome(path) in ("refused", "same")
+            found = outcome(path)
+            assert found in ("refused", "same")
+            note(MOVED, REFUSED if found == "refused" else SAME)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +119,7 @@ def test_bytes_put_in_taken_out_or_shuffled_are_refused_or_harmless(tmp_path):
 def test_foreign_files_are_refused_by_name(tmp_path, write):
     path = tmp_path / "x.npz"
     write(path)
-    with pytest.raises(ValueError, match=r"x\.npz is damaged or was not written by asap_ref"):
+    with refused(FOREIGN, ValueError, match=r"x\.npz is damaged or was not written by asap_ref"):
         files.load(path, "example")
 
 
@@ -127,15 +133,15 @@ class Bomb:
 def test_pickles_are_never_opened(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, header=np.asarray([Bomb()], dtype=object))
-    with pytest.raises(ValueError, match="is of type object, which this release does not read"):
+    with refused(FOREIGN, ValueError, match="is of type object, which this release does not read"):
         files.load(path, "example")
     header = np.asarray(json.dumps({"format": "asap_ref", "version": 1, "kind": "example", "settings": {}}))
     np.savez(path, header=header, x=np.asarray([Bomb()], dtype=object))
-    with pytest.raises(ValueError, match="is of type object"):
+    with refused(FOREIGN, ValueError, match="is of type object"):
         files.load(path, "example")
     with zipfile.ZipFile(path, "w") as archive:  # a bare pickle in place of an array, as np.load would unpickle
         archive.writestr("header.npy", pickle.dumps(Bomb()))
-    with pytest.raises(ValueError, match="was not written by asap_ref"):
+    with refused(FOREIGN, ValueError, match="was not written by asap_ref"):
         files.load(path, "example")
 
 
@@ -173,7 +179,7 @@ def test_a_file_that_would_grow_when_it_is_read_is_refused_before_it_does(tmp_pa
     for message, content in bombs.items():
         path.write_bytes(content)
         tracemalloc.reset_peak()
-        with pytest.raises(ValueError, match=message):
+        with refused(FOREIGN, ValueError, match=message):
             files.load(path, "example")
         assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
@@ -182,17 +188,17 @@ def test_a_file_that_would_grow_when_it_is_read_is_refused_before_it_does(tmp_pa
 def test_other_kinds_and_other_versions_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
     files.save(path, "example", TREE, {})
-    with pytest.raises(ValueError, match="is of kind 'example', expected 'amortizer'"):
+    with refused(FOREIGN, ValueError, match="is of kind 'example', expected 'amortizer'"):
         Amortizer.load(path)
-    with pytest.raises(ValueError, match="expected 'transformer'"):
+    with refused(FOREIGN, ValueError, match="expected 'transformer'"):
         Transformer.load(path)
     monkeypatch.setattr(files, "FORMAT_VERSION", 2)
     files.save(path, "example", TREE, {})
     files.save_json(tmp_path / "x.json", "report", {})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format version 2, this release reads 1; update"):
+    with refused(FOREIGN, ValueError, match="format version 2, this release reads 1; update"):
         files.load(path, "example")
-    with pytest.raises(ValueError, match="format version 2, this release reads 1; update"):
+    with refused(FOREIGN, ValueError, match="format version 2, this release reads 1; update"):
         files.load_json(tmp_path / "x.json", "report")
     with pytest.raises(FileNotFoundError, match="no file"):
         files.load(tmp_path / "absent.npz", "example")
@@ -204,11 +210,11 @@ def test_reports_say_what_they_are(tmp_path):
     files.save_json(tmp_path / "x.json", "report", {"rows": [1, 2]})
     assert json.loads((tmp_path / "x.json").read_text())["version"] == files.FORMAT_VERSION
     assert files.load_json(tmp_path / "x.json", "report") == {"rows": [1, 2]}
-    with pytest.raises(ValueError, match="is of kind 'report', expected 'bench'"):
+    with refused(FOREIGN, ValueError, match="is of kind 'report', expected 'bench'"):
         files.load_json(tmp_path / "x.json", "bench")
     for content in ("", "[]", "{", "\xff"):
         (tmp_path / "x.json").write_text(content, encoding="latin-1")
-        with pytest.raises(ValueError, match=r"x\.json is damaged or was not written by asap_ref"):
+        with refused(FOREIGN, ValueError, match=r"x\.json is damaged or was not written by asap_ref"):
             files.load_json(tmp_path / "x.json", "report")
 
 

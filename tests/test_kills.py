@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tallies import KILLS, SAME, note
 
 
 @pytest.mark.slow
@@ -35,5 +36,6 @@ def test_killed_runs_resume_to_the_numbers_of_an_undisturbed_one(tmp_path):
     assert sum(map(len, kills)) >= 20
     assert len({kept for run in kills for kept in run}) > 10  # they came at many different moments
     assert all(run == sorted(run) for run in kills)  # nothing that was finished was lost
+    note(KILLS, SAME, len(records))
     leftovers = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in ("run.npz",)]
     assert all(path.name.startswith(".run.npz.") or path.parent == tmp_path for path in leftovers)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from problems import qkv
+from tallies import CHANGED, CUT, FOREIGN, LACKING, REFUSED, SAME, note, refused
 
 import asap_ref as ar
 from asap_ref import Amortizer, Attention, FidelityReport, files
@@ -97,6 +98,7 @@ def test_a_file_cut_anywhere_is_refused(kind, tmp_path):
     for length in np.linspace(0, len(whole) - 1, 60).astype(int):
         path.write_bytes(whole[:length])
         assert outcome(kind, path, expected) == "refused"
+        note(CUT, REFUSED)
 
 
 @on_every_kind
@@ -113,6 +115,8 @@ def test_changed_bytes_never_give_other_numbers(kind, tmp_path):
         outcomes.append(outcome(kind, path, expected))
     assert set(outcomes) <= {"refused", "same"}
     assert outcomes.count("refused") > 80
+    note(CHANGED, REFUSED, outcomes.count("refused"))
+    note(CHANGED, SAME, outcomes.count("same"))
 
 
 @on_every_kind
@@ -127,9 +131,10 @@ def test_a_bomb_a_pickle_and_another_kind_are_refused(kind, tmp_path):
         for name, part in parts.items():
             archive.writestr(f"{name}.npy", npy_of(part) if name == "header" else pickle.dumps(part))
     assert outcome(kind, path, expected) == "refused"
+    note(FOREIGN, REFUSED, 2)
     for other in sorted({*KINDS} - {kind}):
         KINDS[other][0](path)
-        with pytest.raises(ValueError, match=f"is of kind '{other}', expected '{kind}'"):
+        with refused(FOREIGN, ValueError, match=f"is of kind '{other}', expected '{kind}'"):
             KINDS[kind][1](path)
 
 
@@ -148,6 +153,7 @@ def test_a_sound_file_that_lacks_an_array_or_a_setting_is_refused(kind, tmp_path
     for key in settings:
         files.save(path, kind, arrays, {name: x for name, x in settings.items() if name != key})
         assert outcome(kind, path, expected) == "refused", f"without the setting {key}"
+        note(LACKING, REFUSED)
     if kind == "fidelity":  # whose arrays are a dict of any measures
         return
     for key in flatten(arrays):
@@ -156,6 +162,7 @@ def test_a_sound_file_that_lacks_an_array_or_a_setting_is_refused(kind, tmp_path
         found = outcome(kind, path, expected)
         # of an amortizer that was put together by hand nobody knows the share that it explains
         assert found == "refused" or key.split("/")[-1] in ("r_squared",), f"without the array {key}: {found}"
+        note(LACKING, REFUSED if found == "refused" else SAME)
 
 
 def test_a_report_cut_anywhere_is_refused(tmp_path):
@@ -165,8 +172,8 @@ def test_a_report_cut_anywhere_is_refused(tmp_path):
     assert files.load_json(path, "report") == {"rows": [{"accuracy": 0.5, "name": "é"}], "seed": 0}
     for length in range(len(whole) - 1):  # the last byte ends the line
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=re.escape(f"{path} is damaged or was not written by asap_ref")):
+        with refused(CUT, ValueError, match=re.escape(f"{path} is damaged or was not written by asap_ref")):
             files.load_json(path, "report")
     path.write_text(json.dumps({**json.loads(whole), "version": 99}))
-    with pytest.raises(ValueError, match="format version 99, this release reads 1"):
+    with refused(FOREIGN, ValueError, match="format version 99, this release reads 1"):
         files.load_json(path, "report")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from problems import qkv
+from tallies import BATCHES, CALLS, refused
 
 import asap_ref as ar
 from asap_ref import Attention, FidelityReport, comparison, diagnostics, fidelity, hardness, sources
@@ -130,7 +131,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("call", "error", "message"), WRONG)
 def test_wrong_calls(call, error, message):
-    with pytest.raises(error, match=message):
+    with refused(CALLS, error, match=message):
         call()
 
 
@@ -162,7 +163,7 @@ DAMAGED = {  # file name: how to write it, what is said
 def test_batches_on_disk_that_cannot_be_read_are_named(tmp_path, name):
     write, error, message = DAMAGED[name]
     write(tmp_path / name)
-    with pytest.raises(error, match=message):
+    with refused(BATCHES, error, match=message):
         ar.fit_amortizer([tmp_path / name])
 
 
@@ -173,7 +174,7 @@ def test_batches_cut_anywhere_are_refused(tmp_path):
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"batch.npz is no .npy or .npz file of numbers, or damaged"):
+        with refused(BATCHES, ValueError, match=r"batch.npz is no .npy or .npz file of numbers, or damaged"):
             sources.load(path)
     path.write_bytes(whole)
     np.testing.assert_array_equal(sources.load(path), (Q, K))

@@ -1,0 +1,159 @@
+"""On digits and news: quadratic features buy most, moments and a hidden layer a little, refining the rest."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from asap_ref import Attention, files, presentation
+from asap_ref.comparison import fidelity
+from asap_ref.compilation import compile_model
+from asap_ref.experiments import experiment
+from asap_ref.reproduce import calibration_batches, machine, sample
+from asap_ref.training import train
+from asap_ref.transformer import Transformer
+
+SEEDS = (0, 1, 2)
+DATASETS = {"digits": "digits", "r8": "Reuters R8"}
+PLAIN = {"n_slices": 16, "quadratic": 0}
+CHOSEN = {"n_slices": 16, "candidates": 64, "quadratic": 12}
+HIDDEN = {"hidden": 32, "max_iter": 150}
+VARIANTS = {
+    "16 slices": PLAIN | {"cumulants": False},
+    "16 slices + cumulants": PLAIN,
+    "+ quadratic, slices chosen among 64": CHOSEN,
+    "+ moments": CHOSEN | {"moments": True},
+    "+ hidden layer of 32": CHOSEN | HIDDEN,
+    "+ moments + hidden layer of 32": CHOSEN | HIDDEN | {"moments": True},
+    "+ quadratic, slices chosen among 64, refine = 1": CHOSEN | {"refine": 1},
+}
+TRUNCATED = (1, 2, 3, 5)
+BAR = 0.05
+
+
+def measure():
+    """Train a teacher for each data set and seed, compile it in every way, and compare on test inputs."""
+    return {
+        "datasets": {name: [of_seed(name, seed) for seed in SEEDS] for name in DATASETS},
+        "machine": machine(),
+    }
+
+
+def of_seed(dataset, seed):
+    """Errors of each variant, one a layer and head, and the seconds that compiling took."""
+    run = experiment(dataset, seed=seed)
+    data = run.load()
+    teacher, _ = train(
+        Transformer.create(run.architecture, Attention("sinkhorn", run.teacher), seed=seed),
+        data.train_inputs,
+        data.train_labels,
+        run.training,
+        augment=run.augment,
+        label=f"{dataset}, seed {seed}",
+    )
+    calibration, test = calibration_batches(run, data), sample(data.test_inputs)
+    rows = []
+    for name, settings in VARIANTS.items():
+        began = time.perf_counter()
+        compiled, _ = compile_model(teacher, calibration, seed=seed, **settings)
+        seconds = time.perf_counter() - began
+        rows.append({"name": name, "seconds": seconds} | errors(teacher, compiled.attentions, test))
+    for T in TRUNCATED:
+        cut = (Attention("sinkhorn", {**run.teacher, "n_iter": T}),) * len(teacher.attentions)
+        rows.append({"name": f"Sinkhorn, T = {T}"} | errors(teacher, cut, test))
+    return {"seed": seed, "teacher": run.teacher, "test": len(test), "rows": rows}
+
+
+def errors(teacher, attentions, inputs):
+    """Output and column errors, (layers, heads) each."""
+    layers = fidelity(teacher, attentions, inputs)
+    return {key: [layer[key] for layer in layers] for key in ("output_error", "column_error")}
+
+
+# ---------------------------------------------------------------------------------------------------- presentation
+
+
+def draw(record, folder):
+    """Write the table and the figure."""
+    table = Path(folder) / "options.md"
+    files.save_text(table, markdown(record))
+    fig, axes = presentation.subplots(1, len(DATASETS), figsize=(11.0, 4.2), sharey=True)
+    places = np.arange(len(VARIANTS))[::-1]
+    for axis, (dataset, told) in zip(axes, DATASETS.items(), strict=True):
+        seeds = record["datasets"][dataset]
+        found = np.asarray([[_error(seed, name) for seed in seeds] for name in VARIANTS])
+        axis.barh(places, found.mean(1), xerr=found.std(1), height=0.6, color=presentation.COLOURS["asap"])
+        for T in (2, 3, 5):
+            error = np.mean([_error(seed, f"Sinkhorn, T = {T}") for seed in seeds])
+            axis.axvline(error, ls="--", lw=1.2, color=presentation.COLOURS["sinkhorn"])
+            axis.annotate(f" T = {T}", (error, len(VARIANTS) - 0.45), ha="left", fontsize=9)
+        axis.set(
+            title=told, xlabel="attention output error; dashed: Sinkhorn cut to T", ylim=(-0.6, len(VARIANTS))
+        )
+        axis.grid(visible=False, axis="y")
+    axes[0].set_yticks(places, VARIANTS)
+    axes[0].set_ylabel("map")
+    return [table, *presentation.save(fig, Path(folder) / "options")]
+
+
+def markdown(record):
+    """Write output errors, whether they meet the bar, and the cost of compiling."""
+    head = ["attention"]
+    for told in DATASETS.values():
+        head += [f"{told}: {what}" for what in ("output error", "column error", "nearer than T = 5", "compile, s")]
+    lines = [head, ["---"] * len(head)]
+    for name in (*VARIANTS, *(f"Sinkhorn, T = {T}" for T in TRUNCATED)):
+        line = [name]
+        for dataset in DATASETS:
+            seeds = record["datasets"][dataset]
+            found = [_error(seed, name) for seed in seeds]
+            columns = np.mean([_row(seed, name)["column_error"] for seed in seeds])
+            line += [f"{np.mean(found):.3f} ± {np.std(found):.3f}", f"{columns:.3f}"]
+            if name in VARIANTS:
+                won = [
+                    x < y for seed in seeds for x, y in zip(*(_layers(seed, n) for n in (name, FIVE)), strict=True)
+                ]
+                line += [
+                    f"{sum(won)} of {len(won)} layers",
+                    f"{np.mean([_row(s, name)['seconds'] for s in seeds]):.0f}",
+                ]
+            else:
+                line += ["", ""]
+        lines.append(line)
+    told = []
+    for dataset, name in DATASETS.items():
+        seeds = record["datasets"][dataset]
+        error = np.mean([_error(seed, BEST) for seed in seeds])
+        met = "met" if error <= BAR else "missed"
+        told.append(
+            f"{name} (T = {seeds[0]['teacher']['n_iter']}, epsilon = {seeds[0]['teacher']['epsilon']:g}, "
+            f"{seeds[0]['test']} test inputs): a bar of {BAR} for the output error with 16 slices is {met} by chosen "
+            f"slices with quadratic features ({error:.3f})"
+        )
+    made_on = record["machine"]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + (
+        f"\n{'; '.join(told)}. Seeds {', '.join(map(str, SEEDS))}: means with standard deviations; output "
+        f"errors are relative to the teacher's output, geometric means over heads. {made_on['processor']}, NumPy "
+        f"{made_on['numpy']}.\n"
+    )
+
+
+BEST, FIVE = "+ quadratic, slices chosen among 64", "Sinkhorn, T = 5"
+
+
+def _row(seed, name):
+    return next(row for row in seed["rows"] if row["name"] == name)
+
+
+def _layers(seed, name):
+    return [float(np.exp(np.mean(np.log(layer)))) for layer in _row(seed, name)["output_error"]]
+
+
+def _error(seed, name):
+    return float(np.exp(np.mean(np.log(_row(seed, name)["output_error"]))))
+
+
+if __name__ == "__main__":
+    from asap_ref.cli import main
+
+    raise SystemExit(main(["figures", "options"]))
