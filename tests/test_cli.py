@@ -125,7 +125,13 @@ def test_compile_command_replaces_the_attention_of_a_saved_model(short_run, tmp_
 def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(short_run, tmp_path):
     out, _ = short_run
     arguments = ["reproduce", "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(tmp_path)]
-    process = subprocess.Popen([COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
+    # what a shell starts with & is deaf to interrupts, and so is all that it starts in its turn
+    listen = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", listen, COMMAND, *arguments], stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "softmax.checkpoint.npz").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
