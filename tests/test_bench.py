@@ -48,7 +48,8 @@ def test_the_record_holds_every_raw_time_and_what_it_was_measured_on(record):
     assert len(races) == 6
     for race in races:
         for row in race["rows"]:
-            assert len(row["seconds"]) == stopwatch.ROUNDS and min(row["seconds"]) > 0
+            # on a machine that does more besides, a call may use up its budget
+            assert stopwatch.LEAST <= len(row["seconds"]) <= stopwatch.ROUNDS and min(row["seconds"]) > 0
             assert row["median"] == np.median(row["seconds"])
     assert any("other libraries" in line for line in record["left_out"])
     assert json.loads(json.dumps(record, allow_nan=False)) == record
@@ -195,7 +196,7 @@ def test_an_epoch_is_the_same_in_both_forms_but_for_rounding():
         teacher={"n_iter": 3},
     )
     found = benchmark.Benchmark(TINY, "numpy", lambda line: None).epochs(run)
-    assert all(len(seconds) == stopwatch.ROUNDS for seconds in found.values())
+    assert all(len(seconds) >= stopwatch.LEAST for seconds in found.values())
     assert "| sinkhorn | " in bars._epochs(found)
     models = [
         Transformer.create(run.architecture, kind("sinkhorn", run.teacher))
