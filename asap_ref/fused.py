@@ -16,7 +16,7 @@ from asap_ref import attention as readable
 from asap_ref.arrays import array_namespace, one_pass, transpose
 from asap_ref.contracts import inside, operator
 from asap_ref.initial_duals import initial_dual
-from asap_ref.masks import keep_tokens
+from asap_ref.masks import below_top, keep_tokens
 from asap_ref.prediction import predict
 from asap_ref.scaling import scale, scaled_attention, scaled_attention_vjp
 from asap_ref.transport import attention_scores, attention_scores_vjp, column_mass, valid_pairs
@@ -188,7 +188,8 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
     def refined(q, k, v, f_hat, query_mask, key_mask):
         S, n_iter = attention_scores(q, k), 1 + amortizer.refine
         masks = {"query_mask": query_mask, "key_mask": key_mask}
-        segments = scale(S, n_iter=n_iter, epsilon=epsilon, init=f_hat[..., 0], **masks)
+        init = below_top(f_hat[..., 0], query_mask)
+        segments = scale(S, n_iter=n_iter, epsilon=epsilon, init=init, **masks)
         return scaled_attention(segments, v)
 
     def transformed(q, k, v, f_hat, query_mask, key_mask):

@@ -50,3 +50,17 @@ def centred(x, mask):
         return x - xp.mean(x, axis=-1, keepdims=True)
     x = keep(x, mask)
     return keep(x - xp.sum(x, axis=-1, keepdims=True) / token_count(x, mask), mask)
+
+
+def below_top(x, mask):
+    """Take from x (..., n) its largest value over tokens, which becomes zero; zero at padding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> below_top(np.asarray([1.0, 3.0, 9.0]), np.asarray([True, True, False]))
+    array([-2.,  0.,  0.])
+    """
+    xp = array_namespace(x)
+    tokens = x if mask is None else xp.where(mask, x, -xp.inf)
+    return keep(x - xp.max(tokens, axis=-1, keepdims=True), mask)

@@ -24,7 +24,7 @@ import math
 import numpy as np
 
 from asap_ref.arrays import array_namespace, one_pass, transpose
-from asap_ref.masks import keep, keep_tokens
+from asap_ref.masks import below_top, keep, keep_tokens
 from asap_ref.transport import attention_scores, transport_plan, two_sided_c_transform
 
 TILE = 2**18  # entries of a tile of scores: 1 MiB in float32
@@ -34,6 +34,7 @@ SLAB = 2**30  # entries of scores on a device at once: 4 GiB in float32
 
 def attention_from_dual(q, k, v, f_hat, query_mask, key_mask, *, epsilon, block=None):
     """(..., n, d), (..., m, d), (..., m, p), (..., n) -> (..., n, p); one leading axis on NumPy. Padding is zero."""
+    f_hat = below_top(f_hat, query_mask)  # any constant will do, but a large one would cost digits
     problem = (q, k, v, f_hat, query_mask, key_mask)
     if isinstance(q, np.ndarray):
         out, good = _from_tiles(*problem, epsilon, block)
@@ -71,8 +72,6 @@ def _from_slabs(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
     """
     xp = array_namespace(q, k, v)
     n, m = q.shape[-2], k.shape[-2]
-    f_hat = f_hat if query_mask is None else xp.where(query_mask, f_hat, -xp.inf)
-    f_hat = keep(f_hat - xp.max(f_hat, axis=-1, keepdims=True), query_mask)
     if epsilon != 1.0:
         f_hat = f_hat / epsilon
     f_hat, q, kt = f_hat[..., None], q / (math.sqrt(q.shape[-1]) * epsilon), transpose(k)
@@ -109,8 +108,6 @@ def _from_tiles(q, k, v, f_hat, query_mask, key_mask, epsilon, block):
     Padding is zero in q, k and v.
     """
     B, n, m, p = *q.shape[:-1], k.shape[-2], v.shape[-1]
-    f_hat = f_hat if query_mask is None else np.where(query_mask, f_hat, -np.inf)
-    f_hat = keep(f_hat - f_hat.max(-1, keepdims=True, initial=np.finfo(q.dtype).min), query_mask)
     q1 = np.concatenate([q / (math.sqrt(q.shape[-1]) * epsilon), f_hat[..., None] / epsilon], axis=-1)
     k1t = np.concatenate([transpose(k), np.ones_like(k[..., None, :, 0])], axis=-2)
     counted = keep(np.ones_like(f_hat), query_mask)[:, None, :]  # (B, 1, n)
