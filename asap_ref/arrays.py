@@ -110,11 +110,6 @@ def array_namespace(*arrays):
     return modules[0]
 
 
-def device(x):
-    """Return the device the array lives on."""
-    return compat.device(x)
-
-
 def to_numpy(x):
     """Copy an array of any module to the host, as a NumPy array.
 

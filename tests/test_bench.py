@@ -163,20 +163,38 @@ def test_peak_memory_is_that_of_the_call():
     assert 60 * 2**20 < peak["bytes"] < 80 * 2**20 and peak["seconds"] > 0
 
 
+def fail():
+    raise MemoryError("no more than that")
+
+
+def test_a_call_that_fails_alone_says_why_and_a_system_that_does_not_tell_gives_none(monkeypatch):
+    with pytest.raises(OSError, match=r"measuring memory of \{\} failed: \['MemoryError: no more than that'\]"):
+        stopwatch.peak_memory("test_bench:fail")
+    monkeypatch.setattr(stopwatch.os.path, "exists", lambda path: False)
+    assert stopwatch.peak_memory("test_bench:hold", size=64) is None
+    bench = benchmark.Benchmark(TINY, "numpy", say=lambda line: None)
+    assert bench.memory() == []
+    assert bench.left_out[-1] == "memory: this system does not tell the peak of a process"
+
+
 def test_interleaved_stops_who_is_over_budget_after_the_least_rounds():
     times = stopwatch.interleaved({"a": lambda: np.ones(1)}, rounds=9, least=4, budget=0.0)
     assert len(times["a"]) == 4
 
 
-@pytest.mark.slow
-def test_quick_runs_on_another_array_module():
+def test_on_another_array_module_sections_of_the_host_are_left_out():
+    sections = ("parts", "long", "memory")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(benchmark.EXTENTS, "quick", TINY)
         patch.setattr(benchmark, "load_peers", lambda: None)
         patch.setattr(competitors, "TOKENS", 64)
-        record = benchmark.bench(None, extent="quick", backend="array_api_strict", say=lambda line: None)
+        told = []
+        record = benchmark.bench(None, extent="quick", only=sections, backend="array_api_strict", say=told.append)
         competitors.amortizer.cache_clear()
-    assert record["memory"] == [] and any("memory" in line for line in record["left_out"])
+    assert record["memory"] == record["long"] == []
+    assert {line.split(":")[0] for line in record["left_out"]} == {"other libraries", "long sequences", "memory"}
+    assert {row["name"] for row in record["parts"][0]["rows"]} >= {"prediction", bars.ASAP}
+    assert told[-1] == bars.markdown(record)
 
 
 def test_a_bar_that_the_spread_holds_is_told_apart_from_one_that_is_missed():

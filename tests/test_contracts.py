@@ -71,6 +71,10 @@ def test_a_cotangent_of_the_wrong_shape_is_refused(name):
     wrong = tuple(x[:1] for x in value) if isinstance(value, tuple) else value[:1]
     with refused(CALLS, ValueError, match=r"cotangent.* must have the value's shape"):
         vjp(wrong)
+    if isinstance(value, tuple):
+        for other, got in ((value[:1], 1), (value[0], "ndarray")):
+            with refused(CALLS, ValueError, match=f"must be a tuple of {len(value)} arrays, as the value, got {got}"):
+                vjp(other)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -126,6 +130,8 @@ WRONG = [
     (lambda: ar.softmax_attention(Q, Q, Q[..., :2, :]), ValueError, "with m = 3 as in k"),
     (lambda: array_module("tensorflow"), ValueError, "not one of numpy, cupy, torch, jax"),
     (lambda: array_namespace(3.0), TypeError, "expected an array .*, got float"),
+    (lambda: array_namespace(), TypeError, "expected at least one array, got none"),
+    (lambda: array_namespace(None), TypeError, "expected at least one array, got none"),
 ]
 
 

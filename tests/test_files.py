@@ -14,7 +14,7 @@ import pytest
 from tallies import CHANGED, CUT, FOREIGN, MOVED, REFUSED, SAME, note, refused
 
 from asap_ref import Amortizer, files
-from asap_ref.parameters import flatten, place, unflatten
+from asap_ref.parameters import count, flatten, place, unflatten
 from asap_ref.transformer import Transformer
 
 TREE = {"a": {"b": np.arange(3.0), "c": np.float32([1])}, "d": np.eye(2)}
@@ -200,6 +200,9 @@ def test_other_kinds_and_other_versions_are_refused(tmp_path, monkeypatch):
         files.load(path, "example")
     with refused(FOREIGN, ValueError, match="format version 2, this release reads 1; update"):
         files.load_json(tmp_path / "x.json", "report")
+    (tmp_path / "other.json").write_text('{"version": 1, "kind": "report"}')
+    with refused(FOREIGN, ValueError, match="was not written by asap_ref: it does not say that it is"):
+        files.load_json(tmp_path / "other.json", "report")
     with pytest.raises(FileNotFoundError, match="no file"):
         files.load(tmp_path / "absent.npz", "example")
     with pytest.raises(IsADirectoryError):
@@ -229,6 +232,10 @@ def test_what_a_killed_writer_left_is_cleared_when_it_is_old_enough(tmp_path):
     files.save(path, "example", TREE, {"seed": 0})
     assert not old.exists() and new.exists() and other.exists()
     assert outcome(path) == "same"
+
+
+def test_numbers_of_a_tree_are_counted():
+    assert count(TREE) == 3 + 1 + 4 and count({}) == 0
 
 
 def test_trees_flatten_and_unflatten():

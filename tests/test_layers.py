@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 from sklearn.metrics import log_loss
+from tallies import CALLS, refused
 
 from asap_ref import layers
 
@@ -83,14 +84,18 @@ def test_cross_entropy_is_the_log_loss_and_survives_large_logits():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "error", "message"),
     [
-        (lambda: layers.linear(X, W.T, B), "do not fit x"),
-        (lambda: layers.linear(X, W, B[:2]), "do not fit x"),
-        (lambda: layers.cross_entropy(np.zeros((2, 3)), np.zeros(3, int)), "labels"),
-        (lambda: layers.gelu(np.asarray([np.nan])), "x contains NaN"),
+        (lambda: layers.linear(X, W.T, B), ValueError, "do not fit x"),
+        (lambda: layers.linear(X, W, B[:2]), ValueError, "do not fit x"),
+        (lambda: layers.layer_norm(X, GAIN[:2], BIAS), ValueError, r"gain \(2,\) and bias \(5,\) do not fit x"),
+        (lambda: layers.layer_norm(X, GAIN, BIAS, eps=-1e-5), ValueError, "eps must be at least 0 and finite"),
+        (lambda: layers.cross_entropy(np.zeros((2, 3)), np.zeros(3, int)), ValueError, "labels"),
+        (lambda: layers.cross_entropy(np.zeros((2, 3)), np.zeros(2)), TypeError, "must be integers, got float64"),
+        (lambda: layers.cross_entropy(np.zeros((2, 3)), np.asarray([0, 3])), ValueError, "from 0 to 2, the classes"),
+        (lambda: layers.gelu(np.asarray([np.nan])), ValueError, "x contains NaN"),
     ],
 )
-def test_wrong_calls_say_what_was_expected(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_calls_say_what_was_expected(call, error, message):
+    with refused(CALLS, error, match=message):
         call()

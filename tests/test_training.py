@@ -1,9 +1,11 @@
 """Training: learns, repeats itself from a seed, and resumes to the same numbers after an interruption."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from tallies import CALLS, refused
 
 from asap_ref import Attention
 from asap_ref.datasets import load_digits, shift
@@ -94,11 +96,37 @@ def test_the_schedule_warms_up_and_comes_to_rest():
     assert rates[-1] == pytest.approx(0, abs=1e-12)
 
 
-def test_empty_or_unequal_data_is_refused():
-    with pytest.raises(ValueError, match="0 inputs"):
-        train(model(), X[:0], Y[:0], SETTINGS)
-    with pytest.raises(ValueError, match="200 inputs and 10 labels"):
-        train(model(), X, Y[:10], SETTINGS)
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: train(model(), X[:0], Y[:0], SETTINGS), ValueError, "0 inputs"),
+        (lambda: train(model(), X, Y[:10], SETTINGS), ValueError, "200 inputs and 10 labels"),
+        (lambda: train(model(), X.tolist(), Y, SETTINGS), TypeError, "inputs must be a NumPy array, got list"),
+        (lambda: train(model(), X, Y.tolist(), SETTINGS), TypeError, "labels must be a NumPy array, got list"),
+        (lambda: train(model(), X, Y / 2, SETTINGS), TypeError, "labels must be integers, got float64"),
+        (lambda: train(model(), X, Y + 1, SETTINGS), ValueError, "labels lie from 1 to 10, expected 0 to 9"),
+        (lambda: train(model(), X, Y - 1, SETTINGS), ValueError, "labels lie from -1 to 8, expected 0 to 9"),
+        (lambda: TrainingSettings(epochs=0), ValueError, "epochs must be at least 1, got 0"),
+        (lambda: TrainingSettings(warmup=1.5), ValueError, "a share of the steps, at most 1, got 1.5"),
+        (lambda: TrainingSettings(dropout=1.0), ValueError, "a share, below 1, got 1.0"),
+        (lambda: predict(model(), X[:0]), ValueError, "inputs is empty; give at least one"),
+        (lambda: accuracy(model(), X, Y[:10]), ValueError, "200 inputs and 10 labels"),
+    ],
+)
+def test_wrong_calls_say_what_was_expected(call, error, message):
+    with refused(CALLS, error, match=message):
+        call()
+
+
+def test_progress_is_a_bar_on_a_terminal_and_plain_lines_elsewhere(monkeypatch):
+    for on_terminal in (True, False):
+        screen = io.StringIO()
+        screen.isatty = lambda on_terminal=on_terminal: on_terminal
+        monkeypatch.setattr("sys.stderr", screen)
+        _, history = train(model(), X, Y, replace(SETTINGS, epochs=2), label="digits")
+        told = screen.getvalue()
+        assert ("\r" in told) == on_terminal and ("digits: epoch 2/2" in told) != on_terminal
+        assert ("100%" in told) == on_terminal and f"{history[-1]['loss']:.4g}" in told
 
 
 def test_the_split_of_the_digits_is_fixed_and_fair():
