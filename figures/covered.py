@@ -18,13 +18,13 @@ def measure():
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "coverage.json"
         env = os.environ | {"COVERAGE_FILE": str(Path(folder) / "data")}
-        commands = (
-            ["run", "--rcfile=pyproject.toml", "-m", "pytest", "-q", "-p", "no:xdist"],
-            ["combine", "-q"],
-            ["json", "-q", "-o", str(report)],
-        )
-        for arguments in commands:
-            subprocess.run([sys.executable, "-m", "coverage", *arguments], cwd=ROOT, env=env, check=True)
+
+        def coverage(*arguments, check=True):
+            return subprocess.run([sys.executable, "-m", "coverage", *arguments], cwd=ROOT, env=env, check=check)
+
+        tests = coverage("run", "--rcfile=pyproject.toml", "-m", "pytest", "-q", "-n", "auto", check=False)
+        coverage("combine", "-q")
+        coverage("json", "-q", "-o", str(report))
         found = json.loads(report.read_text())
     return {
         "files": {
@@ -35,6 +35,7 @@ def measure():
             }
             for name, told in sorted(found["files"].items())
         },
+        "tests_passed": tests.returncode == 0,
         "machine": machine(),
     }
 
@@ -51,24 +52,27 @@ def draw(record, folder):
 
 def markdown(record):
     """Write the shares, and the lines and branches that no test runs."""
+    failed = "" if record["tests_passed"] else "; some of them failed"
     lines = ["| file | lines | of | branches | of | not run |", "| --- | --- | --- | --- | --- | --- |"]
-    totals = [sum(told[key] for told in record["files"].values()) for key in KEYS]
-    rows = [(name, [told[key] for key in KEYS], told) for name, told in record["files"].items()]
-    whole = [row for row in rows if row[1][0] == row[1][1] and row[1][2] == row[1][3]]
-    for name, (n_lines, ran, n_branches, taken), told in rows:
-        if (name, [n_lines, ran, n_branches, taken], told) not in whole:
-            left = [str(line) for line in told["missing_lines"]]
-            left += [
-                f"{a} to {'exit' if b < 0 else b}"
-                for a, b in told["missing_branches"]
-                if a not in told["missing_lines"]
-            ]
-            lines.append(f"| {name} | {ran} | {n_lines} | {taken} | {n_branches} | {', '.join(left)} |")
-    lines.append(f"| all {len(rows)} files | {totals[1]} | {totals[0]} | {totals[3]} | {totals[2]} | |")
+    counts = {name: [told[key] for key in KEYS] for name, told in record["files"].items()}
+    totals = [sum(column) for column in zip(*counts.values(), strict=True)]
+    whole = {
+        name for name, (n_lines, ran, n_branches, taken) in counts.items() if (ran, taken) == (n_lines, n_branches)
+    }
+    for name in sorted(counts.keys() - whole):
+        (n_lines, ran, n_branches, taken), told = counts[name], record["files"][name]
+        left = [str(line) for line in told["missing_lines"]]
+        left += [
+            f"{a} to {'exit' if b < 0 else b}"
+            for a, b in told["missing_branches"]
+            if a not in told["missing_lines"]
+        ]
+        lines.append(f"| {name} | {ran} | {n_lines} | {taken} | {n_branches} | {', '.join(left)} |")
+    lines.append(f"| all {len(counts)} files | {totals[1]} | {totals[0]} | {totals[3]} | {totals[2]} | |")
     return "\n".join(lines) + (
         f"\n\nLines {100 * totals[1] / totals[0]:.1f} %, branches {100 * totals[3] / totals[2]:.1f} %; the "
         f"{len(whole)} files that are not listed are run in full. Measured with coverage.py over the default tests, "
-        f"without the slow ones and without a GPU ({record['machine']['processor']}).\n"
+        f"without the slow ones and without a GPU ({record['machine']['processor']}){failed}.\n"
     )
 
 

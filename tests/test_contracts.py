@@ -73,7 +73,9 @@ def test_a_cotangent_of_the_wrong_shape_is_refused(name):
         vjp(wrong)
     if isinstance(value, tuple):
         for other, got in ((value[:1], 1), (value[0], "ndarray")):
-            with refused(CALLS, ValueError, match=f"must be a tuple of {len(value)} arrays, as the value, got {got}"):
+            with refused(
+                CALLS, ValueError, match=f"must be a tuple of {len(value)} arrays, as the value, got {got}"
+            ):
                 vjp(other)
 
 

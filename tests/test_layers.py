@@ -92,7 +92,11 @@ def test_cross_entropy_is_the_log_loss_and_survives_large_logits():
         (lambda: layers.layer_norm(X, GAIN, BIAS, eps=-1e-5), ValueError, "eps must be at least 0 and finite"),
         (lambda: layers.cross_entropy(np.zeros((2, 3)), np.zeros(3, int)), ValueError, "labels"),
         (lambda: layers.cross_entropy(np.zeros((2, 3)), np.zeros(2)), TypeError, "must be integers, got float64"),
-        (lambda: layers.cross_entropy(np.zeros((2, 3)), np.asarray([0, 3])), ValueError, "from 0 to 2, the classes"),
+        (
+            lambda: layers.cross_entropy(np.zeros((2, 3)), np.asarray([0, 3])),
+            ValueError,
+            "from 0 to 2, the classes",
+        ),
         (lambda: layers.gelu(np.asarray([np.nan])), ValueError, "x contains NaN"),
     ],
 )
