@@ -1,4 +1,4 @@
-"""On digits and news: quadratic features buy most, moments and a hidden layer a little, refining the rest."""
+"""What each option of the map buys on digits and news: moments and a hidden layer a fifth each, refining most."""
 
 from pathlib import Path
 
@@ -20,11 +20,11 @@ HIDDEN = {"hidden": 32, "max_iter": 150}
 VARIANTS = {
     "16 slices": PLAIN | {"cumulants": False},
     "16 slices + cumulants": PLAIN,
-    "+ quadratic, slices chosen among 64": CHOSEN,
-    "+ moments": CHOSEN | {"moments": True},
-    "+ hidden layer of 32": CHOSEN | HIDDEN,
-    "+ moments + hidden layer of 32": CHOSEN | HIDDEN | {"moments": True},
-    "+ quadratic, slices chosen among 64, refine = 1": CHOSEN | {"refine": 1},
+    "16 chosen slices + cumulants + quadratic": CHOSEN,
+    "the same + moments": CHOSEN | {"moments": True},
+    "the same + hidden layer of 32": CHOSEN | HIDDEN,
+    "the same + moments + hidden layer of 32": CHOSEN | HIDDEN | {"moments": True},
+    "the same, refine = 1": CHOSEN | {"refine": 1},
 }
 DIGITS_ALONE = {name for name in VARIANTS if "hidden" in name}  # a fit takes far longer on Reuters
 TRUNCATED = (1, 2, 3, 5)
@@ -97,9 +97,7 @@ def draw(record, folder):
             error = np.mean([_error(seed, f"Sinkhorn, T = {T}") for seed in seeds])
             axis.axvline(error, ls="--", lw=1.2, color=presentation.COLOURS["sinkhorn"])
             axis.annotate(f" T = {T}", (error, len(VARIANTS) - 0.45), ha="left", fontsize=9)
-        axis.set(
-            title=told, xlabel="attention output error; dashed: Sinkhorn cut to T", ylim=(-0.6, len(VARIANTS))
-        )
+        axis.set(title=told, xlabel="output error; dashed: Sinkhorn cut to T", ylim=(-0.6, len(VARIANTS)))
         axis.grid(visible=False, axis="y")
     axes[0].set_yticks(list(place.values()), list(place))
     axes[0].set_ylabel("map")
@@ -128,22 +126,21 @@ def markdown(record):
     told = []
     for dataset, name in DATASETS.items():
         seeds = record["datasets"][dataset]
-        error = np.mean([_error(seed, BEST) for seed in seeds])
-        met = "met" if error <= BAR else "missed"
+        met = [told for told in variants(dataset) if np.mean([_error(seed, told) for seed in seeds]) <= BAR]
         told.append(
             f"{name} (T = {seeds[0]['teacher']['n_iter']}, epsilon = {seeds[0]['teacher']['epsilon']:g}, "
-            f"{seeds[0]['test']} test inputs): a bar of {BAR} for the output error with 16 slices is {met} by chosen "
-            f"slices with quadratic features ({error:.3f})"
+            f"{seeds[0]['test']} test inputs): an output error of {BAR} at most with 16 slices is reached by "
+            f"{', '.join(f'“{one}”' for one in met) or 'none'}"
         )
     made_on = record["machine"]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + (
-        f"\n{'; '.join(told)}. Seeds {', '.join(map(str, SEEDS))}: means with standard deviations; output "
-        f"errors are relative to the teacher's output, geometric means over heads. {made_on['processor']}, NumPy "
-        f"{made_on['numpy']}.\n"
+        f"\n{'; '.join(told)}. The hidden layer was fitted on digits alone: it takes long on the many tokens of "
+        f"Reuters. Seeds {', '.join(map(str, SEEDS))}: means with standard deviations; output errors are relative to "
+        f"the teacher's output, geometric means over heads. {made_on['processor']}, NumPy {made_on['numpy']}.\n"
     )
 
 
-BEST, FIVE = "+ quadratic, slices chosen among 64", "Sinkhorn, T = 5"
+FIVE = "Sinkhorn, T = 5"
 
 
 def _row(seed, name):
