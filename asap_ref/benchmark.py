@@ -73,15 +73,19 @@ class Extent:
 
 EXTENTS = {
     "quick": Extent(
-        lengths={"frozen": (64, 256), "sharp": (), "uniform": ()},
-        sliced=64,
-        training=(64, 256),
+        lengths={"frozen": (256,), "sharp": (), "uniform": ()},
+        parts=256,
+        training=(256,),
         small=(16,),
         long=(),
         memory=(1024,),
         reproduce=False,
     ),
     "default": Extent(),
+}
+PACES = {  # as `interleaved` takes them
+    "quick": {"rounds": 9, "least": 3, "budget": 1.0},
+    "default": {"rounds": ROUNDS, "least": LEAST, "budget": BUDGET},
 }
 
 
@@ -93,7 +97,7 @@ def bench(out, *, extent="default", only=(), backend="numpy", say=print):
     out : path or None
         None writes nothing. Each section is written when it is done.
     extent : {"quick", "default"}
-        Within a minute, or some ten.
+        Within a minute, or half an hour.
     only : sequence of str
         Sections to measure, of `SECTIONS`; the others stay as they are in ``out``, if it is there. All when empty.
     backend : str
@@ -115,7 +119,7 @@ def bench(out, *, extent="default", only=(), backend="numpy", say=print):
     for section in only:
         check_choice(section, "only", "bench", SECTIONS)
     with threadpool_limits(worker_count()):
-        run = Benchmark(EXTENTS[extent], backend, say)
+        run = Benchmark(extent, backend, say)
         about = run.about()
         record = {"about": about, "left_out": [], "seconds": {}}
         if only and out is not None and Path(out).exists():
@@ -140,7 +144,8 @@ class Benchmark:
     """One run: who takes part, and on which device."""
 
     def __init__(self, extent, backend, say):
-        self.extent, self.backend, self.say = extent, backend, say
+        self.extent, self.pace = EXTENTS[extent], PACES[extent]
+        self.backend, self.say = backend, say
         self.xp = array_module(backend)
         self.left_out = []
         self.peers = load_peers()
@@ -158,9 +163,7 @@ class Benchmark:
                 "heads": HEADS,
                 "d": WIDTH,
                 "n_iter": N_ITER,
-                "rounds": ROUNDS,
-                "least": LEAST,
-                "budget": BUDGET,
+                **self.pace,
             },
             "extent": asdict(self.extent),
             "machine": machine() | self.processor_of_arrays(),
@@ -192,7 +195,7 @@ class Benchmark:
         gc.collect()
         prepared = {name: racer.prepare(*arrays) for name, racer in racers.items()}
         rows = []
-        for name, seconds in interleaved(prepared).items():
+        for name, seconds in interleaved(prepared, **self.pace).items():
             row = {"name": name, "mechanism": racers[name].mechanism, "median": float(np.median(seconds))}
             row["seconds"] = seconds
             if hasattr(prepared[name], "compile_seconds"):
@@ -343,7 +346,7 @@ class Benchmark:
                 calls[f"{name}, {form}"] = functools.partial(
                     one_epoch, model, data.train_inputs, data.train_labels, run.training
                 )
-        return interleaved(calls)
+        return interleaved(calls, **self.pace)
 
     def trained_layers(self, teacher, compiled, run):
         """Race on what the layers of a trained model are given, test set as a batch."""

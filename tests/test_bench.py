@@ -46,10 +46,12 @@ def test_the_record_holds_every_raw_time_and_what_it_was_measured_on(record):
     assert {"processor", "python", "numpy"} <= set(about["machine"]) and about["threads"]["workers"] >= 1
     races = [race for name in ("frozen", "uniform", "parts", "training", "small", "long") for race in record[name]]
     assert len(races) == 6
+    pace = benchmark.PACES["quick"]
+    assert pace.items() <= about["settings"].items()
     for race in races:
         for row in race["rows"]:
             # on a machine that does more besides, a call may use up its budget
-            assert stopwatch.LEAST <= len(row["seconds"]) <= stopwatch.ROUNDS and min(row["seconds"]) > 0
+            assert pace["least"] <= len(row["seconds"]) <= pace["rounds"] and min(row["seconds"]) > 0
             assert row["median"] == np.median(row["seconds"])
     assert any("other libraries" in line for line in record["left_out"])
     assert json.loads(json.dumps(record, allow_nan=False)) == record
@@ -172,7 +174,7 @@ def test_a_call_that_fails_alone_says_why_and_a_system_that_does_not_tell_gives_
         stopwatch.peak_memory("test_bench:fail")
     monkeypatch.setattr(stopwatch.os.path, "exists", lambda path: False)
     assert stopwatch.peak_memory("test_bench:hold", size=64) is None
-    bench = benchmark.Benchmark(TINY, "numpy", say=lambda line: None)
+    bench = benchmark.Benchmark("quick", "numpy", say=lambda line: None)
     assert bench.memory() == []
     assert bench.left_out[-1] == "memory: this system does not tell the peak of a process"
 
@@ -213,8 +215,8 @@ def test_an_epoch_is_the_same_in_both_forms_but_for_rounding():
         training=TrainingSettings(epochs=1, batch_size=16),
         teacher={"n_iter": 3},
     )
-    found = benchmark.Benchmark(TINY, "numpy", lambda line: None).epochs(run)
-    assert all(len(seconds) >= stopwatch.LEAST for seconds in found.values())
+    found = benchmark.Benchmark("quick", "numpy", lambda line: None).epochs(run)
+    assert all(len(seconds) >= benchmark.PACES["quick"]["least"] for seconds in found.values())
     assert "| sinkhorn | " in bars._epochs(found)
     models = [
         Transformer.create(run.architecture, kind("sinkhorn", run.teacher))
