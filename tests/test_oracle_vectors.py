@@ -64,6 +64,10 @@ def test_comparison_of_vectors_sees_what_it_must(making, tmp_path):
         assert (making.contradictions(tmp_path / "a", tmp_path / "b") == []) is same
     making.write_npz(tmp_path / "b" / "x.npz", {"inputs/x": np.nextafter(x.astype(np.float32), 9), "outputs/y": x})
     assert making.contradictions(tmp_path / "a", tmp_path / "b") == ["x.npz: inputs/x"]
+    for rounding, same in ((1e-17, True), (1e-9, False)):
+        for folder, zero in (("a", 0.0), ("b", rounding)):
+            making.write_npz(tmp_path / folder / "x.npz", {"inputs/x": np.asarray([1, zero], np.float32)})
+        assert (making.contradictions(tmp_path / "a", tmp_path / "b") == []) is same
 
 
 def test_a_value_that_the_second_source_does_not_confirm_is_refused(making):
