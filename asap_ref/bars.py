@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asap_ref.stopwatch import ratio
+from asap_ref.tables import markdown_table
 
 ASAP = "ASAP, 16 slices"
 LOG, SCALING, TILES = "Sinkhorn, log domain", "Sinkhorn, scaling form", "Sinkhorn, in tiles"
@@ -211,7 +212,7 @@ def _compile(record):
 def _parts(race, settings):
     """Say where the time goes, and what stands between ASAP and the bars."""
     ms = {row["name"]: 1000 * row["median"] for row in race["rows"]}
-    told = f"Where the time of ASAP goes, n = {race['n']}, milliseconds:\n\n" + table(
+    told = f"Where the time of ASAP goes, n = {race['n']}, milliseconds:\n\n" + markdown_table(
         [list(ms), [f"{x:.2f}" for x in ms.values()]]
     )
     if FROM_DUAL in ms:
@@ -249,7 +250,7 @@ def _where_it_does_not_win(races):
     lost = sum(float(row[-1]) < 1 for row in rows[1:])
     return (
         "Where ASAP does not win: against the fastest Sinkhorn, truncated or not, that is at least as near to the "
-        f"teacher, it is slower in {lost} of {len(races)} cases (a ratio below one).\n\n{table(rows)}"
+        f"teacher, it is slower in {lost} of {len(races)} cases (a ratio below one).\n\n{markdown_table(rows)}"
     )
 
 
@@ -261,7 +262,7 @@ def _epochs(seconds):
         quotient, low, high = ratio(slow, fast)
         told = f"{quotient:.2f} ({low:.2f} to {high:.2f})"
         rows.append([name, f"{np.median(slow):.2f}", f"{np.median(fast):.2f}", told])
-    return f"An epoch of `asap-ref reproduce`, in the readable forms and in the default ones:\n\n{table(rows)}"
+    return f"An epoch of `asap-ref reproduce`, in the readable forms and in the default ones:\n\n{markdown_table(rows)}"
 
 
 def _memory(found):
@@ -269,7 +270,7 @@ def _memory(found):
     for r in found:
         name = r["name"] + (", training step" if r["what"] == "training" else "")
         rows.append([name, str(r["n"]), str(r["heads"]), f"{r['bytes'] / MIB:.1f}", f"{r['seconds']:.2f}"])
-    return table(rows)
+    return markdown_table(rows)
 
 
 def bars_table(record, bars=BARS):
@@ -278,7 +279,7 @@ def bars_table(record, bars=BARS):
     for bar, value, spread in judged(record, bars):
         told = f"{value:.3g}{bar.unit}" + (f" ({spread[0]:.3g} to {spread[1]:.3g})" if spread else "")
         rows.append([bar.work, f"{bar.sense} {bar.bound:g}{bar.unit}", told, bar.verdict(value, spread)])
-    return table(rows)
+    return markdown_table(rows)
 
 
 def _forward(race):
@@ -286,7 +287,7 @@ def _forward(race):
     for row in race["rows"]:
         told = [f"{row[key]:.2g}" if key in row else "" for key in ("output_error", "kl", "column_error")]
         rows.append([row["name"], f"{1000 * row['median']:.2f}", *told])
-    return table(rows)
+    return markdown_table(rows)
 
 
 def _by_length(races):
@@ -295,9 +296,4 @@ def _by_length(races):
     rows = [["", *(f"n = {race['n']}" for race in races)]]
     for name in names:
         rows.append([name, *(f"{1000 * m[name]:.2f}" if name in m else "" for m in medians)])
-    return table(rows)
-
-
-def table(rows):
-    """Markdown of rows of cells, the first of which is the head."""
-    return "".join(f"| {' | '.join(row)} |\n" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+    return markdown_table(rows)

@@ -31,6 +31,7 @@ from asap_ref.mechanism import Attention
 from asap_ref.mixed import pick_heads
 from asap_ref.recording import check_model, record
 from asap_ref.sinkhorn import sinkhorn
+from asap_ref.tables import markdown_table
 from asap_ref.transport import attention_scores
 
 COLUMNS = {
@@ -57,12 +58,12 @@ class FidelityReport:
 
     def markdown(self):
         """Write the rows as a table."""
-        lines = [[title for title, _ in COLUMNS.values()], ["---"] * len(COLUMNS)]
+        lines = [[title for title, _ in COLUMNS.values()]]
         for row in self.rows:
             lines.append(
                 ["" if row[key] is None else format(row[key], style) for key, (_, style) in COLUMNS.items()]
             )
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        return markdown_table(lines)
 
     def worse_than(self, output_error):
         """List the (layer, head) whose output error is larger, the worst first."""

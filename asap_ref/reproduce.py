@@ -25,6 +25,7 @@ from asap_ref.fidelity import fidelity_report
 from asap_ref.hardness import hardness
 from asap_ref.initial_duals import STARTS
 from asap_ref.mechanism import Attention
+from asap_ref.tables import markdown_table
 from asap_ref.text import batches, trimmed
 from asap_ref.training import predict, train
 from asap_ref.transformer import Transformer
@@ -264,13 +265,12 @@ def every(inputs, most):
 
 def markdown(report):
     """Write the table, and a sentence on the data, the teacher and the machine."""
-    lines = [" | ".join(COLUMNS.values()), " | ".join("---" for _ in COLUMNS)]
+    lines = [list(COLUMNS.values())]
     for row in report["rows"]:
         error = "" if row["output_error"] is None else f"{row['output_error']:.3f}"
         cells = [row["attention"], f"{row['accuracy']:.1%}", f"{row['agreement']:.1%}", error]
         cells += [f"{row['column_error']:.3f}", f"{row['ms_per_forward']:.1f}", f"{row['speedup']:.1f}x"]
-        lines.append(" | ".join(cells))
-    table = "\n".join(f"| {line} |" for line in lines)
+        lines.append(cells)
     settings, data, made_on = report["settings"], report["dataset"], report["machine"]
     training, teacher, compilation = (settings[part] for part in ("training", "teacher", "compilation"))
     ranges = np.concatenate([layer["score_range"] for layer in report["teacher"]])
@@ -283,7 +283,7 @@ def markdown(report):
     where = "" if data["sampled"] == data["test"] else f", on {data['sampled']} test examples"
     on = "" if data["calibrated"] == data["train"] else f" calibrated on {data['calibrated']} training examples"
     return (
-        f"{table}\n\n"
+        f"{markdown_table(lines)}\n"
         f"{data['name']}, {data['train']} training and {data['test']} test examples, seed {settings['seed']}, "
         f"{training['epochs']} epochs. Teacher: Sinkhorn with T = {teacher['n_iter']} at epsilon = "
         f"{teacher['epsilon']}; the scores of a sequence span {ranges.min():.0f} to {ranges.max():.0f} epsilon "

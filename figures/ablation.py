@@ -10,6 +10,7 @@ from asap_ref.compilation import compile_model
 from asap_ref.experiments import experiment
 from asap_ref.recording import record
 from asap_ref.reproduce import machine, whole_batches
+from asap_ref.tables import markdown_table
 from asap_ref.training import train
 from asap_ref.transformer import Transformer
 
@@ -160,7 +161,7 @@ def markdown(record):
         rows.append([name, "", "", "", "", *(_told(record, t, m) for m in MEASURES)])
     seeds, made_on = ", ".join(str(seed["seed"]) for seed in record["seeds"]), record["machine"]
     return (
-        f"{_table(rows)}\n{_bars(record)}\n{_heads(record)}\n"
+        f"{markdown_table(rows)}\n{_bars(record)}\n{_heads(record)}\n"
         f"Digits, seeds {seeds}, test images; attention output error relative to the teacher's output and distance to "
         f"the plan of {CONVERGED} iterations: geometric means over heads; column error: mean over heads; each the mean "
         f"over seeds with their standard deviation. {made_on['processor']}, NumPy {made_on['numpy']}.\n"
@@ -201,8 +202,8 @@ def _heads(record):
             cells += [f"{_mean(measure, found[half]):.3f}" for half in (needed <= middle, needed > middle)]
         rows.append([name, *cells])
     return (
-        f"{_table(rows)}\nEasy heads need at most {middle} iterations for columns within {COLUMNS:g}, hard ones more, "
-        f"up to {needed.max()}.\n"
+        f"{markdown_table(rows)}\nEasy heads need at most {middle} iterations for columns within {COLUMNS:g}, hard "
+        f"ones more, up to {needed.max()}.\n"
     )
 
 
@@ -238,10 +239,6 @@ def _value(record, key, measure):
 def _told(record, key, measure):
     found = [_mean(measure, _row(seed, key)[measure]) for seed in record["seeds"]]
     return f"{np.mean(found):.3f} ± {np.std(found):.3f}"
-
-
-def _table(rows):
-    return "".join(f"| {' | '.join(row)} |\n" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
 if __name__ == "__main__":

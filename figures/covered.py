@@ -9,6 +9,7 @@ from pathlib import Path
 
 from asap_ref import files
 from asap_ref.reproduce import machine
+from asap_ref.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +54,7 @@ def draw(record, folder):
 def markdown(record):
     """Write the shares, and the lines and branches that no test runs."""
     failed = "" if record["tests_passed"] else "; some of them failed"
-    lines = ["| file | lines | of | branches | of | not run |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [["file", "lines", "of", "branches", "of", "not run"]]
     counts = {name: [told[key] for key in KEYS] for name, told in record["files"].items()}
     totals = [sum(column) for column in zip(*counts.values(), strict=True)]
     whole = {
@@ -67,10 +68,10 @@ def markdown(record):
             for a, b in told["missing_branches"]
             if a not in told["missing_lines"]
         ]
-        lines.append(f"| {name} | {ran} | {n_lines} | {taken} | {n_branches} | {', '.join(left)} |")
-    lines.append(f"| all {len(counts)} files | {totals[1]} | {totals[0]} | {totals[3]} | {totals[2]} | |")
-    return "\n".join(lines) + (
-        f"\n\nLines {100 * totals[1] / totals[0]:.1f} %, branches {100 * totals[3] / totals[2]:.1f} %; the "
+        lines.append([name, ran, n_lines, taken, n_branches, ", ".join(left)])
+    lines.append([f"all {len(counts)} files", totals[1], totals[0], totals[3], totals[2], ""])
+    return markdown_table(lines) + (
+        f"\nLines {100 * totals[1] / totals[0]:.1f} %, branches {100 * totals[3] / totals[2]:.1f} %; the "
         f"{len(whole)} files that are not listed are run in full. Measured with coverage.py over the default tests, "
         f"without the slow ones and without a GPU ({record['machine']['processor']}){failed}.\n"
     )

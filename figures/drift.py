@@ -7,6 +7,7 @@ from asap_ref.compilation import compile_model
 from asap_ref.experiments import experiment
 from asap_ref.fidelity import FidelityReport
 from asap_ref.reproduce import machine, whole_batches
+from asap_ref.tables import markdown_table
 from asap_ref.training import train
 from asap_ref.transformer import Transformer
 
@@ -112,13 +113,12 @@ def markdown(record):
         )
     name = "calibration data before"
     lines.append([TITLES[name], "", *(f"{_rate(record, name, size, 0.05):.0%}" for size in sizes)])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
     false = ", ".join(
         f"{max(_rate(record, 'none', size, level) for size in sizes):.1%} at level {level}"
         for level in settings["levels"]
     )
     return (
-        f"{table}\n\n"
+        f"{markdown_table(lines)}\n"
         "Digits, a model compiled with the settings of `asap-ref reproduce`, seeds "
         f"{', '.join(map(str, settings['seeds']))}. Each alarm is `detect_drift` at level 0.05 between two reports on "
         f"that many test images each, no image in both: {settings['splits']} random splits a seed where nothing "

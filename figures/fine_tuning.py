@@ -11,6 +11,7 @@ from asap_ref.compilation import compile_model
 from asap_ref.experiments import experiment
 from asap_ref.recording import record as record_layers
 from asap_ref.reproduce import machine, whole_batches
+from asap_ref.tables import markdown_table
 from asap_ref.training import TrainingSettings, accuracy, predict, train
 from asap_ref.transformer import Transformer
 
@@ -121,7 +122,7 @@ def markdown(record):
     steps = _steps_an_epoch(record) * (len(record["seeds"][0]["rows"][0]["history"]) - 1)
     head = ["attention", *(f"{m}, {t}" for m in ("test accuracy", "agreement with teacher") for t in _TIMES)]
     head += [f"column error, {t}" for t in _TIMES]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for name in LINES:
         cells = [f"{100 * _mean(record, name, key)[i]:.1f}%" for key in ("accuracy", "agreement") for i in (0, -1)]
         lines.append([name, *cells, *(f"{_mean(record, name, 'column_error')[i]:.3f}" for i in (0, -1))])
@@ -129,7 +130,7 @@ def markdown(record):
         np.mean([seed["teacher"][key] for seed in record["seeds"]]) for key in ("accuracy", "column_error")
     ]
     s, made_on = record["settings"], record["machine"]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + (
+    return markdown_table(lines) + (
         f"\nDigits, seeds {', '.join(str(seed['seed']) for seed in record['seeds'])}: mean over them. The teacher "
         f"reaches {100 * of_teacher[0]:.1f}% with a column error of {of_teacher[1]:.3f}. After: {steps} steps of AdamW "
         f"on the training images ({s['epochs']} epochs in batches of {s['batch_size']}) at a learning rate of at most "

@@ -10,6 +10,7 @@ import asap_ref as ar
 from asap_ref import attention as readable
 from asap_ref import files, presentation
 from asap_ref.prediction import predict
+from asap_ref.tables import markdown_table
 
 SIZES = (64, 256, 1024, 4096)
 HEADS, D, T, SLICES, ROUNDS = 8, 64, 20, 16, 11
@@ -113,15 +114,12 @@ def _times(ours, theirs, amortizer):
 def draw(record, folder):
     """Write the table and the picture of time against n."""
     sizes = [int(n) for n in record["ms"]]
-    lines = [
-        f"attention, milliseconds | {' | '.join(f'n = {n}' for n in sizes)}",
-        " | ".join(["---"] * (len(sizes) + 1)),
-    ]
+    lines = [["attention, milliseconds", *(f"n = {n}" for n in sizes)]]
     for key, (label, _, _) in ROWS.items():
-        lines.append(" | ".join([label, *(f"{record['ms'][str(n)][key]:.2f}" for n in sizes)]))
+        lines.append([label, *(f"{record['ms'][str(n)][key]:.2f}" for n in sizes)])
     versions = record["versions"]
-    text = "\n".join(f"| {line} |" for line in lines) + (
-        f"\n\n{HEADS} heads x n x {D}, float32, one sequence; {record['card']}, CuPy {versions['cupy']}, torch "
+    text = markdown_table(lines) + (
+        f"\n{HEADS} heads x n x {D}, float32, one sequence; {record['card']}, CuPy {versions['cupy']}, torch "
         f"{versions['torch']}, NumPy {versions['numpy']}; medians of {ROUNDS} rounds, the host waiting for the device "
         f"around each. Unless it says torch, it is this package on CuPy.\n"
     )

@@ -25,6 +25,7 @@ from asap_ref.masks import centred
 from asap_ref.reproduce import machine
 from asap_ref.statistics import SufficientStatistics
 from asap_ref.stopwatch import interleaved
+from asap_ref.tables import markdown_table
 
 SEEDS = (0, 1, 2)  # a layer each
 HEADS, TOKENS, WIDTH, N_ITER, RANGE, COMPONENTS = 4, 48, 16, 15, 90.0, 6
@@ -208,10 +209,7 @@ def draw(record, folder):
 def markdown(record):
     """Write errors, what they are worth in iterations, and times."""
     s = record["settings"]
-    lines = [
-        "| attention | R² of the dual | output error | as near as T = | ms |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    lines = [["attention", "R² of the dual", "output error", "as near as T =", "ms"]]
     for row in record["seeds"][0]["rows"]:
         name = row["name"]
         error, spread = _error(record, name)
@@ -224,7 +222,7 @@ def markdown(record):
             "" if "T" in row else f"{_worth(record, error):.1f}",
             f"{1000 * np.mean(seconds):.1f}" if seconds else "",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(cells)
     rival = next(t for t in TRUNCATED if _error(record, f"Sinkhorn, T = {t}")[0] < _error(record, BEST)[0])
     seconds = {
         name: np.mean([row["seconds"] for row in _rows(record, name)]) for name in (BEST, f"Sinkhorn, T = {rival}")
@@ -233,8 +231,8 @@ def markdown(record):
     plain, quadratic = (_error(record, name)[0] for name in ("64 slices", BEST))
     refined, extra = (_error(record, name)[0] for name in (next(iter(REFINED)), list(EXTRA)[-1]))
     made_on = record["machine"]
-    return "\n".join(lines) + (
-        f"\n\nWith quadratic features and 16 chosen slices the error is {quadratic / plain:.2f} of that with 64 plain "
+    return markdown_table(lines) + (
+        f"\nWith quadratic features and 16 chosen slices the error is {quadratic / plain:.2f} of that with 64 plain "
         f"slices. A function of the query alone could explain {100 * alone:.0f} % of the dual's variance (the same "
         "queries put into many sequences), so that every map here already knows more than the token; what is left "
         "depends on which tokens happen to be in the sequence together. An iteration spent on features for that (the "

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from asap_ref import files, reproduce
+from asap_ref.tables import markdown_table
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 COLUMNS = ("values", "gradients", "training step", "compiled, saved, loaded")
@@ -85,12 +86,12 @@ def draw(record, folder):
     calls = {row["operators"] for row in record["rows"] if "operators" in row}
     since = " (fewer where the last run is older, as on a GPU)" if len(calls) > 1 else ""
     text = (
-        f"{_table(lines)}\n"
+        f"{markdown_table(lines)}\n"
         "Largest difference from NumPy in float64, relative to the largest entry, over so many calls of "
         f"operators{since}, a training step of the Transformer, and the logits of a model "
         "that was trained, compiled and saved there, then loaded on NumPy, and back. "
         f"Not run: {'; '.join(reasons) or 'none'}.\n\n"
-        f"{_table([['work', 'kernels', 'waits', 'transfers'], *record['counts']])}\n"
+        f"{markdown_table([['work', 'kernels', 'waits', 'transfers'], *record['counts']])}\n"
         "What a GPU would do, counted on the strict module: kernels launched, times the host waits for the device "
         "(one, to make sure that the result is finite; Sinkhorn looks at its scalings besides), and arrays that "
         "move between host and device.\n"
@@ -98,11 +99,6 @@ def draw(record, folder):
     path = Path(folder) / "modules.md"
     files.save_text(path, text)
     return [path]
-
-
-def _table(rows):
-    rows = [[str(cell) for cell in row] for row in rows]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pytest
 from faults import FAULTS, TESTS
 
 from asap_ref import files, reproduce
+from asap_ref.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PART = Path(platformdirs.user_cache_dir("asap_ref")) / "mutants.json"  # what is known of a measurement under way
@@ -133,30 +134,32 @@ def draw(record, folder):
         counted.append([f"`{file}`", *_counts(own)])
     survivors = [row for row in rows if row["caught by"] is None]
     lines = [
-        *_table(["file", "faults", "noticed", "harmless", "missed"], [*counted, ["all", *_counts(rows)]]),
-        "",
+        markdown_table([["file", "faults", "noticed", "harmless", "missed"], *counted, ["all", *_counts(rows)]]),
         "Each fault is one substitution in the source, made in a copy, on which the tests then ran. *Harmless* faults "
         "change nothing that is promised; the reason stands below.",
         "",
-        *_table(
-            ["file", "instead of", "there stood", "why nobody noticed"],
+        markdown_table(
             [
-                [row["file"], _code(row["old"]), _code(row["new"]), row["harmless"] or "missed"]
-                for row in survivors
-            ],
+                ["file", "instead of", "there stood", "why nobody noticed"],
+                *(
+                    [row["file"], _code(row["old"]), _code(row["new"]), row["harmless"] or "missed"]
+                    for row in survivors
+                ),
+            ]
         ),
-        "",
-        *_table(
-            ["file", "instead of", "there stood", "noticed by"],
+        markdown_table(
             [
-                [row["file"], _code(row["old"]), _code(row["new"]), f"`{row['caught by']}`"]
-                for row in rows
-                if row["caught by"] is not None
-            ],
+                ["file", "instead of", "there stood", "noticed by"],
+                *(
+                    [row["file"], _code(row["old"]), _code(row["new"]), f"`{row['caught by']}`"]
+                    for row in rows
+                    if row["caught by"] is not None
+                ),
+            ]
         ),
     ]
     path = Path(folder) / "mutants.md"
-    files.save_text(path, "\n".join(lines) + "\n")
+    files.save_text(path, "\n".join(lines))
     return [path]
 
 
@@ -168,10 +171,6 @@ def _counts(rows):
 
 def _code(text):
     return f"`{' '.join(text.split())}`".replace("|", r"\|")
-
-
-def _table(head, rows):
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from bugs import BUGS
 
 from asap_ref import files, oracle
+from asap_ref.tables import markdown_table
 
 SOURCE = Path(__file__).resolve().parent.parent / "tests" / "oracle_examples" / "torch_layer.py"
 
@@ -72,16 +73,11 @@ def draw(record, folder):
         f"{count['operator_named']}. The three flags that the report names first have the right hint for "
         f"{count['hint_named']}. Which flags are right is written in figures/bugs.py; the vectors, and the rule "
         "that ranks flags, were mended until these bugs were caught and named: expect less for others.\n\n"
-        + _table(table)
+        + markdown_table(table)
     )
     path = Path(folder) / "mutations.md"
-    files.save_text(path, text + "\n")
+    files.save_text(path, text)
     return [path]
-
-
-def _table(lines):
-    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from asap_ref.comparison import fidelity
 from asap_ref.compilation import compile_model
 from asap_ref.experiments import experiment
 from asap_ref.reproduce import calibration_batches, machine, sample
+from asap_ref.tables import markdown_table
 from asap_ref.training import train
 from asap_ref.transformer import Transformer
 
@@ -109,7 +110,7 @@ def markdown(record):
     head = ["attention"]
     for told in DATASETS.values():
         head += [f"{told}: {what}" for what in ("output error", "column error", "nearer than T = 5")]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for name in (*VARIANTS, *(f"Sinkhorn, T = {T}" for T in TRUNCATED)):
         line = [name]
         for dataset in DATASETS:
@@ -133,7 +134,7 @@ def markdown(record):
             f"{', '.join(f'“{one}”' for one in met) or 'none'}"
         )
     made_on = record["machine"]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + (
+    return markdown_table(lines) + (
         f"\n{'; '.join(told)}. The hidden layer was fitted on digits alone: it takes long on the many tokens of "
         f"Reuters. Seeds {', '.join(map(str, SEEDS))}: means with standard deviations; output errors are relative to "
         f"the teacher's output, geometric means over heads. {made_on['processor']}, NumPy {made_on['numpy']}.\n"

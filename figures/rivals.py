@@ -8,6 +8,7 @@ import numpy as np
 from asap_ref import Attention, files, fit_amortizer, presentation, reproduce
 from asap_ref.compilation import compile_model
 from asap_ref.experiments import experiment
+from asap_ref.tables import markdown_table
 from asap_ref.training import accuracy, train
 from asap_ref.transformer import Transformer
 
@@ -197,7 +198,7 @@ def markdown(record):
     teacher, made_on = record["training"][0]["teacher"], record["machine"]
     layer = record["inference"][0]
     return (
-        f"{_table(lines)}\n\n"
+        f"{markdown_table(lines)}\n"
         f"Digits, {record['settings']['epochs']} epochs, mean and standard deviation over seeds "
         f"{', '.join(map(str, record['settings']['seeds']))}. Sinkhorn: T = {teacher['n_iter']}, epsilon = "
         f"{teacher['epsilon']}. Sliced transport: the coordinates of a head as slices, t = 0.001, beta = 1. ASAP: "
@@ -209,7 +210,7 @@ def markdown(record):
         f"{made_on['numpy']}.\n\n"
         "Training memory of sliced transport over that of Sinkhorn (T = "
         f"{record['settings']['layer_n_iter']}), one layer, forward and backward:\n\n"
-        f"{_table(ratios)}\n\n"
+        f"{markdown_table(ratios)}\n"
         f"{claims(record)}\n"
     )
 
@@ -248,11 +249,6 @@ KEYS = ("accuracy", "train_seconds", "ms_per_forward")
 
 def _spread(values):
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-
-
-def _table(lines):
-    rule = ["---"] * len(lines[0])
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
 if __name__ == "__main__":

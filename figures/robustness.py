@@ -10,6 +10,7 @@ from pathlib import Path
 
 from asap_ref import files
 from asap_ref.reproduce import machine
+from asap_ref.tables import markdown_table
 
 TESTS = Path(__file__).parents[1] / "tests"
 NAMES = ("contracts", "wrong_calls", "extremes", "cli", "files", "saved_kinds", "kills")
@@ -44,11 +45,11 @@ def markdown(record):
     """Write what was tried, how often, and with what outcomes."""
     counts = Counter({(what, outcome): count for what, outcome, count in record["tried"]})
     outcomes = list(dict.fromkeys(outcome for _, outcome in counts))
-    lines = [["tried", "times", *outcomes], ["---"] * (2 + len(outcomes))]
+    lines = [["tried", "times", *outcomes]]
     for what in dict.fromkeys(what for what, _ in counts):
         each = [counts[what, outcome] for outcome in outcomes]
-        lines.append([what, str(sum(each)), *(str(n) if n else "" for n in each)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + (
+        lines.append([what, sum(each), *(n or "" for n in each)])
+    return markdown_table(lines) + (
         f"\n{counts.total()} trials, each of them an assertion of tests/: nothing was silently wrong, no NaN came out, "
         "no input was changed, no file was lost or unpickled, and every refusal says what was given and what was "
         "expected. Same numbers: what was changed does not matter to them (a date in an archive, the layout of "

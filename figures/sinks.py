@@ -10,6 +10,7 @@ from asap_ref.compilation import compile_model
 from asap_ref.diagnostics import attention_entropy, rank_residual_by_depth, sink_score
 from asap_ref.experiments import experiment
 from asap_ref.recording import record
+from asap_ref.tables import markdown_table
 from asap_ref.training import accuracy, train
 from asap_ref.transformer import Transformer
 from asap_ref.transport import marginal_error
@@ -129,9 +130,8 @@ def markdown(record):
         )
     gap = np.abs(last["softmax"].mean() - last["sinkhorn"].mean())
     apart = last["softmax"].max() < last["sinkhorn"].min()
-    table = "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
     return (
-        f"{table}\n\n"
+        f"{markdown_table(lines)}\n"
         f"Digits, {record['settings']['layers']} layers, {record['settings']['epochs']} epochs, mean over seeds "
         f"{', '.join(map(str, record['settings']['seeds']))}, heads and test images. Sink score: largest column "
         "mass of a plan over its fair share, 1 when doubly stochastic. Column error: the largest of a plan. "

@@ -16,6 +16,7 @@ from asap_ref.cluster import on_cluster
 from asap_ref.features import count_features
 from asap_ref.slices import slice_directions
 from asap_ref.sources import in_process
+from asap_ref.tables import markdown_table
 
 SEQUENCES, HEADS, TOKENS, DIMENSION = 4, 32, 128, 64  # a batch of one layer
 SLICES, RANK, ITERATIONS = 16, 8, 20
@@ -199,16 +200,16 @@ def markdown(record):
     s, found = record["settings"], estimate(record)
     seconds = {name: statistics.median(x) / s["batches"] for name, x in record["seconds"].items()}
     idle = {name: statistics.median(x) / s["batches"] for name, x in record["seconds_of_empty_work"].items()}
-    lines = [["where", "batches a second", "milliseconds a batch", "of these, Dask's own"], ["---"] * 4]
+    lines = [["where", "batches a second", "milliseconds a batch", "of these, Dask's own"]]
     for name, label in (("in process", "in process"), ("1", "1 worker"), ("2", "2 workers")):
         own = f"{1000 * idle[name]:.1f}" if name in idle else "0"
         lines.append([label, f"{1 / seconds[name]:.2f}", f"{1000 * seconds[name]:.0f}", own])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     gain = seconds["1"] / seconds["2"]
     share = idle["2"] / seconds["2"]
     streamed, kept = ([x / 2**20 for x in record["peak_bytes"][kind]] for kind in ("streamed", "kept"))
     growth = s["growth"]
     rows = [
+        ["quantity", "estimate"],
         ["batches of one layer", f"{found['batches']:.2g}"],
         ["computing, one thread", f"{found['worker_days']:.0f} worker-days"],
         ["arithmetic (scores, Sinkhorn, statistics)", f"{found['flops']:.1e} flops"],
@@ -217,9 +218,8 @@ def markdown(record):
         ["statistics that remain", f"{found['result_bytes'] / 1e6:.0f} MB"],
         ["memory of a worker, above idle and without the model", f"{found['worker_bytes'] / 2**20:.0f} MiB"],
     ]
-    paper = "\n".join(f"| {' | '.join(row)} |" for row in [["quantity", "estimate"], ["---", "---"], *rows])
     return (
-        f"{table}\n\n"
+        f"{markdown_table(lines)}\n"
         f"Regression on files of {s['sequences']} sequences x {s['heads']} heads x {s['tokens']} tokens x "
         f"{s['dimension']}, float32, {s['features']} features, T = {s['n_iter']}; one thread a process; medians of "
         f"{len(record['seconds']['1'])} interleaved passes of {s['batches']} batches, on "
@@ -239,7 +239,7 @@ def markdown(record):
         f"**An estimate, not a measurement**: {s['layers']} layers of {s['heads']} heads of dimension "
         f"{s['dimension']}, calibrated by regression on {s['total_tokens']:.0e} tokens, from the cost of a batch on "
         "one worker above. The forward pass of the model itself comes on top.\n\n"
-        f"{paper}\n\n"
+        f"{markdown_table(rows)}\n"
         "The arithmetic of sorting, exponentials and features is not counted; the time contains it. Statistics are "
         f"{found['statistics_bytes_of_a_batch'] / 2**20:.1f} MiB a batch whatever its size, so a batch k times as "
         "large divides what is sent by k. A weight vector has "
