@@ -85,9 +85,12 @@ def reproduce(settings, out, *, resume=False, say=print):
     """
     start, out = time.perf_counter(), Path(out)
     xp = array_module(settings.backend)
-    seed = settings.seed
     run = experiment(
-        settings.dataset, seed=seed, epochs=settings.epochs, n_iter=settings.n_iter, slices=settings.slices
+        settings.dataset,
+        seed=settings.seed,
+        epochs=settings.epochs,
+        n_iter=settings.n_iter,
+        slices=settings.slices,
     )
     data = run.load()
     out.mkdir(parents=True, exist_ok=True)  # an unusable folder is found now, not after an epoch
@@ -95,14 +98,12 @@ def reproduce(settings, out, *, resume=False, say=print):
     seconds, models = {}, {}
     more = [Attention(name) for name in settings.attention if name not in ("softmax", "sinkhorn")]
     for attention in (Attention("softmax"), Attention("sinkhorn", run.teacher), *more):
-        model = Transformer.create(run.architecture, attention, seed=seed, xp=xp)
         began = time.perf_counter()
-        models[attention.name], _ = train(
-            model,
-            data.train_inputs,
-            data.train_labels,
-            run.training,
-            augment=run.augment,
+        models[attention.name] = trained(
+            run,
+            data,
+            attention,
+            xp=xp,
             checkpoint=out / f"{attention.name}.checkpoint.npz",
             resume=resume,
             label=f"train {attention.name}",
@@ -138,7 +139,7 @@ def reproduce(settings, out, *, resume=False, say=print):
             "calibrated": sum(map(len, calibration_batches(run, data))),
         },
         "settings": {
-            "seed": seed,
+            "seed": settings.seed,
             "backend": settings.backend,
             "architecture": asdict(run.architecture),
             "training": asdict(run.training) | {"word_dropout": run.word_dropout},
@@ -218,6 +219,7 @@ def compare(variants, inputs, labels, *, rounds):
 
 def geometric_mean(x):
     """Geometric mean over heads: the errors of easy and hard heads differ by powers of ten."""
+    x = np.asarray(x)
     return float(np.exp(np.mean(np.log(x)))) if np.all(x > 0) else 0.0
 
 
@@ -237,6 +239,12 @@ def forward_milliseconds(variants, batches, rounds):
 def whole_batches(inputs):
     """All inputs in batches that fit into memory, texts with others of like length."""
     return [trimmed(inputs[picked]) for picked in batches(inputs, 512)]
+
+
+def trained(run, data, attention, *, xp=np, **options):
+    """Train the model of an experiment with an attention in every layer; the options are those of `train`."""
+    model = Transformer.create(run.architecture, attention, seed=run.training.seed, xp=xp)
+    return train(model, data.train_inputs, data.train_labels, run.training, augment=run.augment, **options)[0]
 
 
 def calibration_batches(run, data):

@@ -9,10 +9,8 @@ from asap_ref.comparison import column_distance, output_error, plan_of
 from asap_ref.compilation import compile_model
 from asap_ref.experiments import experiment
 from asap_ref.recording import record
-from asap_ref.reproduce import machine, whole_batches
+from asap_ref.reproduce import geometric_mean, machine, trained, whole_batches
 from asap_ref.tables import markdown_table
-from asap_ref.training import train
-from asap_ref.transformer import Transformer
 
 SEEDS = (0, 1, 2)
 CONVERGED = 1000
@@ -54,13 +52,7 @@ def of_seed(seed):
     """Errors of each variant of one seed, one a layer and head."""
     run = experiment("digits", seed=seed)
     data = run.load()
-    teacher, _ = train(
-        Transformer.create(run.architecture, Attention("sinkhorn", run.teacher), seed=seed),
-        data.train_inputs,
-        data.train_labels,
-        run.training,
-        label=f"seed {seed}",
-    )
+    teacher = trained(run, data, Attention("sinkhorn", run.teacher), label=f"seed {seed}")
     calls, batches = record(teacher, data.test_inputs), whole_batches(data.train_inputs)
     converged, iterations = references(calls, run.teacher["epsilon"])
     rows = []
@@ -229,7 +221,7 @@ def _mean(measure, values):
     values = np.asarray(values)
     if measure == "column_error" or not values.all():
         return float(values.mean())
-    return float(np.exp(np.log(values).mean()))
+    return geometric_mean(values)
 
 
 def _value(record, key, measure):

@@ -6,10 +6,8 @@ from asap_ref import Attention, detect_drift, fidelity_report, files
 from asap_ref.compilation import compile_model
 from asap_ref.experiments import experiment
 from asap_ref.fidelity import FidelityReport
-from asap_ref.reproduce import machine, whole_batches
+from asap_ref.reproduce import machine, trained, whole_batches
 from asap_ref.tables import markdown_table
-from asap_ref.training import train
-from asap_ref.transformer import Transformer
 
 SEEDS = (0, 1, 2)
 LEVELS = (0.01, 0.05, 0.1)
@@ -42,13 +40,7 @@ def of_seed(seed):
     """Alarms of each change, size and level, as counts; and what each change does to the output error."""
     run = experiment("digits", seed=seed)
     data = run.load()
-    teacher, _ = train(
-        Transformer.create(run.architecture, Attention("sinkhorn", run.teacher), seed=seed),
-        data.train_inputs,
-        data.train_labels,
-        run.training,
-        label=f"seed {seed}",
-    )
+    teacher = trained(run, data, Attention("sinkhorn", run.teacher), label=f"seed {seed}")
     compiled, _ = compile_model(teacher, whole_batches(data.train_inputs), **run.compilation)
     rng = np.random.default_rng(seed)
     reports = {

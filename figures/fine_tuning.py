@@ -10,10 +10,9 @@ from asap_ref.comparison import column_distance, plan_of
 from asap_ref.compilation import compile_model
 from asap_ref.experiments import experiment
 from asap_ref.recording import record as record_layers
-from asap_ref.reproduce import machine, whole_batches
+from asap_ref.reproduce import machine, trained, whole_batches
 from asap_ref.tables import markdown_table
 from asap_ref.training import TrainingSettings, accuracy, predict, train
-from asap_ref.transformer import Transformer
 
 SEEDS = (0, 1, 2)
 TUNING = TrainingSettings(epochs=3, batch_size=64, learning_rate=3e-4, warmup=0.25)
@@ -45,13 +44,7 @@ def of_seed(seed):
     """Accuracy, agreement with the teacher and column error, before the first step and after each epoch."""
     run = experiment("digits", seed=seed)
     data = run.load()
-    teacher, _ = train(
-        Transformer.create(run.architecture, Attention("sinkhorn", run.teacher), seed=seed),
-        data.train_inputs,
-        data.train_labels,
-        run.training,
-        label=f"seed {seed}",
-    )
+    teacher = trained(run, data, Attention("sinkhorn", run.teacher), label=f"seed {seed}")
     answers = predict(teacher, data.test_inputs).argmax(-1)
 
     def evaluate(model):

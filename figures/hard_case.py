@@ -22,7 +22,7 @@ from asap_ref import (
 )
 from asap_ref.features import dual_features
 from asap_ref.masks import centred
-from asap_ref.reproduce import machine
+from asap_ref.reproduce import geometric_mean, machine
 from asap_ref.statistics import SufficientStatistics
 from asap_ref.stopwatch import interleaved
 from asap_ref.tables import markdown_table
@@ -254,7 +254,7 @@ def _rows(record, name):
 
 
 def _error(record, name):
-    found = [np.exp(np.mean(np.log(row["output_error"]))) for row in _rows(record, name)]
+    found = [geometric_mean(row["output_error"]) for row in _rows(record, name)]
     return float(np.mean(found)), float(np.std(found))
 
 

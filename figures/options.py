@@ -8,10 +8,8 @@ from asap_ref import Attention, files, presentation
 from asap_ref.comparison import fidelity
 from asap_ref.compilation import compile_model
 from asap_ref.experiments import experiment
-from asap_ref.reproduce import calibration_batches, machine, sample
+from asap_ref.reproduce import calibration_batches, geometric_mean, machine, sample, trained
 from asap_ref.tables import markdown_table
-from asap_ref.training import train
-from asap_ref.transformer import Transformer
 
 SEEDS = (0, 1, 2)
 DATASETS = {"digits": "digits", "r8": "Reuters R8"}
@@ -44,14 +42,7 @@ def of_seed(dataset, seed):
     """Errors of each variant, one a layer and head."""
     run = experiment(dataset, seed=seed)
     data = run.load()
-    teacher, _ = train(
-        Transformer.create(run.architecture, Attention("sinkhorn", run.teacher), seed=seed),
-        data.train_inputs,
-        data.train_labels,
-        run.training,
-        augment=run.augment,
-        label=f"{dataset}, seed {seed}",
-    )
+    teacher = trained(run, data, Attention("sinkhorn", run.teacher), label=f"{dataset}, seed {seed}")
     calibration, test = calibration_batches(run, data), sample(data.test_inputs)
     rows = []
     for name, settings in variants(dataset).items():
@@ -149,11 +140,11 @@ def _row(seed, name):
 
 
 def _layers(seed, name):
-    return [float(np.exp(np.mean(np.log(layer)))) for layer in _row(seed, name)["output_error"]]
+    return [geometric_mean(layer) for layer in _row(seed, name)["output_error"]]
 
 
 def _error(seed, name):
-    return float(np.exp(np.mean(np.log(_row(seed, name)["output_error"]))))
+    return geometric_mean(_row(seed, name)["output_error"])
 
 
 if __name__ == "__main__":

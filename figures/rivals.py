@@ -9,8 +9,7 @@ from asap_ref import Attention, files, fit_amortizer, presentation, reproduce
 from asap_ref.compilation import compile_model
 from asap_ref.experiments import experiment
 from asap_ref.tables import markdown_table
-from asap_ref.training import accuracy, train
-from asap_ref.transformer import Transformer
+from asap_ref.training import accuracy
 
 SEEDS = (0, 1, 2)
 EPOCHS = 15
@@ -52,14 +51,7 @@ def train_all(seed):
     models, seconds = {}, {}
     for attention in (Attention("softmax"), Attention("sinkhorn", run.teacher), Attention("sliced")):
         began = time.perf_counter()
-        models[attention.name], _ = train(
-            Transformer.create(run.architecture, attention, seed=seed),
-            data.train_inputs,
-            data.train_labels,
-            run.training,
-            augment=run.augment,
-            label=f"train {attention.name}",
-        )
+        models[attention.name] = reproduce.trained(run, data, attention, label=f"train {attention.name}")
         seconds[attention.name] = time.perf_counter() - began
     began = time.perf_counter()
     models["asap"], _ = compile_model(models["sinkhorn"], [data.train_inputs], **run.compilation)

@@ -11,8 +11,7 @@ from asap_ref.diagnostics import attention_entropy, rank_residual_by_depth, sink
 from asap_ref.experiments import experiment
 from asap_ref.recording import record
 from asap_ref.tables import markdown_table
-from asap_ref.training import accuracy, train
-from asap_ref.transformer import Transformer
+from asap_ref.training import accuracy
 from asap_ref.transport import marginal_error
 
 SEEDS = (0, 1, 2)
@@ -39,17 +38,12 @@ def measure():
 def look_into(seed):
     """Rows of one seed, one a mechanism, with a number for each layer."""
     run = experiment("digits", seed=seed, epochs=EPOCHS)
+    run = replace(run, architecture=replace(run.architecture, n_layers=LAYERS))
     data = run.load()
     models = {}
     for attention in (Attention("softmax"), Attention("sinkhorn", run.teacher)):
-        models[attention.name], _ = train(
-            Transformer.create(replace(run.architecture, n_layers=LAYERS), attention, seed=seed),
-            data.train_inputs,
-            data.train_labels,
-            run.training,
-            augment=run.augment,
-            label=f"train {attention.name}, {LAYERS} layers",
-        )
+        label = f"train {attention.name}, {LAYERS} layers"
+        models[attention.name] = reproduce.trained(run, data, attention, label=label)
     models["asap"], _ = compile_model(models["sinkhorn"], [data.train_inputs], **run.compilation)
     return [
         {
