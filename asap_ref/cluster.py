@@ -1,8 +1,9 @@
 """The same sums on a cluster: a source (sources.py) whose batches are made and used on the workers of Dask.
 
 Statistics and gradients are sums over batches, which is what ``dask.bag`` folds: each worker makes a batch, forms its
-part of the sum and lets go of the batch, and the parts are added as a tree. The tree is fixed before the run, so
-the result does not depend on which worker did what, or on workers that were lost: Dask makes their parts again.
+part of the sum and lets go of the batch, and the parts are added as a tree. The tree depends on the batches alone,
+and a batch is laid out in memory as if it had travelled, so that to the last bit the result does not depend on how
+many workers there are, on which did what, or on some that were lost: Dask makes their parts again.
 Dask is imported only here, and only once a client is given.
 """
 
@@ -14,10 +15,13 @@ import numbers
 import operator
 import os
 from collections import deque
+from functools import partial, reduce
 
-from asap_ref.sources import Chunked, Rows, check_restarts, peek, resolved
+import numpy as np
 
-GROUP = 4  # batches for each thread of the cluster that are on their way at a time, when they come from the caller
+from asap_ref.sources import Chunked, Rows, check_restarts, in_turn, peek, resolved
+
+GROUP = 4  # batches in a tree when they come from the caller: a tree for each thread is on its way at a time
 
 
 def on_cluster(batches, client, *, restarts, progress=False):
@@ -68,7 +72,7 @@ class OnCluster:
     """Batches on the workers of a Dask cluster; see `on_cluster`."""
 
     def __init__(self, parts, make, client, *, keep, progress):
-        self._parts, self._make = parts, make
+        self._parts, self._make = parts, partial(in_turn, (make, _contiguous))
         self._client, self._progress, self._keep = client, progress, keep
         self._kept = None
 
@@ -81,15 +85,20 @@ class OnCluster:
         return self._result(bag.to_delayed()[0])[0]
 
     def total(self, function):
-        """Add up ``function(batch)`` over all batches, as a tree."""
+        """Add up ``function(batch)`` over all batches, as trees, whose sums are added in order."""
         if self._keep and self._kept is None:
             with _of_any_size():
                 self._kept = [self._client.persist(bag) for bag in self._bags(self._parts, size=None)]
+        function = _sent_once(function)
+        # in twos: a worker holds few partial sums at a time
+        trees = (
+            bag.map(_call, function=function).fold(operator.add, split_every=2)
+            for bag in self._kept or self._bags(self._parts, size=GROUP)
+        )
         total, running = None, deque()
-        for bag in self._kept or self._bags(self._parts, size=GROUP * self._threads()):
-            # in twos: a worker holds few partial sums at a time
-            running.append(self._start(_map(bag, function).fold(operator.add, split_every=2)))
-            if len(running) > 1:  # one group is worked on while the next is sent
+        while some := list(itertools.islice(trees, self._threads())):
+            running.append(self._start(some))
+            if len(running) > 1:  # some are worked on while the next are sent
                 total = _add(total, running.popleft())
         while running:
             total = _add(total, running.popleft())
@@ -99,6 +108,7 @@ class OnCluster:
         """Yield bags of batches, a partition a batch: one bag if all are still on disk, else groups of a size."""
         from dask import bag, delayed
 
+        make = _sent_once(self._make)
         if isinstance(parts, Chunked) and hasattr(parts.arrays[0], "dask"):
             rows = parts.arrays[0].chunks[0]
             blocks = [
@@ -106,36 +116,36 @@ class OnCluster:
                 for x in parts.arrays
             ]
             batches = [delayed(_one_batch)(parts.alone, *arrays) for arrays in zip(*blocks, strict=True)]
-            yield _map(bag.from_delayed(batches), self._make)
+            yield bag.from_delayed(batches).map(_call, function=make)
             return
         iterator = iter(parts)
         while group := list(itertools.islice(iterator, size)):
             if size is not None and all(map(_is_light, group)):
                 group += iterator
-            yield _map(bag.from_sequence(group, partition_size=1), self._make)
+            yield bag.from_sequence(group, partition_size=1).map(_call, function=make)
 
     def _threads(self):
         return max(sum(self._client.nthreads().values()), 1)
 
-    def _start(self, task):
+    def _start(self, tasks):
         with _of_any_size():
-            future = self._client.compute(task)
+            futures = self._client.compute(tasks)
         if self._progress:
             from dask.distributed import progress
 
-            progress(future, notebook=False)
-        return future
+            progress(futures, notebook=False)
+        return futures
 
     def _result(self, task):
         with _of_any_size():
             return self._client.compute(task).result()
 
 
-def _map(bag, function):
-    """Apply a function that may be large (it may hold a model): it is sent once, not with each batch."""
+def _sent_once(function):
+    """Wrap a function that may be large (it may hold a model): it is sent once, not with each batch."""
     from dask import delayed
 
-    return bag.map(_call, function=delayed(function, traverse=False))
+    return delayed(function, traverse=False)
 
 
 def _call(batch, function):
@@ -146,9 +156,16 @@ def _one_batch(alone, *arrays):
     return [arrays[0] if alone else arrays]
 
 
-def _add(total, future):
-    part = future.result()
-    return part if total is None else total + part
+def _contiguous(batch):
+    """Lay arrays out as they are after a journey: sums over another layout have other last bits."""
+    if isinstance(batch, tuple | list):
+        return tuple(map(_contiguous, batch))
+    return np.asarray(batch, order="C") if isinstance(batch, np.ndarray) else batch
+
+
+def _add(total, futures):
+    parts = [future.result() for future in futures]
+    return reduce(operator.add, parts if total is None else [total, *parts])
 
 
 def _is_light(part):

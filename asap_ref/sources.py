@@ -183,7 +183,7 @@ def resolved(batches):
     """
     if isinstance(batches, Mapped):
         parts, make = resolved(batches.batches)
-        return parts, partial(_in_turn, (make, batches.function))
+        return parts, partial(in_turn, (make, batches.function))
     if isinstance(batches, str | os.PathLike):
         batches = _opened(batches)
     zarr = sys.modules.get("zarr")
@@ -252,5 +252,6 @@ def _read(path):
         )
 
 
-def _in_turn(functions, part):
+def in_turn(functions, part):
+    """Apply one function after the other."""
     return reduce(lambda x, function: function(x), functions, part)

@@ -224,6 +224,24 @@ def test_an_iterable_is_read_as_it_is_used(threads):
     assert len(read) == 40 and ahead[:3] == [4, 8, 12]  # 4 a thread, one group ahead
 
 
+def test_the_order_of_sums_does_not_depend_on_the_number_of_threads(threads, monkeypatch):
+    numbers = [[x] for x in np.random.default_rng(0).standard_normal(30)]  # lists count as in memory
+    totals = set()
+    for workers in (1, 2, 5):
+        source = calibration.on_cluster(numbers, threads, restarts=False)
+        monkeypatch.setattr(source, "_threads", lambda n=workers: n)
+        totals.add(source.total(lambda batch: batch[0]))
+    assert len(totals) == 1 and totals.pop() != sum(x for [x] in numbers)  # another order: it would show
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_batch_is_laid_out_as_if_it_had_travelled(threads, keep):
+    batch = np.zeros((3, 2)).T, np.zeros((5, 2))[:, 1]
+    source = calibration.on_cluster([batch, batch], threads, restarts=keep)
+    layouts = source.total(lambda arrays: [x.flags.c_contiguous for x in arrays])
+    assert layouts == [True] * 4 and all(x.flags.c_contiguous for x in source.first())
+
+
 def test_dask_shows_its_own_progress(threads, capsys):
     fit_amortizer(BATCHES, **FIT, client=threads, progress=True)
     assert "100% Completed" in capsys.readouterr().out
