@@ -2,7 +2,7 @@
 
 Statistics and gradients are sums over batches, which is what ``dask.bag`` folds: each worker makes a batch, forms its
 part of the sum and lets go of the batch, and the parts are added as a tree. The tree depends on the batches alone,
-and a batch is laid out in memory as if it had travelled, so that to the last bit the result does not depend on how
+and a batch is laid out in memory as a journey leaves it, so that to the last bit the result does not depend on how
 many workers there are, on which did what, or on some that were lost: Dask makes their parts again.
 Dask is imported only here, and only once a client is given.
 """
@@ -14,12 +14,11 @@ import itertools
 import numbers
 import operator
 import os
-from collections import deque
-from functools import partial, reduce
+from functools import partial
 
 import numpy as np
 
-from asap_ref.sources import Chunked, Rows, check_restarts, in_turn, peek, resolved
+from asap_ref.sources import Chunked, Rows, added_up, check_restarts, in_turn, peek, resolved
 
 GROUP = 4  # batches in a tree when they come from the caller: a tree for each thread is on its way at a time
 
@@ -95,14 +94,16 @@ class OnCluster:
             bag.map(_call, function=function).fold(operator.add, split_every=2)
             for bag in self._kept or self._bags(self._parts, size=GROUP)
         )
-        total, running = None, deque()
+        return added_up(self._results(trees))
+
+    def _results(self, trees):
+        """Yield the sums of trees in their order; some are worked on while the next are sent."""
+        before = []
         while some := list(itertools.islice(trees, self._threads())):
-            running.append(self._start(some))
-            if len(running) > 1:  # some are worked on while the next are sent
-                total = _add(total, running.popleft())
-        while running:
-            total = _add(total, running.popleft())
-        return total
+            started = self._start(some)
+            yield from (future.result() for future in before)
+            before = started
+        yield from (future.result() for future in before)
 
     def _bags(self, parts, size=None):
         """Yield bags of batches, a partition a batch: one bag if all are still on disk, else groups of a size."""
@@ -157,15 +158,10 @@ def _one_batch(alone, *arrays):
 
 
 def _contiguous(batch):
-    """Lay arrays out as they are after a journey: sums over another layout have other last bits."""
+    """Lay arrays out in C order, which a journey keeps: sums over another layout have other last bits."""
     if isinstance(batch, tuple | list):
         return tuple(map(_contiguous, batch))
     return np.asarray(batch, order="C") if isinstance(batch, np.ndarray) else batch
-
-
-def _add(total, futures):
-    parts = [future.result() for future in futures]
-    return reduce(operator.add, parts if total is None else [total, *parts])
 
 
 def _is_light(part):

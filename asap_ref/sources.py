@@ -34,11 +34,7 @@ class InProcess:
 
     def total(self, function):
         """Add up ``function(batch)`` over all batches."""
-        total = None
-        for part in self._parts:
-            one = function(self._make(part))
-            total = one if total is None else total + one
-        return total
+        return added_up(function(self._make(part)) for part in self._parts)
 
 
 def in_process(batches, *, restarts):
@@ -81,6 +77,14 @@ def peek(parts):
     iterator = iter(parts)
     first = next(iterator, None)
     return first, itertools.chain([first], iterator) if iterator is parts and first is not None else parts
+
+
+def added_up(parts):
+    """Add parts in their order; None if there are none."""
+    total = None
+    for part in parts:
+        total = part if total is None else total + part
+    return total
 
 
 class Total(tuple):
