@@ -5,14 +5,10 @@ calibration, attention, layers, transformer, training, compilation. The attentio
 ones of fused.py; those of attention.py say the same in the plainest way, and are the definition.
 """
 
-from asap_ref.amortizer import Amortizer, amortized_query_dual, amortized_query_dual_vjp
-from asap_ref.arrays import array_module, array_namespace, to_numpy
-from asap_ref.calibration import fit_amortizer
-from asap_ref.compilation import compile_model
-from asap_ref.drift import Drift, detect_drift
-from asap_ref.features import dual_features, dual_features_vjp
-from asap_ref.fidelity import FidelityReport, fidelity_report
-from asap_ref.fused import (
+from asap_ref.calibration.fit import fit_amortizer
+from asap_ref.calibration.recalibration import recalibrate
+from asap_ref.extensions.mixed import mixed_attention, mixed_attention_vjp
+from asap_ref.fast.attention import (
     asap_attention,
     asap_attention_vjp,
     initial_attention,
@@ -22,18 +18,15 @@ from asap_ref.fused import (
     softmax_attention,
     softmax_attention_vjp,
 )
-from asap_ref.initial_duals import initial_attention_vjp, initial_dual, initial_dual_vjp
-from asap_ref.mechanism import Attention
-from asap_ref.mixed import mixed_attention, mixed_attention_vjp
-from asap_ref.one_sided import one_sided_attention_vjp
-from asap_ref.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
-from asap_ref.recalibration import recalibrate
-from asap_ref.sinkhorn import sinkhorn, sinkhorn_vjp
-from asap_ref.sliced_attention import sliced_attention, sliced_attention_vjp
-from asap_ref.slices import slice_directions, sliced_potentials, sliced_potentials_vjp
-from asap_ref.soft_sort import soft_sort, soft_sort_vjp
-from asap_ref.statistics import SufficientStatistics
-from asap_ref.transport import (
+from asap_ref.fidelity.drift import Drift, detect_drift
+from asap_ref.fidelity.report import FidelityReport, fidelity_report
+from asap_ref.method.amortizer import Amortizer, amortized_query_dual, amortized_query_dual_vjp
+from asap_ref.method.features import dual_features, dual_features_vjp
+from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
+from asap_ref.method.regression import SufficientStatistics
+from asap_ref.method.sinkhorn import sinkhorn, sinkhorn_vjp
+from asap_ref.method.slices import slice_directions, sliced_potentials, sliced_potentials_vjp
+from asap_ref.method.transport import (
     Duals,
     attention_scores,
     attention_scores_vjp,
@@ -45,6 +38,13 @@ from asap_ref.transport import (
     two_sided_c_transform,
     two_sided_c_transform_vjp,
 )
+from asap_ref.model.compilation import compile_model
+from asap_ref.model.mechanism import Attention
+from asap_ref.rivals.initial_duals import initial_attention_vjp, initial_dual, initial_dual_vjp
+from asap_ref.rivals.one_sided import one_sided_attention_vjp
+from asap_ref.rivals.sliced_attention import sliced_attention, sliced_attention_vjp
+from asap_ref.rivals.soft_sort import soft_sort, soft_sort_vjp
+from asap_ref.support.arrays import array_module, array_namespace, to_numpy
 
 __all__ = [
     "Amortizer",

@@ -8,8 +8,8 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from asap_ref.arrays import MODULES
 from asap_ref.oracle.shell import add_commands
+from asap_ref.support.arrays import MODULES
 
 DATASETS = ("digits", "r8", "topics")  # the keys of experiments.EXPERIMENTS, whose import would slow down --help
 TRAINABLE = ("softmax", "sinkhorn", "sliced", "initial")  # the keys of mechanism.FORMS that need no amortizer
@@ -217,7 +217,7 @@ def integer(least, *, or_auto=False):
 
 def run_reproduce(args):
     """Run ``asap-ref reproduce``."""
-    from asap_ref.reproduce import ReproduceSettings, reproduce
+    from asap_ref.lab.reproduce import ReproduceSettings, reproduce
 
     settings = ReproduceSettings(
         args.dataset,
@@ -233,10 +233,10 @@ def run_reproduce(args):
 
 def run_compile(args):
     """Run ``asap-ref compile``."""
-    from asap_ref.compilation import compile_model
-    from asap_ref.experiments import experiment
-    from asap_ref.reproduce import calibration_batches
-    from asap_ref.transformer import Transformer
+    from asap_ref.lab.experiments import experiment
+    from asap_ref.lab.reproduce import calibration_batches
+    from asap_ref.model.compilation import compile_model
+    from asap_ref.model.transformer import Transformer
 
     model = Transformer.load(args.model)
     run = experiment(args.dataset, seed=args.seed, slices=args.slices)
@@ -258,10 +258,10 @@ def run_compile(args):
 
 def run_fidelity(args):
     """Run ``asap-ref fidelity``."""
-    from asap_ref.experiments import experiment
-    from asap_ref.fidelity import fidelity_report
-    from asap_ref.reproduce import sample
-    from asap_ref.transformer import Transformer
+    from asap_ref.fidelity.report import fidelity_report
+    from asap_ref.lab.experiments import experiment
+    from asap_ref.lab.reproduce import sample
+    from asap_ref.model.transformer import Transformer
 
     inputs = sample(experiment(args.dataset).load().test_inputs)
     report = fidelity_report(Transformer.load(args.model), inputs)
@@ -275,14 +275,14 @@ def run_fidelity(args):
 
 def run_bench(args):
     """Run ``asap-ref bench``."""
-    from asap_ref.benchmark import bench
+    from asap_ref.lab.benchmark import bench
 
     bench(args.out, extent="quick" if args.quick else "default", only=tuple(args.only), backend=args.backend)
 
 
 def run_figures(args):
     """Run ``asap-ref figures``."""
-    from asap_ref.gallery import regenerate
+    from asap_ref.lab.gallery import regenerate
 
     regenerate(args.names, measure=args.measure)
 

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from asap_ref import Attention, attention_scores, files, presentation, sinkhorn, transport_plan
-from asap_ref.comparison import column_distance, output_error, plan_of
-from asap_ref.compilation import compile_model
-from asap_ref.experiments import experiment
-from asap_ref.recording import record
-from asap_ref.reproduce import geometric_mean, machine, trained, whole_batches
-from asap_ref.tables import markdown_table
+from asap_ref import Attention, attention_scores, sinkhorn, transport_plan
+from asap_ref.fidelity.comparison import column_distance, output_error, plan_of
+from asap_ref.lab.experiments import experiment
+from asap_ref.lab.reproduce import geometric_mean, machine, trained, whole_batches
+from asap_ref.model.compilation import compile_model
+from asap_ref.model.recording import record
+from asap_ref.support import files, presentation
+from asap_ref.support.tables import markdown_table
 
 SEEDS = (0, 1, 2)
 CONVERGED = 1000

@@ -1,7 +1,7 @@
 """ASAP costs little more than softmax at any length; truncated Sinkhorn trades error for time; no plan is kept."""
 
-from asap_ref import benchmark, files, presentation
-from asap_ref.bars import (
+from asap_ref.lab import benchmark
+from asap_ref.lab.bars import (
     ASAP,
     LOG,
     MIB,
@@ -14,6 +14,7 @@ from asap_ref.bars import (
     measured_on,
     memory,
 )
+from asap_ref.support import files, presentation
 
 LINES = {  # in time against length: colour, line, marker
     "product, exp, product": ("black", ":", ""),

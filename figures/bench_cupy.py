@@ -1,6 +1,7 @@
 """The benchmark on a GPU, CuPy beside torch on the same card: every table of it."""
 
-from asap_ref import bars, benchmark, files
+from asap_ref.lab import bars, benchmark
+from asap_ref.support import files
 
 
 def measure():

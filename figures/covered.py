@@ -7,9 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from asap_ref import files
-from asap_ref.reproduce import machine
-from asap_ref.tables import markdown_table
+from asap_ref.lab.reproduce import machine
+from asap_ref.support import files
+from asap_ref.support.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 

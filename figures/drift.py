@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from asap_ref import Attention, detect_drift, fidelity_report, files
-from asap_ref.compilation import compile_model
-from asap_ref.experiments import experiment
-from asap_ref.fidelity import FidelityReport
-from asap_ref.reproduce import machine, trained, whole_batches
-from asap_ref.tables import markdown_table
+from asap_ref import Attention, detect_drift, fidelity_report
+from asap_ref.fidelity.report import FidelityReport
+from asap_ref.lab.experiments import experiment
+from asap_ref.lab.reproduce import machine, trained, whole_batches
+from asap_ref.model.compilation import compile_model
+from asap_ref.support import files
+from asap_ref.support.tables import markdown_table
 
 SEEDS = (0, 1, 2)
 LEVELS = (0.01, 0.05, 0.1)

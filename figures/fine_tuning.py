@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from asap_ref import Attention, files, presentation
-from asap_ref.comparison import column_distance, plan_of
-from asap_ref.compilation import compile_model
-from asap_ref.experiments import experiment
-from asap_ref.recording import record as record_layers
-from asap_ref.reproduce import machine, trained, whole_batches
-from asap_ref.tables import markdown_table
-from asap_ref.training import TrainingSettings, accuracy, predict, train
+from asap_ref import Attention
+from asap_ref.fidelity.comparison import column_distance, plan_of
+from asap_ref.lab.experiments import experiment
+from asap_ref.lab.reproduce import machine, trained, whole_batches
+from asap_ref.model.compilation import compile_model
+from asap_ref.model.recording import record as record_layers
+from asap_ref.model.training import TrainingSettings, accuracy, predict, train
+from asap_ref.support import files, presentation
+from asap_ref.support.tables import markdown_table
 
 SEEDS = (0, 1, 2)
 TUNING = TrainingSettings(epochs=3, batch_size=64, learning_rate=3e-4, warmup=0.25)

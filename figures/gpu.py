@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 import asap_ref as ar
-from asap_ref import attention as readable
-from asap_ref import files, presentation
-from asap_ref.prediction import predict
-from asap_ref.tables import markdown_table
+from asap_ref.fast.prediction import predict
+from asap_ref.method import attention as readable
+from asap_ref.support import files, presentation
+from asap_ref.support.tables import markdown_table
 
 SIZES = (64, 256, 1024, 4096)
 HEADS, D, T, SLICES, ROUNDS = 8, 64, 20, 16, 11

@@ -9,23 +9,21 @@ import numpy as np
 from asap_ref import (
     asap_attention,
     attention_scores,
-    files,
     fit_amortizer,
-    fused,
     initial_dual,
-    presentation,
     sinkhorn,
     sinkhorn_attention,
     softmax_attention,
     transport_plan,
     two_sided_c_transform,
 )
-from asap_ref.features import dual_features
-from asap_ref.masks import centred
-from asap_ref.reproduce import geometric_mean, machine
-from asap_ref.statistics import SufficientStatistics
-from asap_ref.stopwatch import interleaved
-from asap_ref.tables import markdown_table
+from asap_ref.lab.reproduce import geometric_mean, machine
+from asap_ref.lab.stopwatch import interleaved
+from asap_ref.method.features import dual_features
+from asap_ref.method.masks import centred
+from asap_ref.method.regression import SufficientStatistics
+from asap_ref.support import files, presentation
+from asap_ref.support.tables import markdown_table
 
 SEEDS = (0, 1, 2)  # a layer each
 HEADS, TOKENS, WIDTH, N_ITER, RANGE, COMPONENTS = 4, 48, 16, 15, 90.0, 6
@@ -75,7 +73,7 @@ def of_seed(seed):
     test = sequences(TEST, 2)
     S = attention_scores(*test[:2])
     judge = partial(judged, S, test[2], sinkhorn_attention(*test, n_iter=N_ITER))
-    rows, racers = [], {"softmax": partial(fused.softmax_attention, *test)}
+    rows, racers = [], {"softmax": partial(softmax_attention, *test)}
     for t in (0, *TRUNCATED):
         row = judge(lambda t=t: sinkhorn(S, n_iter=max(t - 1, 0)).query) if t else {}
         row["output_error"] = relative(
@@ -83,19 +81,19 @@ def of_seed(seed):
         )
         rows.append({"name": f"Sinkhorn, T = {t}", "T": t} | row)
         if t:
-            racers[f"Sinkhorn, T = {t}"] = partial(fused.sinkhorn_attention, *test, n_iter=t)
+            racers[f"Sinkhorn, T = {t}"] = partial(sinkhorn_attention, *test, n_iter=t)
     rows.append({"name": "Gaussian dual"} | judge(lambda: initial_dual(*test[:2], start="gaussian")))
     for name, settings in MAPS.items():
         amortizer = fit_amortizer(calls, n_iter=N_ITER, seed=seed, **settings)
         rows.append({"name": name} | judge(lambda a=amortizer: a.predict(*test[:2])))
-        racers[name] = partial(fused.asap_attention, *test, amortizer)
+        racers[name] = partial(asap_attention, *test, amortizer)
         if name == BEST:
             for told, r in REFINED.items():
                 refined = replace(amortizer, refine=r, _placed={})
                 rows.append(
                     {"name": told, "output_error": relative(asap_attention(*test, refined), judge.args[2])}
                 )
-                racers[told] = partial(fused.asap_attention, *test, refined)
+                racers[told] = partial(asap_attention, *test, refined)
     for name, more in EXTRA.items():
         rows.append({"name": name} | judge(lambda more=more: regressed(more, (q, k), test[:2], seed)))
     seconds = {name: float(np.median(found)) for name, found in interleaved(racers).items()}

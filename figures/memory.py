@@ -81,11 +81,11 @@ def _torch_step(mechanism, n_iter, q, k, v, d_out):
 
 
 def _model(mechanism):
-    from asap_ref.compilation import compile_model
-    from asap_ref.experiments import experiment
-    from asap_ref.mechanism import Attention
-    from asap_ref.training import loss_and_gradients
-    from asap_ref.transformer import Transformer
+    from asap_ref.lab.experiments import experiment
+    from asap_ref.model.compilation import compile_model
+    from asap_ref.model.mechanism import Attention
+    from asap_ref.model.training import loss_and_gradients
+    from asap_ref.model.transformer import Transformer
 
     run = experiment("digits")
     data, size = run.load(), run.training.batch_size

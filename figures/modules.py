@@ -9,10 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from asap_ref import files, reproduce
-from asap_ref.tables import markdown_table
+from asap_ref.lab import reproduce
+from asap_ref.support import files
+from asap_ref.support.tables import markdown_table
 
-TESTS = Path(__file__).resolve().parent.parent / "tests"
+TESTS = Path(__file__).resolve().parent.parent / "tests" / "helpers"
 COLUMNS = ("values", "gradients", "training step", "compiled, saved, loaded")
 
 

@@ -17,8 +17,9 @@ import platformdirs
 import pytest
 from faults import FAULTS, TESTS
 
-from asap_ref import files, reproduce
-from asap_ref.tables import markdown_table
+from asap_ref.lab import reproduce
+from asap_ref.support import files
+from asap_ref.support.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PART = Path(platformdirs.user_cache_dir("asap_ref")) / "mutants.json"  # what is known of a measurement under way

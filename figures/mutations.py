@@ -8,10 +8,11 @@ from pathlib import Path
 
 from bugs import BUGS
 
-from asap_ref import files, oracle
-from asap_ref.tables import markdown_table
+from asap_ref import oracle
+from asap_ref.support import files
+from asap_ref.support.tables import markdown_table
 
-SOURCE = Path(__file__).resolve().parent.parent / "tests" / "oracle_examples" / "torch_layer.py"
+SOURCE = Path(__file__).resolve().parent.parent / "tests" / "oracle" / "examples" / "torch_layer.py"
 
 
 def mutant(bug):
@@ -68,7 +69,7 @@ def draw(record, folder):
     n = len(rows)
     text = (
         "# What the oracle catches\n\n"
-        f"{n} bugs, each injected alone into a copy of tests/oracle_examples/torch_layer.py, which passes without. "
+        f"{n} bugs, each injected alone into a copy of tests/oracle/examples/torch_layer.py, which passes without. "
         f"**{count['caught']} of {n} are caught.** The lowest operator that fails is the one with the bug for "
         f"{count['operator_named']}. The three flags that the report names first have the right hint for "
         f"{count['hint_named']}. Which flags are right is written in figures/bugs.py; the vectors, and the rule "

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from asap_ref import Attention, files, presentation
-from asap_ref.comparison import fidelity
-from asap_ref.compilation import compile_model
-from asap_ref.experiments import experiment
-from asap_ref.reproduce import calibration_batches, geometric_mean, machine, sample, trained
-from asap_ref.tables import markdown_table
+from asap_ref import Attention
+from asap_ref.fidelity.comparison import fidelity
+from asap_ref.lab.experiments import experiment
+from asap_ref.lab.reproduce import calibration_batches, geometric_mean, machine, sample, trained
+from asap_ref.model.compilation import compile_model
+from asap_ref.support import files, presentation
+from asap_ref.support.tables import markdown_table
 
 SEEDS = (0, 1, 2)
 DATASETS = {"digits": "digits", "r8": "Reuters R8"}

@@ -1,6 +1,6 @@
 """Competitors from other libraries: torch, POT and OTT-JAX. What is not installed is left out, and said.
 
-Each dict of competitors is as in asap_ref/competitors.py: prepare(q, k, v) gives a call without arguments. Data are
+Each dict of competitors is as in asap_ref/lab/competitors.py: prepare(q, k, v) gives a call without arguments. Data are
 placed, and programs compiled, in ``prepare``; a compiled call tells its ``compile_seconds``.
 """
 
@@ -11,9 +11,9 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from asap_ref.arrays import to_numpy
-from asap_ref.competitors import N_ITER, Competitor
-from asap_ref.workers import worker_count
+from asap_ref.fast.threads import worker_count
+from asap_ref.lab.competitors import N_ITER, Competitor
+from asap_ref.support.arrays import to_numpy
 
 INSTALL = {"torch": "torch", "ot": "POT", "ott": "ott-jax"}
 

@@ -3,7 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from asap_ref import files, reproduce
+from asap_ref.lab import reproduce
+from asap_ref.support import files
 
 
 def measure():

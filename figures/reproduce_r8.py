@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from asap_ref import files, reproduce
-from asap_ref.experiments import experiment
-from asap_ref.text import lengths
-from asap_ref.transformer import Transformer
+from asap_ref.lab import reproduce
+from asap_ref.lab.experiments import experiment
+from asap_ref.model.text import lengths
+from asap_ref.model.transformer import Transformer
+from asap_ref.support import files
 
 TIMED = ("softmax", "sinkhorn", "asap")
 PUBLISHED = (  # test accuracy on this split (%), for orientation

@@ -5,11 +5,13 @@ import time
 import memory
 import numpy as np
 
-from asap_ref import Attention, files, fit_amortizer, presentation, reproduce
-from asap_ref.compilation import compile_model
-from asap_ref.experiments import experiment
-from asap_ref.tables import markdown_table
-from asap_ref.training import accuracy
+from asap_ref import Attention, fit_amortizer
+from asap_ref.lab import reproduce
+from asap_ref.lab.experiments import experiment
+from asap_ref.model.compilation import compile_model
+from asap_ref.model.training import accuracy
+from asap_ref.support import files, presentation
+from asap_ref.support.tables import markdown_table
 
 SEEDS = (0, 1, 2)
 EPOCHS = 15

@@ -8,9 +8,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from asap_ref import files
-from asap_ref.reproduce import machine
-from asap_ref.tables import markdown_table
+from asap_ref.lab.reproduce import machine
+from asap_ref.support import files
+from asap_ref.support.tables import markdown_table
 
 TESTS = Path(__file__).parents[1] / "tests"
 NAMES = ("contracts", "wrong_calls", "extremes", "cli", "files", "saved_kinds", "kills")
@@ -20,7 +20,7 @@ def measure():
     """Run the tests that try to break things, the slow ones too, and add up what they note."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-m", "", *(str(TESTS / f"test_{name}.py") for name in NAMES)],
+            [sys.executable, "-m", "pytest", "-q", "-m", "", *(str(TESTS / f"{name}.py") for name in NAMES)],
             env=os.environ | {"ASAP_REF_TALLIES": folder},
             check=False,
         )

@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from asap_ref import Attention, files, presentation, reproduce
-from asap_ref.arrays import to_numpy
-from asap_ref.compilation import compile_model
-from asap_ref.diagnostics import attention_entropy, rank_residual_by_depth, sink_score
-from asap_ref.experiments import experiment
-from asap_ref.recording import record
-from asap_ref.tables import markdown_table
-from asap_ref.training import accuracy
-from asap_ref.transport import marginal_error
+from asap_ref import Attention
+from asap_ref.fidelity.diagnostics import attention_entropy, rank_residual_by_depth, sink_score
+from asap_ref.lab import reproduce
+from asap_ref.lab.experiments import experiment
+from asap_ref.method.transport import marginal_error
+from asap_ref.model.compilation import compile_model
+from asap_ref.model.recording import record
+from asap_ref.model.training import accuracy
+from asap_ref.support import files, presentation
+from asap_ref.support.arrays import to_numpy
+from asap_ref.support.tables import markdown_table
 
 SEEDS = (0, 1, 2)
 EPOCHS = 12

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from asap_ref import files, presentation, reproduce
-from asap_ref.calibration import regression_statistics
-from asap_ref.cluster import on_cluster
-from asap_ref.features import count_features
-from asap_ref.slices import slice_directions
-from asap_ref.sources import in_process
-from asap_ref.tables import markdown_table
+from asap_ref.calibration.cluster import on_cluster
+from asap_ref.calibration.fit import regression_statistics
+from asap_ref.calibration.sources import in_process
+from asap_ref.lab import reproduce
+from asap_ref.method.features import count_features
+from asap_ref.method.slices import slice_directions
+from asap_ref.support import files, presentation
+from asap_ref.support.tables import markdown_table
 
 SEQUENCES, HEADS, TOKENS, DIMENSION = 4, 32, 128, 64  # a batch of one layer
 SLICES, RANK, ITERATIONS = 16, 8, 20

@@ -14,7 +14,7 @@ import pytest
 from tallies import MISTAKES, REFUSED, note
 
 from asap_ref import cli
-from asap_ref.transformer import Transformer
+from asap_ref.model.transformer import Transformer
 
 ATTENTIONS = ["softmax", "sinkhorn", "sinkhorn-1", "sinkhorn-2", "sinkhorn-3", "sinkhorn-4", "sinkhorn-5", "asap"]
 RIVALS = ["initial-zero", "initial-gaussian", "initial-sorting", "one-sided"]
@@ -55,8 +55,8 @@ def test_reproduce_writes_report_figure_and_models(short_run):
 
 
 def test_the_compiled_model_runs_on_its_own_and_gives_the_reported_accuracy(short_run):
-    from asap_ref.datasets import load_digits
-    from asap_ref.training import accuracy
+    from asap_ref.lab.datasets import load_digits
+    from asap_ref.model.training import accuracy
 
     out, _ = short_run
     digits = load_digits()
@@ -250,10 +250,11 @@ def test_text_goes_the_same_way_from_padded_ids_to_the_table(tmp_path):
 
 
 def test_the_command_line_offers_every_experiment():
-    from asap_ref import cli, experiments
+    from asap_ref import cli
+    from asap_ref.lab import experiments
 
     assert set(cli.DATASETS) == set(experiments.EXPERIMENTS)
-    from asap_ref import mechanism
+    from asap_ref.model import mechanism
 
     assert set(cli.TRAINABLE) == {name for name in mechanism.FORMS if not mechanism.settings_of(name)[1]}
 

@@ -28,7 +28,7 @@ def test_tables_are_generated(monkeypatch):
 
     assert readme.filled(README) == README, "run python figures/readme.py"
     table = (ROOT / "figures" / "reproduce.md").read_text()
-    from asap_ref.reproduce import markdown
+    from asap_ref.lab.reproduce import markdown
 
     assert markdown(json.loads((ROOT / "figures" / "reproduce.json").read_text())) == table
 

@@ -38,14 +38,14 @@ from asap_ref import (
     two_sided_c_transform,
     two_sided_c_transform_vjp,
 )
-from asap_ref.arrays import array_namespace
-from asap_ref.layers import cross_entropy_vjp
-from asap_ref.mechanism import Attention
-from asap_ref.objectives import dual_loss_and_gradient, kl_loss_and_gradient
-from asap_ref.parameters import leaves, unflatten
-from asap_ref.recording import record
-from asap_ref.training import adamw, initial_moments
-from asap_ref.transformer import Architecture, Transformer, transformer_vjp
+from asap_ref.calibration.objectives import dual_loss_and_gradient, kl_loss_and_gradient
+from asap_ref.model.layers import cross_entropy_vjp
+from asap_ref.model.mechanism import Attention
+from asap_ref.model.recording import record
+from asap_ref.model.training import adamw, initial_moments
+from asap_ref.model.transformer import Architecture, Transformer, transformer_vjp
+from asap_ref.support.arrays import array_namespace
+from asap_ref.support.trees import leaves, unflatten
 
 __all__ = [
     "amortized_query_dual",

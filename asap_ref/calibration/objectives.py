@@ -1,0 +1,100 @@
+"""What a calibration minimises when it is not regression: two losses of the predicted dual, gradients by hand.
+
+With C the plan of (f_hat, its c-transform onto keys), divided by n'/m' so that its columns sum to one, and c* and c_hat
+the column sums of the teacher's and the student's plan:
+
+    kl     KL(P_teacher || P_hat) / n'              d/df_hat = C (c* - c_hat) / (n' epsilon)                 (paper)
+    dual   minus the semi-dual of f_hat, over n'    d/df_hat = ((n'/m') C 1 - 1) / n'                        (derived)
+
+The kl gradient is the column error pulled back through one softmax. The semi-dual
+
+    D(f_hat) = sum_i f_hat_i + sum_j g_j,    g the c-transform of f_hat onto keys,
+
+is concave and needs no teacher: its maximum is the fully converged plan (OA-OT's idea, arXiv 2604.15114).
+
+Shapes: S (..., n, m), f_hat (..., n) -> loss (...,), gradient (..., n).
+"""
+
+from __future__ import annotations
+
+from asap_ref.method.masks import keep, token_count
+from asap_ref.method.transport import Duals, column_mass, entropic_c_transform, transport_plan
+from asap_ref.support.arrays import array_namespace
+from asap_ref.support.contracts import operator
+
+
+@operator(scores="n m", query_dual="n", teacher_columns="m", query_mask="n", key_mask="m")
+def kl_loss_and_gradient(scores, query_dual, teacher_columns, *, epsilon=1.0, query_mask=None, key_mask=None):
+    """KL divergence from teacher to student, up to a constant, and its gradient in the predicted query dual.
+
+    Parameters
+    ----------
+    scores : array (..., n, m)
+    query_dual : array (..., n)
+        The prediction f_hat.
+    teacher_columns : array (..., m)
+        Column sums c* of the teacher's plan; its rows sum to one.
+    epsilon, query_mask, key_mask
+        As in `two_sided_c_transform`.
+
+    Returns
+    -------
+    (array (...), array (..., n))
+        ``KL(P_teacher || P_hat) / n'`` less the terms in which f_hat does not appear, and the gradient.
+
+    Notes
+    -----
+    O(nm). Source: asap_ref/oracle/README.md, "The amortizer", 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss, gradient = kl_loss_and_gradient(np.zeros((2, 2)), np.zeros(2), np.ones(2))
+    >>> gradient  # the plan is doubly stochastic already
+    array([0., 0.])
+    """
+    xp = array_namespace(scores, query_dual)
+    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    g = entropic_c_transform(scores, query_dual, onto="key", **settings)
+    f = entropic_c_transform(scores, g, onto="query", **settings)
+    C = transport_plan(scores, Duals(query_dual, g), **settings) / _with_axis(
+        column_mass(scores, query_mask, key_mask)
+    )
+    columns = xp.sum(transport_plan(scores, Duals(f, g), **settings), axis=-2)
+    n = token_count(query_dual, query_mask)
+    loss = -(xp.sum(f, axis=-1) + xp.sum(teacher_columns * g, axis=-1)) / epsilon / _without_axis(n)
+    return loss, _times(C, teacher_columns - columns) / (n * epsilon)
+
+
+@operator(scores="n m", query_dual="n", query_mask="n", key_mask="m")
+def dual_loss_and_gradient(scores, query_dual, *, epsilon=1.0, query_mask=None, key_mask=None):
+    """Minus the semi-dual a query, and its gradient in the predicted query dual; arguments as above, no teacher.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss, gradient = dual_loss_and_gradient(np.zeros((2, 2)), np.asarray([1.0, -1.0]))
+    >>> bool(gradient[0] > 0 > gradient[1])  # the first is too large
+    True
+    """
+    xp = array_namespace(scores, query_dual)
+    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    g = entropic_c_transform(scores, query_dual, onto="key", **settings)
+    rows = xp.sum(transport_plan(scores, Duals(query_dual, g), **settings), axis=-1)
+    n = token_count(query_dual, query_mask)
+    mass = column_mass(scores, query_mask, key_mask)
+    loss = -(xp.sum(keep(query_dual, query_mask), axis=-1) + xp.sum(g * mass, axis=-1)) / _without_axis(n)
+    return loss, keep(rows - 1, query_mask) / n
+
+
+def _times(matrix, vector):
+    """(..., n, m), (..., m) -> (..., n)."""
+    return (matrix @ vector[..., None])[..., 0]
+
+
+def _with_axis(x):
+    return x if isinstance(x, float) else x[..., None]
+
+
+def _without_axis(x):
+    return x if isinstance(x, int) else x[..., 0]

@@ -1,0 +1,83 @@
+"""Recalibration: new data is merged with what an amortizer was fitted from, instead of starting over.
+
+The sufficient statistics of ridge regression add up (statistics.py), and an amortizer keeps its own, so
+calibrating on one half and then on the other gives what the whole gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from asap_ref.calibration.fit import regression_statistics
+from asap_ref.calibration.sources import in_process
+from asap_ref.method.amortizer import Amortizer
+from asap_ref.support.contracts import check_positive
+
+
+def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
+    """Fit the weights of an amortizer again, on its earlier calibration data and new data together.
+
+    Parameters
+    ----------
+    amortizer : Amortizer
+        As from `fit_amortizer` with the regression objective. Slices and feature families, a hidden layer among them,
+        stay as they are.
+    batches
+        New data, as in `fit_amortizer`; gone through once.
+    ridge : float
+        As in `fit_amortizer`.
+    forget : float
+        Weight of the earlier data, from 0 (the new data alone) to 1.
+
+    Returns
+    -------
+    Amortizer
+        With the merged statistics, so that more can follow.
+
+    Raises
+    ------
+    TypeError
+        If amortizer is none, or ridge or forget no number.
+    ValueError
+        If the amortizer keeps no statistics, was fitted by kl or dual, whose optimum is no function of the
+        statistics, or batches is empty.
+
+    Notes
+    -----
+    One Sinkhorn run a batch of the new data. Derived.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from asap_ref import fit_amortizer
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 64, 1, 6, 4))
+    >>> first = fit_amortizer([(q[:32], k[:32])], n_slices=4, n_iter=5)
+    >>> whole = fit_amortizer([(q, k)], n_slices=4, n_iter=5)
+    >>> bool(np.allclose(recalibrate(first, [(q[32:], k[32:])]).weights, whole.weights))
+    True
+    """
+    if not isinstance(amortizer, Amortizer):
+        raise TypeError(
+            f"recalibrate: amortizer must be an Amortizer, as from fit_amortizer, got {type(amortizer).__name__}"
+        )
+    ridge = check_positive(ridge, "ridge", "recalibrate", or_zero=True)
+    forget = check_positive(forget, "forget", "recalibrate", or_zero=True)
+    if amortizer.statistics is None:
+        raise ValueError("recalibrate: the amortizer keeps no statistics of its calibration; fit it anew")
+    if amortizer.objective != "regression":
+        raise ValueError(
+            f"recalibrate: the amortizer was fitted with objective {amortizer.objective!r}, whose optimum is no "
+            "function of the statistics; fit it anew on both data sets, or with objective='regression'"
+        )
+    if forget > 1:
+        raise ValueError(f"recalibrate: forget must be from 0 to 1, got {forget}")
+    one_batch = partial(
+        regression_statistics, amortizer.directions, amortizer.families, amortizer.n_iter, amortizer.epsilon
+    )
+    new = in_process(batches, restarts=False).total(one_batch)
+    if new is None or new.count == 0:
+        raise ValueError("recalibrate: batches is empty; give at least one (q, k)")
+    merged = new if forget == 0 else amortizer.statistics.scaled(forget) + new
+    weights = merged.ridge(ridge)
+    return replace(amortizer, weights=weights, r_squared=merged.r_squared(weights), statistics=merged, _placed={})

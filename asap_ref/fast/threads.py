@@ -1,0 +1,102 @@
+"""Independent problems (a batch and head each) spread over threads, a cache-sized chunk at a time. NumPy only.
+
+NumPy's loops and BLAS let go of the interpreter while they run, so threads help. BLAS itself is held to one
+thread meanwhile: small products gain nothing from more, and ours are already in parallel.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from asap_ref.support.contracts import inside
+
+CHUNK = 2**18  # entries of scores in a chunk: 1 MiB in float32, so that it stays in the cache
+
+
+def worker_count():
+    """Threads to use: ASAP_REF_THREADS, or the processors this process may run on."""
+    given = os.environ.get("ASAP_REF_THREADS")
+    if given is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not given.isdigit() or int(given) < 1:
+        raise ValueError(f"ASAP_REF_THREADS must be an integer of at least 1, got {given!r}")
+    return int(given)
+
+
+@functools.cache
+def _pool(workers):
+    return ThreadPoolExecutor(workers, thread_name_prefix="asap_ref")
+
+
+@functools.cache
+def _blas():
+    return ThreadpoolController().select(user_api="blas")
+
+
+def within_a_chunk(q, k):
+    """Say whether all scores of the problems fit in a chunk: there is then nothing to gain from threads or tiles."""
+    return math.prod(q.shape[:-1]) * k.shape[-2] <= CHUNK
+
+
+def chunks(count, size):
+    """Slices of ``count`` problems with ``size`` entries each, evenly over the workers."""
+    workers = worker_count()
+    pieces = max(math.ceil(count * size / CHUNK), 1)
+    if pieces > 1:  # within a chunk a thread costs more than it saves
+        pieces = math.ceil(pieces / workers) * workers
+    step = max(math.ceil(count / pieces), 1)
+    return [slice(i, min(i + step, count)) for i in range(0, count, step)] or [slice(0, 0)]
+
+
+def spread(function, pieces):
+    """Call the function on each piece, on threads if there are several, and return the results in order."""
+    if len(pieces) == 1 or worker_count() == 1:
+        return [inside(function, piece) for piece in pieces]
+    with _blas().limit(limits=1):
+        return list(_pool(worker_count()).map(lambda piece: inside(function, piece), pieces))
+
+
+def over_problems(function, arrays, masks):
+    """Apply ``function(*arrays, *masks)`` chunk by chunk, the leading axes flattened to one.
+
+    Arrays are (*leading, tokens, ...), masks (..., tokens) or None. Returns (*leading, ...).
+    """
+    leading, _, pieces, part = _cut(arrays, masks)
+    return _join(spread(lambda piece: function(*part(piece)), pieces), leading)
+
+
+def over_problems_vjp(function_vjp, arrays, masks):
+    """Like `over_problems`, for a function that returns (value, vjp)."""
+    leading, count, pieces, part = _cut(arrays, masks)
+    results = spread(lambda piece: function_vjp(*part(piece)), pieces)
+
+    def vjp(cotangent):
+        rows = cotangent.reshape(count, *cotangent.shape[len(leading) :])
+        jobs = [(backward, rows[piece]) for piece, (_, backward) in zip(pieces, results, strict=True)]
+        gradients = spread(lambda job: job[0](job[1]), jobs)
+        return tuple(_join(parts, leading) for parts in zip(*gradients, strict=True))
+
+    return _join([value for value, _ in results], leading), vjp
+
+
+def _cut(arrays, masks):
+    leading = arrays[0].shape[:-2]
+    count = math.prod(leading)
+    flat = [x.reshape(count, *x.shape[len(leading) :]) for x in arrays]
+    flat += [
+        None if mask is None else np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(count, mask.shape[-1])
+        for mask in masks
+    ]
+    pieces = chunks(count, arrays[0].shape[-2] * arrays[1].shape[-2])
+    return leading, count, pieces, lambda piece: [None if x is None else x[piece] for x in flat]
+
+
+def _join(parts, leading):
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return whole.reshape(*leading, *whole.shape[1:])

@@ -1,0 +1,1 @@
+"""How faithful a compiled model is to its teacher, how hard its attention is, and whether data have drifted."""

@@ -1,0 +1,229 @@
+"""What an attention does to its tokens: sinks, entropy, marginals, and how alike the tokens become with depth.
+
+    sink score      largest column mass of a plan over its fair share n'/m'; 1 when doubly stochastic, m' at most
+    entropy         of a row, in nats, mean over the queries; log m' when attention is uniform
+    rank residual   |X - 1 mean(X)ᵀ| / |X|: 0 when all tokens are the same vector, so that X has rank one
+    iterations      how many Sinkhorn iterations from zero come as close to the converged plan
+
+How far a plan is from its marginals is `marginal_error` in transport.py.
+
+Shapes: plan P and scores S (..., n, m), tokens X (..., n, w); results have one number a problem (...).
+"""
+
+from __future__ import annotations
+
+from asap_ref.method.sinkhorn import sinkhorn
+from asap_ref.method.transport import column_mass, transport_plan
+from asap_ref.model.embedding import embed_vjp
+from asap_ref.model.transformer import block
+from asap_ref.support.arrays import array_namespace
+from asap_ref.support.contracts import check_count, operator
+
+
+@operator(plan="n m", query_mask="n", key_mask="m")
+def sink_score(plan, *, query_mask=None, key_mask=None):
+    """Largest column sum of a plan, relative to the fair share n'/m'.
+
+    Parameters
+    ----------
+    plan : array (..., n, m)
+        Zero at masked pairs.
+    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+
+    Returns
+    -------
+    array (...)
+        1 for a doubly-stochastic plan, m' when every query attends to one key alone.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On wrong shapes or non-finite input.
+
+    Notes
+    -----
+    O(n m). Attention sinks: Xiao et al. 2023 (StreamingLLM). The measure is ours (derived).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sink_score(np.asarray([[0.9, 0.1], [0.8, 0.2]])).round(6)
+    np.float64(1.7)
+    """
+    xp = array_namespace(plan)
+    columns = xp.sum(plan, axis=-2)  # (..., m)
+    return xp.max(columns / column_mass(plan, query_mask, key_mask), axis=-1)
+
+
+@operator(plan="n m", query_mask="n")
+def attention_entropy(plan, *, query_mask=None):
+    """Entropy of a plan's rows in nats, the mean over the valid queries.
+
+    Parameters
+    ----------
+    plan : array (..., n, m)
+        Rows of valid queries sum to one; zero at masked pairs.
+    query_mask : boolean array (..., n), optional
+
+    Returns
+    -------
+    array (...)
+        0 when every query attends to one key, log m' when to all alike. 0 where no query is valid.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On wrong shapes or non-finite input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> attention_entropy(np.full((3, 4), 0.25)).round(6), np.log(4).round(6)
+    (np.float64(1.386294), np.float64(1.386294))
+    """
+    xp = array_namespace(plan)
+    log = xp.log(xp.where(plan > 0, plan, xp.ones_like(plan)))  # 0 log 0 is 0
+    rows = -xp.sum(plan * log, axis=-1)  # (..., n)
+    if query_mask is None:
+        return xp.mean(rows, axis=-1)
+    valid = xp.astype(xp.broadcast_to(query_mask, rows.shape), rows.dtype)
+    count = xp.sum(valid, axis=-1)
+    return xp.sum(valid * rows, axis=-1) / xp.where(count > 0, count, xp.ones_like(count))
+
+
+@operator(tokens="n w", mask="n")
+def rank_residual(tokens, *, mask=None):
+    """How far tokens are from being all the same: |X - 1 mean(X)ᵀ| / |X|, Frobenius norms.
+
+    Parameters
+    ----------
+    tokens : array (..., n, w)
+    mask : boolean array (..., n), optional
+        True at valid tokens; the others do not count.
+
+    Returns
+    -------
+    array (...)
+        Between 0, one vector n times over (X has rank one), and 1. 0 where the tokens are all zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On wrong shapes or non-finite input.
+
+    Notes
+    -----
+    O(n w). Source: Dong, Cordonnier & Loukas 2021, who subtract the best single row; in the Frobenius norm that
+    is the mean.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rank_residual(np.ones((3, 2))), rank_residual(np.asarray([[1.0], [-1.0]]))
+    (np.float64(0.0), np.float64(1.0))
+    """
+    xp = array_namespace(tokens)
+    if mask is None:
+        valid = xp.ones_like(tokens[..., :1])
+    else:
+        valid = xp.astype(xp.broadcast_to(mask, tokens.shape[:-1])[..., None], tokens.dtype)
+        tokens = xp.where(valid > 0, tokens, xp.zeros_like(tokens))
+    count = xp.sum(valid, axis=-2, keepdims=True)
+    mean = xp.sum(tokens, axis=-2, keepdims=True) / xp.where(count > 0, count, xp.ones_like(count))
+    rest = xp.sum((valid * (tokens - mean)) ** 2, axis=(-2, -1))
+    size = xp.sum(tokens**2, axis=(-2, -1))
+    return xp.sqrt(rest / xp.where(size > 0, size, xp.ones_like(size)))
+
+
+def rank_residual_by_depth(model, inputs):
+    """Rank residual of the tokens that enter the model, and of those that leave each block.
+
+    Parameters
+    ----------
+    model : Transformer
+    inputs : numpy.ndarray (B, ...)
+
+    Returns
+    -------
+    list of arrays (B,)
+        n_layers + 1 of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from asap_ref.model.mechanism import Attention
+    >>> from asap_ref.model.transformer import Architecture, Transformer
+    >>> model = Transformer.create(Architecture(n_layers=3), Attention("softmax"))
+    >>> [r.shape for r in rank_residual_by_depth(model, np.zeros((2, 8, 8)))]
+    [(2,), (2,), (2,), (2,)]
+    """
+    x, mask, _ = embed_vjp(model.params["embedding"], model.place(inputs), model.architecture)
+    residuals = [rank_residual(x, mask=mask)]
+    for i, attention in enumerate(model.attentions):
+        x = block(x, model.params[f"block{i}"], attention, model.architecture.n_heads, mask)
+        residuals.append(rank_residual(x, mask=mask))
+    return residuals
+
+
+@operator(scores="n m", plan="n m", reference="n m", query_mask="n", key_mask="m")
+def equivalent_iterations(scores, plan, reference, *, epsilon=1.0, most=50, query_mask=None, key_mask=None):
+    """How many Sinkhorn iterations from a zero dual come as close to a reference plan as the given plan is.
+
+    Parameters
+    ----------
+    scores : array (..., n, m)
+    plan : array (..., n, m)
+        The plan to be rated, ASAP's for instance.
+    reference : array (..., n, m)
+        What it should be: the plan of the teacher, or the converged one.
+    epsilon : float
+        Of the iterations.
+    most : int
+        Where to stop looking.
+    query_mask, key_mask : boolean arrays, optional
+
+    Returns
+    -------
+    integer array (...)
+        The smallest T whose plan has a Frobenius distance to the reference that is no larger; ``most`` where none
+        up to there has. One is what the two-sided transform of a zero dual costs, and the least.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On wrong shapes, non-finite input, epsilon <= 0 or most < 1.
+
+    Notes
+    -----
+    O(most n m). The measure is ours (derived).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scores = np.random.default_rng(0).standard_normal((6, 6))
+    >>> zero = np.zeros(6)
+    >>> plans = [transport_plan(scores, sinkhorn(scores, n_iter=t, init=zero)) for t in (3, 50)]
+    >>> int(equivalent_iterations(scores, *plans))
+    3
+    """
+    check_count(most, "most", "equivalent_iterations", least=1)
+    xp = array_namespace(scores)
+    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+
+    def distance(P):
+        return xp.sqrt(xp.sum((P - reference) ** 2, axis=(-2, -1)))
+
+    # the last bits of a plan that went another way round do not count as iterations
+    target = distance(plan) * (1 + 1e-6)
+    f = xp.zeros_like(scores[..., 0])  # (..., n)
+    needed = xp.full(scores.shape[:-2], most, dtype=xp.int64, device=scores.device)
+    found = needed < 0
+    for t in range(1, most + 1):
+        duals = sinkhorn(scores, n_iter=1, init=f, **settings)
+        f = duals.query
+        reached = distance(transport_plan(scores, duals, **settings)) <= target
+        needed = xp.where(reached & ~found, xp.full_like(needed, t), needed)
+        found = found | reached
+        if bool(xp.all(found)):
+            break
+    return needed

@@ -1,0 +1,320 @@
+"""How faithful a compiled model is to its Sinkhorn teacher: each layer, each head, on data of your choice.
+
+    r_squared               share of the closure-ready dual's variance that the prediction explains
+    plan_kl                 KL(P_teacher || P_compiled) a query, in nats
+    output_error            |out - out_teacher| / |out_teacher| of the attention output, Frobenius norms over all data
+    column_error            mean distance of the plan's column sums from n'/m'
+    equivalent_iterations   Sinkhorn iterations from a zero dual that come as close to the teacher's plan (median)
+    score_range             largest minus smallest score of a sequence, over epsilon (mean)
+    iterations              how many the teacher would need for column sums within 0.05 (hardness.py)
+
+Both attentions see the teacher's own q, k, v, so an error in one layer does not blur the next.
+
+Shapes: q (B, H, n, d), k (B, H, m, d), v (B, H, m, p), plan (B, H, n, m).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from asap_ref.extensions.mixed import pick_heads
+from asap_ref.fidelity.comparison import as_float64, column_distance, plan_of, valid_tokens
+from asap_ref.fidelity.diagnostics import equivalent_iterations
+from asap_ref.fidelity.hardness import hardness
+from asap_ref.method.masks import centred
+from asap_ref.method.sinkhorn import sinkhorn
+from asap_ref.method.transport import attention_scores
+from asap_ref.model.mechanism import Attention
+from asap_ref.model.recording import check_model, record
+from asap_ref.support import files
+from asap_ref.support.arrays import array_namespace, to_numpy
+from asap_ref.support.contracts import check_count
+from asap_ref.support.tables import markdown_table
+
+COLUMNS = {
+    "layer": ("layer", "d"),
+    "head": ("head", "d"),
+    "attention": ("attention", ""),
+    "r_squared": ("R² of the dual", ".3f"),
+    "plan_kl": ("plan KL", ".2g"),
+    "output_error": ("output error", ".3f"),
+    "column_error": ("column error", ".3f"),
+    "equivalent_iterations": ("equivalent Sinkhorn iterations", ".0f"),
+    "score_range": ("score range / epsilon", ".0f"),
+    "iterations": ("iterations the teacher would need", "d"),
+}
+SAMPLES = ("output_error", "column_error", "dual_error", "score_range")  # also kept sequence by sequence
+
+
+@dataclass(frozen=True)
+class FidelityReport:
+    """Rows, one a layer and head, and what each was a mean of, one number a sequence, for tests of drift."""
+
+    rows: list  # of dict, with the keys of COLUMNS
+    samples: dict  # name of SAMPLES -> (B, layers, H), NaN where a head makes no prediction
+
+    def markdown(self):
+        """Write the rows as a table."""
+        lines = [[title for title, _ in COLUMNS.values()]]
+        for row in self.rows:
+            lines.append(
+                ["" if row[key] is None else format(row[key], style) for key, (_, style) in COLUMNS.items()]
+            )
+        return markdown_table(lines)
+
+    def worse_than(self, output_error):
+        """List the (layer, head) whose output error is larger, the worst first."""
+        worst = sorted(self.rows, key=lambda row: -row["output_error"])
+        return [(row["layer"], row["head"]) for row in worst if row["output_error"] > output_error]
+
+    def draw(self, stem):
+        """Draw output error against how hard a head is, and error by sequence; return the paths written."""
+        from asap_ref.support import presentation
+
+        fig, axes = presentation.subplots(1, 2, figsize=(10, 4))
+        errors = self.samples["output_error"]  # (B, layers, H)
+        for row in self.rows:
+            colour = presentation.COLOURS["sinkhorn" if row["attention"] == "sinkhorn" else "asap"]
+            marker = "os^Dv"[row["layer"] % 5]
+            size = max(row["output_error"], 1e-4)
+            axes[0].plot(row["iterations"], size, marker, color=colour)
+            label = f"{row['layer']}.{row['head']}"
+            offset = dict(xytext=(5, 4), textcoords="offset points", fontsize=8.5)
+            axes[0].annotate(label, (row["iterations"], size), **offset)
+        axes[0].set(
+            xlabel="iterations the teacher would need",
+            ylabel="attention output error (relative)",
+            yscale="log",
+        )
+        axes[0].margins(x=0.15, y=0.15)
+        of_heads = np.maximum(errors.reshape(len(errors), -1), 1e-4)
+        axes[1].boxplot(of_heads, showfliers=False, medianprops={"color": presentation.COLOURS["asap"]})
+        names = [f"{row['layer']}.{row['head']}" for row in self.rows]
+        axes[1].set_xticks(range(1, len(names) + 1), names, fontsize=8.5)
+        axes[1].set(xlabel="layer.head", ylabel="output error of a sequence", yscale="log")
+        fig.suptitle(
+            "Fidelity to the Sinkhorn teacher, head by head (layer.head; a marker shape a layer)\n"
+            "left: hard heads are to the right, bad ones at the top; right: spread over sequences",
+            fontsize=11,
+        )
+        return presentation.save(fig, stem)
+
+    def write(self, stem):
+        """Write table, picture and report: stem.md, .svg, .png and .npz; return the paths."""
+        table, record = Path(f"{stem}.md"), Path(f"{stem}.npz")
+        files.save_text(table, self.markdown())
+        self.save(record)
+        return [table, *self.draw(stem), record]
+
+    def save(self, path):
+        """Write the report as .npz, atomically."""
+        files.save(path, "fidelity", {"samples": self.samples}, {"rows": self.rows})
+
+    @classmethod
+    def load(cls, path):
+        """Read a report that `save` wrote."""
+        return files.load(path, "fidelity", lambda arrays, settings: cls(settings["rows"], arrays["samples"]))
+
+
+def fidelity_report(compiled, inputs, *, teacher=None, most=50):
+    """Report how faithful each head of a compiled model is to the teacher.
+
+    Parameters
+    ----------
+    compiled : Transformer
+        As from `compile_model`.
+    inputs : NumPy inputs, or a list of batches of them
+        Data that did not calibrate the model, or the report flatters it. Whole plans are formed, of a batch at a time.
+    teacher : Transformer, optional
+        With Sinkhorn attention; the one that the amortizers of the compiled model name, when not given.
+    most : int
+        Where to stop counting iterations.
+
+    Returns
+    -------
+    FidelityReport
+
+    Raises
+    ------
+    TypeError
+        If compiled or teacher is no Transformer, or inputs are no arrays.
+    ValueError
+        If a layer of the compiled model names no teacher, and none is given, the teacher is of another architecture
+        or has other attention than Sinkhorn, or if there are no inputs.
+
+    Notes
+    -----
+    Cost: O(most n m) for each sequence and head. The measures are ours (derived); their list is on top of the module.
+
+    Examples
+    --------
+    >>> from asap_ref.model.compilation import compile_model
+    >>> from asap_ref.model.transformer import Architecture, Transformer
+    >>> teacher = Transformer.create(Architecture(n_layers=1, n_heads=4), Attention("sinkhorn", {"n_iter": 5}))
+    >>> images = np.random.default_rng(0).standard_normal((2, 32, 8, 8))
+    >>> compiled, _ = compile_model(teacher, [images[0]], n_slices=4, quadratic=0)
+    >>> report = fidelity_report(compiled, images[1])
+    >>> len(report.rows), sorted(report.samples), report.samples["output_error"].shape
+    (4, ['column_error', 'dual_error', 'output_error', 'score_range'], (32, 1, 4))
+    """
+    check_model(compiled, "compiled", "fidelity_report")
+    teacher = teacher_of(compiled) if teacher is None else teacher
+    check_model(teacher, "teacher", "fidelity_report")
+    check_count(most, "most", "fidelity_report", least=1)
+    if teacher.architecture != compiled.architecture:
+        raise ValueError(
+            f"fidelity_report: teacher has {teacher.architecture}, compiled {compiled.architecture}; "
+            "give the model that was compiled"
+        )
+    for layer, attention in enumerate(teacher.attentions):
+        if attention.name != "sinkhorn":
+            raise ValueError(
+                f"fidelity_report: layer {layer} of teacher has {attention.name} attention, expected sinkhorn"
+            )
+    if not hasattr(inputs, "__iter__"):
+        raise TypeError(
+            f"fidelity_report: inputs must be an array or a list of arrays, got {type(inputs).__name__}"
+        )
+    batches = [inputs] if hasattr(inputs, "shape") else list(inputs)
+    if not sum(len(batch) for batch in batches):
+        raise ValueError("fidelity_report: inputs is empty; give at least one sequence")
+    measured = [measure(teacher, compiled.attentions, batch, most=most) for batch in batches if len(batch)]
+    by_name = {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
+    hard = [hardness(teacher, batch) for batch in batches if len(batch)]
+    rows = []
+    for layer, attention in enumerate(compiled.attentions):
+        predicted = {h for _, heads in amortizers(attention) for h in heads}
+        for head in range(compiled.architecture.n_heads):
+            of = {name: x[:, layer, head] for name, x in by_name.items()}
+            explained = 1 - of["dual_square"].sum() / max(of["target_square"].sum(), 1e-300)
+            rows.append(
+                {
+                    "layer": layer,
+                    "head": head,
+                    "attention": _name(attention, head),
+                    "r_squared": float(explained) if head in predicted else None,
+                    "plan_kl": float(of["plan_kl"].mean()),
+                    "output_error": float(np.sqrt(of["difference"].sum() / of["size"].sum())),
+                    "column_error": float(of["column_error"].mean()),
+                    "equivalent_iterations": float(np.median(of["equivalent_iterations"])),
+                    "score_range": float(of["score_range"].mean()),
+                    "iterations": max(part[layer]["iterations"][head] for part in hard),
+                }
+            )
+    return FidelityReport(rows, {name: by_name[name] for name in SAMPLES})
+
+
+def teacher_of(compiled):
+    """Return the Sinkhorn model that a compiled one stands for: same parameters, iterations named by the amortizers."""
+    attentions = []
+    for layer, attention in enumerate(compiled.attentions):
+        found = amortizers(attention)
+        if attention.name == "sinkhorn":
+            attentions.append(attention)
+        elif found:
+            n_iter, epsilon = found[0][0].n_iter, found[0][0].epsilon
+            attentions.append(Attention("sinkhorn", {"n_iter": n_iter, "epsilon": epsilon}))
+        else:
+            raise ValueError(
+                f"layer {layer} has {attention.name} attention, which no Sinkhorn teacher stands behind"
+            )
+    return compiled.with_attention(*attentions)
+
+
+def amortizers(attention):
+    """List the (amortizer, heads) by which an attention predicts query duals."""
+    if attention.name == "mixed":
+        return [
+            (part.settings["amortizer"], heads)
+            for part, heads in attention.settings["parts"]
+            if part.name == "asap"
+        ]
+    if attention.name == "asap":
+        amortizer = attention.settings["amortizer"]
+        return [(amortizer, range(len(amortizer.weights)))]
+    return []
+
+
+def _name(attention, head):
+    if attention.name != "mixed":
+        return attention.name
+    return next(part.name for part, heads in attention.settings["parts"] if head in heads)
+
+
+# ---------------------------------------------------------------------------------------------- one batch of data
+
+
+def measure(teacher, attentions, batch, *, most=50):
+    """What a report is made of, sequence by sequence: {name: NumPy (B, layers, H)}."""
+    layers = []
+    for given, attention, (q, k, v, *masks) in zip(
+        teacher.attentions, attentions, record(teacher, batch), strict=True
+    ):
+        masks = dict(zip(("query_mask", "key_mask"), masks, strict=True))
+        epsilon, n_iter = given.settings.get("epsilon", 1.0), given.settings.get("n_iter", 20)
+        expected, found = (as_float64(a(q, k, v, **masks)) for a in (given, attention))
+        P_expected, P_found = (plan_of(a, q, k, **masks) for a in (given, attention))
+        S = attention_scores(q, k)
+        xp = array_namespace(S)
+        place = dict(dtype=S.dtype, device=S.device)
+        plans = (xp.asarray(P, **place) for P in (P_found, P_expected))
+        valid = valid_tokens(q, masks["query_mask"])
+        duals = sinkhorn(S, n_iter=max(n_iter - 1, 0), epsilon=epsilon, **masks)
+        target = as_float64(centred(duals.query, masks["query_mask"]))
+        dual = predicted(attention, q, k, **masks)
+        spread = _score_range(as_float64(S), valid, valid_tokens(k, masks["key_mask"])) / epsilon
+        dual_square, target_square = (
+            np.sum((dual - target) ** 2, -1),
+            np.sum(target**2, -1),
+        )  # NaN if not predicted
+        difference, size = np.sum((found - expected) ** 2, (-2, -1)), np.sum(expected**2, (-2, -1))
+        n_valid = np.maximum(valid.sum(-1), 1)
+        layers.append(
+            {
+                "difference": difference,
+                "size": size,
+                "output_error": np.sqrt(difference / np.maximum(size, 1e-300)),
+                "column_error": column_distance(P_found, **masks),
+                "plan_kl": _divergence(P_expected, P_found) / n_valid,
+                "equivalent_iterations": to_numpy(
+                    equivalent_iterations(S, *plans, epsilon=epsilon, most=most, **masks)
+                ),
+                "dual_square": dual_square,
+                "target_square": target_square,
+                "dual_error": np.sqrt(dual_square / n_valid),
+                "score_range": spread,
+            }
+        )
+    return {name: np.stack([layer[name] for layer in layers], axis=1) for name in layers[0]}
+
+
+def predicted(attention, q, k, *, query_mask=None, key_mask=None):
+    """Query duals that an attention predicts, NumPy (B, H, n); NaN for heads without a prediction."""
+    xp = array_namespace(q, k)
+    dual = np.full(q.shape[:-1], np.nan)
+    for amortizer, heads in amortizers(attention):
+        masks = {
+            name: None
+            if mask is None
+            else pick_heads(xp.broadcast_to(mask, x.shape[:-1])[..., None], heads)[..., 0]
+            for name, mask, x in (("query_mask", query_mask, q), ("key_mask", key_mask, k))
+        }
+        found = amortizer.predict(pick_heads(q, heads), pick_heads(k, heads), **masks)
+        dual[:, list(heads)] = as_float64(found)
+    return dual
+
+
+def _score_range(S, valid_queries, valid_keys):
+    valid = valid_queries[..., :, None] & valid_keys[..., None, :]
+    high, low = np.where(valid, S, -np.inf).max((-2, -1)), np.where(valid, S, np.inf).min((-2, -1))
+    return np.where(valid.any((-2, -1)), high - low, 0.0)
+
+
+def _divergence(P, Q):
+    """KL(P || Q) of whole plans, (..., n, m) -> (...)."""
+    floor = np.finfo(np.float32).tiny  # where a plan in float32 underflows
+    ratio = np.log(np.maximum(P, floor)) - np.log(np.maximum(Q, floor))
+    return np.sum(P * ratio, (-2, -1))

@@ -1,0 +1,255 @@
+"""Three attentions that differ in one line, the plan: softmax, Sinkhorn and ASAP, each forward and backward.
+
+    S = q kᵀ / sqrt(d)        scores
+    P = plan(S)               rows sum to 1; Sinkhorn and ASAP: columns sum to n'/m' as well
+    out = P v
+
+Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading axes are batch and head.
+"""
+
+from __future__ import annotations
+
+from asap_ref.method.sinkhorn import sinkhorn, sinkhorn_vjp
+from asap_ref.method.transport import (
+    attention_scores,
+    attention_scores_vjp,
+    transport_plan,
+    transport_plan_vjp,
+    valid_pairs,
+)
+from asap_ref.support.arrays import array_namespace, softmax, transpose
+from asap_ref.support.contracts import operator
+
+# --------------------------------------------------------------------------------------------------- softmax
+
+
+@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
+    """Row-softmax attention: half of a Sinkhorn iteration.
+
+    Parameters
+    ----------
+    q, k, v : arrays (..., n, d), (..., m, d), (..., m, p)
+    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+        True at valid tokens.
+
+    Returns
+    -------
+    array (..., n, p)
+        Zero at masked queries.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On mixed modules or dtypes, wrong shapes, or non-finite input.
+
+    Notes
+    -----
+    O(n m (d + p)). Source: Vaswani et al. 2017, equation 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softmax_attention(np.zeros((2, 3)), np.zeros((2, 3)), np.asarray([[1.0], [3.0]]))
+    array([[2.],
+           [2.]])
+    """
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    return _softmax_plan(attention_scores(q, k), query_mask, key_mask) @ v
+
+
+@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
+    """Softmax attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; arguments as `softmax_attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, vjp = softmax_attention_vjp(np.zeros((2, 3)), np.zeros((2, 3)), np.asarray([[1.0], [3.0]]))
+    >>> vjp(np.ones((2, 1)))[2]
+    array([[1.],
+           [1.]])
+    """
+    xp = array_namespace(q, k, v)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    S, scores_vjp = attention_scores_vjp(q, k)
+    P = _softmax_plan(S, query_mask, key_mask)
+
+    def vjp(d_out):
+        dP = d_out @ transpose(v)
+        dS = P * (dP - xp.sum(P * dP, axis=-1, keepdims=True))
+        return *scores_vjp(dS), transpose(P) @ d_out
+
+    return P @ v, vjp
+
+
+def _softmax_plan(S, query_mask, key_mask):
+    xp = array_namespace(S)
+    valid = valid_pairs(query_mask, key_mask)
+    return softmax(S if valid is None else xp.where(valid, S, -xp.inf), axis=-1)
+
+
+def without_padding(q, k, v, query_mask, key_mask):
+    """Zero masked tokens: their plan entries are 0, but 0 times what padding holds (NaN, say) need not be."""
+    xp = array_namespace(q, k, v)
+
+    def kept(x, mask):
+        return x if mask is None else xp.where(mask[..., None], x, xp.zeros_like(x))
+
+    return kept(q, query_mask), kept(k, key_mask), kept(v, key_mask)
+
+
+# -------------------------------------------------------------------------------------------------- Sinkhorn
+
+
+@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
+    """Doubly-stochastic attention by Sinkhorn's iteration, the teacher of ASAP.
+
+    Parameters
+    ----------
+    q, k, v : arrays (..., n, d), (..., m, d), (..., m, p)
+    n_iter : int
+        T; 0 is softmax attention at temperature epsilon.
+    epsilon : float
+    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+
+    Returns
+    -------
+    array (..., n, p)
+
+    Raises
+    ------
+    TypeError, ValueError
+        On mixed modules or dtypes, wrong shapes, non-finite input, epsilon <= 0 or n_iter < 0.
+
+    Notes
+    -----
+    O(n m (d + p + T)). Source: Sander et al. 2022 (Sinkformer), whose code counts 2T + 1 half steps.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q = np.asarray([[1.0], [0.0]])
+    >>> v = np.eye(2)
+    >>> sinkhorn_attention(q, q, v, n_iter=50).sum(axis=0).round(6)  # with v = I the output is the plan itself
+    array([1., 1.])
+    """
+    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    S = attention_scores(q, k)
+    P = transport_plan(S, sinkhorn(S, n_iter=n_iter, **settings), **settings)
+    return P @ v
+
+
+@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
+    """Sinkhorn attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; arguments as `sinkhorn_attention`.
+
+    Unrolled through all iterations on both sides (the Sinkformer's text model stops the gradient on the key
+    side; we do not). O(n m) memory beyond the O((n + m) T) duals.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q = np.asarray([[1.0], [0.0]])
+    >>> out, vjp = sinkhorn_attention_vjp(q, q, q, n_iter=5)
+    >>> dq, dk, dv = vjp(np.ones((2, 1)))
+    >>> dv.round(6)  # columns of the plan sum to 1
+    array([[1.],
+           [1.]])
+    """
+    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    S, scores_vjp = attention_scores_vjp(q, k)
+    duals, duals_vjp = sinkhorn_vjp(S, n_iter=n_iter, **settings)
+    P, plan_vjp = transport_plan_vjp(S, duals, **settings)
+
+    def vjp(d_out):
+        dS_direct, d_duals = plan_vjp(d_out @ transpose(v))
+        (dS_through_duals,) = duals_vjp(d_duals)
+        return *scores_vjp(dS_direct + dS_through_duals), transpose(P) @ d_out
+
+    return P @ v, vjp
+
+
+# ------------------------------------------------------------------------------------------------------ ASAP
+
+
+@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
+def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+    """Doubly-stochastic attention without a loop: predict the query dual, rebuild the plan from it.
+
+    Parameters
+    ----------
+    q, k, v : arrays (..., H, n, d), (..., H, m, d), (..., H, m, p)
+    amortizer : Amortizer
+        As from `fit_amortizer`; its epsilon is used.
+    query_mask, key_mask : boolean arrays, optional
+
+    Returns
+    -------
+    array (..., H, n, p)
+        Rows of the plan are exact; columns are as good as the prediction.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On mixed modules or dtypes, wrong shapes, non-finite input, or an amortizer of another head count.
+
+    Notes
+    -----
+    O(n m (d + p) + L n (d + log n)). Source: ASAP, arXiv 2605.12879 (paper).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 64, 1, 8, 4))
+    >>> amortizer = fit_amortizer([(q, k)], n_slices=4)
+    >>> teacher, compiled = sinkhorn_attention(q, k, v), asap_attention(q, k, v, amortizer)
+    >>> bool(np.abs(compiled - teacher).max() < 0.1 * np.abs(teacher).max())
+    True
+    """
+    masks = dict(query_mask=query_mask, key_mask=key_mask)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    S = attention_scores(q, k)
+    f_hat = amortizer.predict(q, k, **masks)
+    # the two-sided transform is one iteration; an amortizer may ask for some more
+    duals = sinkhorn(S, n_iter=1 + amortizer.refine, init=f_hat, epsilon=amortizer.epsilon, **masks)
+    P = transport_plan(S, duals, epsilon=amortizer.epsilon, **masks)
+    return P @ v
+
+
+@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
+def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+    """ASAP attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; arguments as `asap_attention`.
+
+    The gradient follows the scores, the two-sided transform, and the sorts behind the prediction; the
+    amortizer itself is held fixed (`amortized_query_dual_vjp` has the gradients of its weights). Derived.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 8, 1, 5, 4))
+    >>> out, vjp = asap_attention_vjp(q, k, v, fit_amortizer([(q, k)], n_slices=4))
+    >>> [d.shape for d in vjp(out)]
+    [(8, 1, 5, 4), (8, 1, 5, 4), (8, 1, 5, 4)]
+    """
+    masks = dict(query_mask=query_mask, key_mask=key_mask)
+    settings = dict(epsilon=amortizer.epsilon, **masks)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    S, scores_vjp = attention_scores_vjp(q, k)
+    f_hat, predict_vjp = amortizer.predict_vjp(q, k, **masks)
+    duals, duals_vjp = sinkhorn_vjp(S, n_iter=1 + amortizer.refine, init=f_hat, **settings)
+    P, plan_vjp = transport_plan_vjp(S, duals, **settings)
+
+    def vjp(d_out):
+        dS_direct, d_duals = plan_vjp(d_out @ transpose(v))
+        dS_through_duals, d_f_hat = duals_vjp(d_duals)
+        dq, dk = scores_vjp(dS_direct + dS_through_duals)
+        dq_features, dk_features = predict_vjp(d_f_hat)
+        return dq + dq_features, dk + dk_features, transpose(P) @ d_out
+
+    return P @ v, vjp

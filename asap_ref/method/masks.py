@@ -1,0 +1,66 @@
+"""What a mask means: True is a token, False is padding, which must not be seen in any result or gradient.
+
+Masks are boolean, (..., n), and broadcast along leading axes. None masks nothing. What padding holds (NaN, say)
+does not matter: it is set to zero before anything is computed from it.
+"""
+
+from __future__ import annotations
+
+from asap_ref.support.arrays import array_namespace
+
+
+def keep(x, mask):
+    """Keep x (..., n) where the mask is True, zero at padding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> keep(np.asarray([1.0, np.nan]), np.asarray([True, False]))
+    array([1., 0.])
+    """
+    xp = array_namespace(x)
+    return x if mask is None else xp.where(mask, x, xp.zeros_like(x))
+
+
+def keep_tokens(x, mask):
+    """Keep the rows of x (..., n, d) where the mask (..., n) is True, zero at padding."""
+    return x if mask is None else keep(x, mask[..., None])
+
+
+def token_count(x, mask):
+    """Count the tokens of x (..., n): n, or (..., 1) in its dtype and at least 1, to divide by."""
+    xp = array_namespace(x)
+    if mask is None:
+        return x.shape[-1]
+    count = xp.sum(xp.astype(mask, x.dtype), axis=-1, keepdims=True)
+    return xp.where(count > 0, count, xp.ones_like(count))
+
+
+def centred(x, mask):
+    """Take from x (..., n) its mean over tokens; zero at padding. It is its own VJP.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> centred(np.asarray([1.0, 3.0, np.nan]), np.asarray([True, True, False]))
+    array([-1.,  1.,  0.])
+    """
+    xp = array_namespace(x)
+    if mask is None:
+        return x - xp.mean(x, axis=-1, keepdims=True)
+    x = keep(x, mask)
+    return keep(x - xp.sum(x, axis=-1, keepdims=True) / token_count(x, mask), mask)
+
+
+def below_top(x, mask):
+    """Take from x (..., n) its largest value over tokens, which becomes zero; zero at padding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> below_top(np.asarray([1.0, 3.0, 9.0]), np.asarray([True, True, False]))
+    array([-2.,  0.,  0.])
+    """
+    xp = array_namespace(x)
+    tokens = x if mask is None else xp.where(mask, x, -xp.inf)
+    return keep(x - xp.max(tokens, axis=-1, keepdims=True), mask)

@@ -1,0 +1,175 @@
+"""Exact one-dimensional Kantorovich potentials by sorting.
+
+In one dimension optimal transport is sorting: the i-th smallest x goes to the i-th smallest y. Potentials
+phi, psi certify it: phi_i + psi_j <= c(x_i, y_j) everywhere, with equality on matched pairs. For the cost
+c(x, y) = -x y and samples sorted ascending,
+
+    phi_(1) = 0,    phi_(i+1) = phi_(i) - (y_(i) + y_(i+1)) / 2 * (x_(i+1) - x_(i)),
+    psi_(i) = -x_(i) y_(i) - phi_(i):
+
+phi is minus the area under the monotone map that takes x to y. Any slope between y_(i) and y_(i+1) is
+optimal; the trapezoid is the symmetric choice (ours, derived). No n x n matrix is formed.
+
+Samples of different size, with weights, or padded, take the same walk on uneven steps: staircase.py.
+
+Shapes: x (..., n), y (..., m); the last axis is the sample. Below the public functions n = m.
+"""
+
+from __future__ import annotations
+
+from asap_ref.method.masks import keep
+from asap_ref.method.staircase import staircase_potentials, staircase_potentials_vjp
+from asap_ref.support.arrays import array_namespace
+from asap_ref.support.contracts import check_choice, operator
+
+SHAPES = dict(x="n", y="m", x_weights="n", y_weights="m", x_mask="n", y_mask="m")
+
+
+@operator(**SHAPES)
+def kantorovich_potentials_1d(x, y, *, cost="bilinear", x_weights=None, y_weights=None, x_mask=None, y_mask=None):
+    """Exact Kantorovich potentials between two samples on the line.
+
+    Parameters
+    ----------
+    x, y : arrays (..., n) and (..., m)
+        The samples; leading axes are independent problems.
+    cost : {"bilinear", "sqeuclidean"}
+        ``c(x, y) = -x y`` or ``(x - y)² / 2`` (mind the half). They differ by terms in x and y alone.
+    x_weights, y_weights : arrays (..., n) and (..., m), optional
+        Mass of each sample, not negative, up to a factor; uniform when not given. Settings: no gradient.
+    x_mask, y_mask : boolean arrays (..., n) and (..., m), optional
+        True at samples, False at padding. Weights and masks may lack leading axes, or have them of size 1.
+
+    Returns
+    -------
+    (phi, psi) : arrays (..., n) and (..., m)
+        phi has (weighted) mean zero and ``phi_i + psi_j <= c(x_i, y_j)``, with equality on pairs that meet: no
+        duality gap. Samples of weight zero get values that keep this true, padding gets zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On mixed modules or dtypes, wrong shapes, an unknown cost, non-finite input, weights that are negative
+        or sum to zero.
+
+    Notes
+    -----
+    O((n + m) log(n + m)) time, O(n + m) memory. Source: one-dimensional transport, Peyré & Cuturi section 2.6;
+    asap_ref/oracle/README.md, "Exact 1D Kantorovich potentials". The mean among the optimal slopes (the trapezoid,
+    for equal sizes) is our choice; for equal sizes it treats x and y alike.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = np.asarray([1.0, 3.0, 2.0]), np.asarray([0.0, 2.0, 1.0])
+    >>> phi, psi = kantorovich_potentials_1d(x, y)
+    >>> phi
+    array([ 0.83333333, -1.16666667,  0.33333333])
+    >>> bool(np.all(phi[:, None] + psi[None, :] <= -np.outer(x, y) + 1e-12))
+    True
+    >>> float(phi.sum() + psi.sum()), float(-np.sort(x) @ np.sort(y))  # no duality gap
+    (-8.0, -8.0)
+
+    The single y meets both x, the heavier one with more of its mass:
+
+    >>> weights = np.asarray([0.75, 0.25])
+    >>> kantorovich_potentials_1d(np.asarray([0.0, 4.0]), np.ones(1), x_weights=weights)
+    (array([ 1., -3.]), array([-1.]))
+    """
+    extra = _checked(cost, x_weights, y_weights, x_mask, y_mask)
+    if _is_square(x, y, extra):
+        return _potentials(x, y, cost)[0]
+    return staircase_potentials(x, y, cost, *extra)
+
+
+@operator(**SHAPES)
+def kantorovich_potentials_1d_vjp(
+    x, y, *, cost="bilinear", x_weights=None, y_weights=None, x_mask=None, y_mask=None
+):
+    """Exact potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_x, d_y)``.
+
+    Sorting is locally a fixed permutation, so the gradient follows the order of the samples; where two
+    samples tie it is one of the one-sided derivatives. Same arguments, errors and cost as
+    `kantorovich_potentials_1d`. Derived.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = np.asarray([1.0, 3.0]), np.asarray([0.0, 2.0])
+    >>> (phi, psi), vjp = kantorovich_potentials_1d_vjp(x, y)
+    >>> d_x, d_y = vjp((np.asarray([1.0, 0.0]), np.zeros(2)))
+    >>> d_x, d_y
+    (array([-0.5,  0.5]), array([0.5, 0.5]))
+    """
+    extra = _checked(cost, x_weights, y_weights, x_mask, y_mask)
+    if not _is_square(x, y, extra):
+        return staircase_potentials_vjp(x, y, cost, *extra)
+    xp = array_namespace(x, y)
+    (phi, psi), (x_order, y_order) = _potentials(x, y, cost)
+    x_rank, y_rank = xp.argsort(x_order, axis=-1), xp.argsort(y_order, axis=-1)
+
+    def vjp(cotangent):
+        d_phi, d_psi = (
+            xp.take_along_axis(d, order, axis=-1) for d, order in zip(cotangent, (x_order, y_order), strict=True)
+        )
+        xs, ys = xp.take_along_axis(x, x_order, axis=-1), xp.take_along_axis(y, y_order, axis=-1)
+        # psi = c(x, y) - phi on matched pairs
+        if cost == "bilinear":
+            d_xs, d_ys = -ys * d_psi, -xs * d_psi
+        else:
+            d_xs, d_ys = (xs - ys) * d_psi, (ys - xs) * d_psi
+        d_phi = d_phi - d_psi
+        # phi = centre(running total of steps, plus x²/2 for the squared cost)
+        d_phi = d_phi - xp.mean(d_phi, axis=-1, keepdims=True)
+        if cost == "sqeuclidean":
+            d_xs = d_xs + xs * d_phi
+        # step_i reaches every phi after it; d_phi sums to zero, so what comes after i is minus what came up to i
+        d_step = -xp.cumulative_sum(d_phi, axis=-1)[..., :-1]
+        # step_i = -(y_i + y_(i+1)) / 2 * (x_(i+1) - x_i)
+        d_slope = d_step * (xs[..., :-1] - xs[..., 1:]) / 2
+        d_run = -d_step * (ys[..., :-1] + ys[..., 1:]) / 2
+        zero = xp.zeros_like(x[..., :1])
+        d_xs = d_xs + xp.concat([zero, d_run], axis=-1) - xp.concat([d_run, zero], axis=-1)
+        d_ys = d_ys + xp.concat([zero, d_slope], axis=-1) + xp.concat([d_slope, zero], axis=-1)
+        return xp.take_along_axis(d_xs, x_rank, axis=-1), xp.take_along_axis(d_ys, y_rank, axis=-1)
+
+    return (phi, psi), vjp
+
+
+def _is_square(x, y, extra):
+    return x.shape[-1] == y.shape[-1] and all(given is None for given in extra)
+
+
+def _checked(cost, x_weights, y_weights, x_mask, y_mask):
+    check_choice(cost, "cost", "kantorovich_potentials_1d", ("bilinear", "sqeuclidean"))
+    for name, weights, mask in (("x_weights", x_weights, x_mask), ("y_weights", y_weights, y_mask)):
+        if weights is None:
+            continue
+        xp = array_namespace(weights)
+        weights = keep(weights, mask)
+        if not bool(xp.all((weights >= 0) & xp.isfinite(weights))):
+            raise ValueError(f"kantorovich_potentials_1d: {name} must be finite and at least 0, got {weights}")
+        empty = xp.sum(weights, axis=-1) == 0
+        if bool(xp.any(empty if mask is None else empty & xp.any(mask, axis=-1))):
+            raise ValueError(f"kantorovich_potentials_1d: {name} must not sum to zero, got {weights}")
+    return x_weights, y_weights, x_mask, y_mask
+
+
+def _potentials(x, y, cost):
+    """((phi, psi), (order of x, order of y)), all (..., n)."""
+    xp = array_namespace(x, y)
+    x_order, y_order = xp.argsort(x, axis=-1, stable=True), xp.argsort(y, axis=-1, stable=True)
+    xs, ys = xp.take_along_axis(x, x_order, axis=-1), xp.take_along_axis(y, y_order, axis=-1)
+
+    steps = -(ys[..., :-1] + ys[..., 1:]) / 2 * (xs[..., 1:] - xs[..., :-1])  # (..., n - 1)
+    phi = xp.concat([xp.zeros_like(xs[..., :1]), xp.cumulative_sum(steps, axis=-1)], axis=-1)  # (..., n)
+    matched_cost = -xs * ys
+    if cost == "sqeuclidean":
+        phi = phi + xs * xs / 2
+        matched_cost = (xs - ys) ** 2 / 2
+    phi = phi - xp.mean(phi, axis=-1, keepdims=True)
+    psi = matched_cost - phi
+
+    x_rank, y_rank = xp.argsort(x_order, axis=-1), xp.argsort(y_order, axis=-1)  # back to the input order
+    potentials = (xp.take_along_axis(phi, x_rank, axis=-1), xp.take_along_axis(psi, y_rank, axis=-1))
+    return potentials, (x_order, y_order)

@@ -1,0 +1,158 @@
+"""Slices: directions on which queries and keys become samples on the line, and the potentials there.
+
+A *slice* is a direction theta in R^d; queries and keys are projected on it after scaling each by d^(-1/4), so
+that the slices of an orthonormal basis sum to the scores S = q kᵀ / sqrt(d). Each slice is a transport problem
+in one dimension, whose Kantorovich potentials are exact (potentials.py).
+
+Shapes: q (..., n, d), k (..., m, d), directions (d, L), or (H, d, L) where each head has its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from asap_ref.method.masks import centred, keep_tokens
+from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
+from asap_ref.support.arrays import array_namespace, transpose
+from asap_ref.support.contracts import check_choice, check_count, operator
+
+
+def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
+    """Unit directions on which queries and keys are projected.
+
+    Parameters
+    ----------
+    dim : int
+        d, the dimension of a head.
+    n_slices : int
+        L, the number of directions.
+    kind : {"orthogonal", "gaussian"}
+        Independent uniform directions ("gaussian": normalised Gaussian vectors), or blocks of d orthonormal
+        ones ("orthogonal", which cover the space more evenly).
+    seed : int or numpy.random.Generator
+
+    Returns
+    -------
+    numpy.ndarray (dim, n_slices), float64
+        Columns of length one. Always NumPy, so that every array module sees the same directions.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dim or n_slices is not a positive integer or the kind is unknown.
+
+    Notes
+    -----
+    O(d² L). Sliced transport projects on random directions (paper); the orthogonal blocks are our default.
+
+    Examples
+    --------
+    >>> theta = slice_directions(4, 4)
+    >>> np.allclose(theta.T @ theta, np.eye(4))
+    True
+    """
+    check_count(dim, "dim", "slice_directions", least=1)
+    check_count(n_slices, "n_slices", "slice_directions", least=1)
+    check_choice(kind, "kind", "slice_directions", ("orthogonal", "gaussian"))
+    gaussian = np.random.default_rng(seed).standard_normal((-(-n_slices // dim), dim, dim))  # blocks of d
+    if kind == "orthogonal":
+        blocks, upper = np.linalg.qr(gaussian)
+        # the signs that make QR unique, hence the directions uniform on the sphere
+        blocks = blocks * np.sign(np.diagonal(upper, axis1=-2, axis2=-1))[:, None, :]
+    else:
+        blocks = gaussian / np.linalg.norm(gaussian, axis=-2, keepdims=True)
+    return np.concatenate(list(blocks), axis=-1)[:, :n_slices]
+
+
+@operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
+def sliced_potentials(q, k, directions, *, query_mask=None, key_mask=None):
+    """Kantorovich potentials of queries and keys on each slice: the raw features of ASAP.
+
+    Parameters
+    ----------
+    q : array (..., n, d)
+    k : array (..., m, d)
+    directions : array (d, L) or (H, d, L)
+        As from `slice_directions`, converted to the module and dtype of q.
+    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+        True at valid tokens.
+
+    Returns
+    -------
+    (phi, psi) : arrays (..., L, n) and (..., L, m)
+        Potentials for the bilinear cost, each of mean zero over its valid tokens, zero at the others.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On mixed modules or dtypes, wrong shapes, or non-finite input.
+
+    Notes
+    -----
+    O(L (n + m) (d + log(n + m))). Sliced dual projection (paper); the scaling by d^(-1/4), which makes the slices
+    of an orthonormal basis sum to the scores, is asap_ref/oracle/README.md, "Slices".
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> q, k = rng.standard_normal((2, 5, 8)), rng.standard_normal((2, 5, 8))
+    >>> phi, psi = sliced_potentials(q, k, slice_directions(8, 3))
+    >>> phi.shape
+    (2, 3, 5)
+    """
+    x, y, masks = _samples(q, k, directions, query_mask, key_mask)
+    phi, psi = kantorovich_potentials_1d(x, y, **masks)
+    return phi, centred(psi, masks["y_mask"])
+
+
+@operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
+def sliced_potentials_vjp(q, k, directions, *, query_mask=None, key_mask=None):
+    """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_q, d_k, d_directions)``.
+
+    Same arguments, errors and cost as `sliced_potentials`. Derived.
+
+    Examples
+    --------
+    >>> q, k, theta = np.ones((1, 2, 2)), np.ones((1, 2, 2)), np.eye(2)
+    >>> (phi, psi), vjp = sliced_potentials_vjp(q, k, theta)
+    >>> [d.shape for d in vjp((phi, psi))]
+    [(1, 2, 2), (1, 2, 2), (2, 2)]
+    """
+    xp = array_namespace(q, k, directions)
+    x, y, masks = _samples(q, k, directions, query_mask, key_mask)
+    (phi, psi), potentials_vjp = kantorovich_potentials_1d_vjp(x, y, **masks)
+
+    def vjp(cotangent):
+        d_phi, d_psi = cotangent
+        d_x, d_y = potentials_vjp((d_phi, centred(d_psi, masks["y_mask"])))  # (..., L, n), (..., L, m)
+        scale = q.shape[-1] ** -0.25
+        d_q, d_k = (scale * (transpose(d) @ transpose(directions)) for d in (d_x, d_y))
+        tokens = keep_tokens(q, query_mask), keep_tokens(k, key_mask)
+        d_directions = scale * transpose(d_x @ tokens[0] + d_y @ tokens[1])  # (..., d, L), still one a problem
+        shared = tuple(range(d_directions.ndim - directions.ndim))
+        return d_q, d_k, xp.sum(d_directions, axis=shared)
+
+    return (phi, centred(psi, masks["y_mask"])), vjp
+
+
+def _samples(q, k, directions, query_mask, key_mask):
+    """Queries and keys on the line, x (..., L, n) and y (..., L, m), and masks (..., 1, n) and (..., 1, m)."""
+    check_directions("directions", directions, q)
+    d = q.shape[-1]
+    x, y = (
+        d**-0.25 * (transpose(directions) @ transpose(keep_tokens(tokens, mask)))
+        for tokens, mask in ((q, query_mask), (k, key_mask))
+    )
+    x_mask, y_mask = (mask if mask is None else mask[..., None, :] for mask in (query_mask, key_mask))
+    return x, y, dict(x_mask=x_mask, y_mask=y_mask)
+
+
+def check_directions(name, directions, q):
+    """Raise unless the directions are (d, L), or (H, d, L) with the heads of q (..., H, n, d)."""
+    d = q.shape[-1]
+    own = directions.ndim == 3 and q.ndim >= 3 and directions.shape[0] == q.shape[-3]
+    if not (directions.ndim == 2 or own) or directions.shape[-2] != d:
+        heads = f" or (H, d, L) with H = {q.shape[-3]}" if q.ndim >= 3 else ""
+        raise ValueError(
+            f"{name} has shape {tuple(directions.shape)}, expected (d, L){heads}, with d = {d} as in q and k"
+        )

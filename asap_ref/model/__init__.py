@@ -1,0 +1,1 @@
+"""A Transformer without autograd, trained with one attention and compiled into another."""

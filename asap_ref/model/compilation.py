@@ -1,0 +1,147 @@
+"""Train with Sinkhorn, then compile: fit one amortizer a layer and swap the attention. Nothing is retrained.
+
+    record      run the trained model on calibration data and keep the queries and keys of a layer
+    fit         regress their closure-ready dual on slice potentials: a weight vector a head
+    swap        give the same parameters to ASAP attention
+    fidelity    compare the two on other data, layer by layer and head by head
+
+Layers are calibrated on the activations of the trained model, or in order, each on what the compiled layers below
+produce.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from asap_ref.calibration.fit import fit_amortizer
+from asap_ref.calibration.sources import Mapped
+from asap_ref.fidelity.comparison import output_error
+from asap_ref.model.mechanism import Attention
+from asap_ref.model.recording import activations, check_model, record, split
+from asap_ref.support.contracts import check_choice, check_positive
+
+
+def compile_model(
+    model,
+    batches,
+    *,
+    order="parallel",
+    n_slices=16,
+    quadratic=8,
+    candidates=None,
+    fallback=None,
+    one_sided=False,
+    client=None,
+    progress=False,
+    **settings,
+):
+    """Replace the Sinkhorn attention of a trained model by ASAP attention, without retraining.
+
+    Parameters
+    ----------
+    model : Transformer
+        Trained with Sinkhorn attention in every layer.
+    batches : list of inputs
+        Calibration data (no labels needed); gone through once for each layer, one batch in memory. Also paths of
+        .npy files, a batch each, or a zarr or dask array, a batch a chunk of its first axis.
+    order : {"parallel", "sequential"}
+        Calibrate every layer on the activations of the trained model, or each on those that the layers below
+        produce once they are compiled.
+    n_slices, quadratic, candidates, **settings
+        As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer. Whole data sets have tokens
+        enough for the quadratic features, so they are on here.
+    fallback : float, optional
+        Heads whose attention output is off by more than this (relative to the teacher's, on every tenth example,
+        which then does not calibrate) stay with Sinkhorn. The report names them.
+    one_sided : bool
+        Predict the key dual instead, for one-sided attention (one_sided.py), an ablation.
+    client, progress
+        As in `fit_amortizer`: the model runs on the workers of a Dask cluster, and its activations stay there.
+
+    Returns
+    -------
+    (Transformer, list of dict)
+        The compiled model, which saves, loads and runs on its own, and a report for each layer: the share
+        R² of the dual's variance that is explained, head by head, on the calibration data; with ``n_slices="auto"``,
+        the number ``n_slices`` taken, and ``slice_errors``, pairs of a number and its held-out error; with
+        ``fallback``, the held-out ``output_error`` and the heads left ``on_sinkhorn`` as well.
+
+    Raises
+    ------
+    TypeError
+        If model is no Transformer, or batches can be gone through only once, or not at all.
+    ValueError
+        If a layer's attention is not Sinkhorn with at least one iteration, or batches is empty, or too small to
+        hold any example out.
+
+    Notes
+    -----
+    Cost: for each layer, one forward pass of the model and one Sinkhorn run over the data. Source: ASAP's
+    train-then-compile (paper).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from asap_ref.model.transformer import Architecture, Transformer
+    >>> teacher = Transformer.create(Architecture(), Attention("sinkhorn", {"n_iter": 5}))
+    >>> images = np.random.default_rng(0).standard_normal((32, 8, 8))
+    >>> compiled, report = compile_model(teacher, [images], n_slices=8)
+    >>> [attention.name for attention in compiled.attentions]
+    ['asap', 'asap']
+    """
+    check_model(model, "model", "compile_model")
+    if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        raise TypeError(f"compile_model: batches must be a list of inputs, got {type(batches).__name__}")
+    if iter(batches) is batches:
+        raise TypeError(
+            "compile_model: batches can be gone through only once, but every layer needs them; give a list"
+        )
+    check_choice(order, "order", "compile_model", ("parallel", "sequential"))
+    calibration = batches
+    if fallback is not None:
+        fallback = check_positive(fallback, "fallback", "compile_model", or_zero=True)
+        calibration, held_out = (Mapped(partial(split, side), batches) for side in ("fit", "held out"))
+        if not any(len(batch) for batch in held_out):
+            raise ValueError("compile_model: batches of fewer than 10 examples leave none to hold out")
+    attentions, report = [], []
+    for layer, attention in enumerate(model.attentions):
+        below = model
+        if order == "sequential":
+            below = model.with_attention(*attentions, *model.attentions[layer:])
+        if attention.name != "sinkhorn":
+            raise ValueError(f"compile_model: layer {layer} has {attention.name} attention, expected sinkhorn")
+        amortizer = fit_amortizer(
+            Mapped(partial(activations, below, layer, one_sided), calibration),
+            n_slices=n_slices,
+            quadratic=quadratic,
+            candidates=candidates,
+            client=client,
+            progress=progress,
+            **attention.settings,
+            **settings,
+        )
+        replaced = Attention("one-sided" if one_sided else "asap", {"amortizer": amortizer})
+        told = {"layer": layer, "r_squared": amortizer.r_squared.tolist()}
+        if amortizer.slice_errors is not None:
+            told["n_slices"] = amortizer.directions.shape[-1]
+            told["slice_errors"] = [[int(L), error] for L, error in amortizer.slice_errors.tolist()]
+        if fallback is not None:
+            errors = output_error(
+                attention, replaced, (record(below, batch)[layer] for batch in held_out if len(batch))
+            )
+            bad = [h for h, error in enumerate(errors) if error > fallback]
+            replaced = leave_heads(replaced, attention, bad)
+            told |= {"output_error": errors.tolist(), "on_sinkhorn": bad}
+        attentions.append(replaced)
+        report.append(told)
+    return model.with_attention(*attentions), report
+
+
+def leave_heads(compiled, teacher, heads):
+    """Return the compiled attention with some heads left to the teacher's: mixed, or one of the two as it is."""
+    amortizer = compiled.settings["amortizer"]
+    others = tuple(h for h in range(len(amortizer.weights)) if h not in heads)
+    if not heads or not others:
+        return teacher if heads else compiled
+    kept = Attention(compiled.name, {**compiled.settings, "amortizer": amortizer.of_heads(others)})
+    return Attention("mixed", {"parts": ((kept, others), (teacher, tuple(heads)))})

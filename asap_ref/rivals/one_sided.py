@@ -1,0 +1,97 @@
+"""One-sided ASAP, an ablation: predict the key dual and normalise rows once.
+
+    g_hat = prediction from (k, q)                 the roles of queries and keys exchanged
+    P     = softmax_j((S_ij + g_hat_j) / epsilon)  rows exact; columns as good as the prediction
+
+This is softmax attention with a bias for each key, and the cheapest form an amortized dual can take: the error of
+the prediction goes into the columns as it is, where the two-sided transform first repairs them once (derived).
+
+The amortizer is fitted on exchanged pairs, ``fit_amortizer([(k, q), ...])``. Its teacher starts from the softmax
+over queries, so its plan is that of the usual teacher where both have converged, and near it otherwise.
+
+Shapes: q (..., H, n, d), k (..., H, m, d), v (..., H, m, p).
+"""
+
+from __future__ import annotations
+
+from asap_ref.method.attention import without_padding
+from asap_ref.method.transport import attention_scores, attention_scores_vjp, valid_pairs
+from asap_ref.support.arrays import array_namespace, softmax, transpose
+from asap_ref.support.contracts import operator
+
+
+@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
+def one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+    """Softmax attention with a predicted key dual as bias.
+
+    Parameters
+    ----------
+    q, k, v : arrays (..., H, n, d), (..., H, m, d), (..., H, m, p)
+    amortizer : Amortizer
+        Fitted on exchanged pairs (k, q).
+    query_mask, key_mask : boolean arrays, optional
+
+    Returns
+    -------
+    array (..., H, n, p)
+
+    Raises
+    ------
+    TypeError, ValueError
+        On mixed modules or dtypes, wrong shapes, non-finite input, or an amortizer of another head count.
+
+    Notes
+    -----
+    O(n m (d + p) + L m (d + log m)). Source: asap_ref/oracle/README.md, "Two-sided entropic c-transform" (derived).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 64, 1, 8, 4))
+    >>> amortizer = fit_amortizer([(k, q)], n_slices=4)
+    >>> plan = one_sided_attention(q, k, np.broadcast_to(np.eye(8), (64, 1, 8, 8)), amortizer)
+    >>> bool(np.abs(plan.sum(-2) - 1).mean() < 0.1)  # columns nearly right
+    True
+    """
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    g = amortizer.predict(k, q, query_mask=key_mask, key_mask=query_mask)
+    return _biased_softmax(attention_scores(q, k), g, amortizer.epsilon, query_mask, key_mask) @ v
+
+
+@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
+def one_sided_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+    """One-sided attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; the amortizer is held fixed. Derived.
+
+    Same arguments, errors and cost as `one_sided_attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 8, 1, 5, 4))
+    >>> out, vjp = one_sided_attention_vjp(q, k, k, fit_amortizer([(k, q)], n_slices=4))
+    >>> [d.shape for d in vjp(out)]
+    [(8, 1, 5, 4), (8, 1, 5, 4), (8, 1, 5, 4)]
+    """
+    xp = array_namespace(q, k, v)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    S, scores_vjp = attention_scores_vjp(q, k)
+    g, predict_vjp = amortizer.predict_vjp(k, q, query_mask=key_mask, key_mask=query_mask)
+    P = _biased_softmax(S, g, amortizer.epsilon, query_mask, key_mask)
+
+    def vjp(d_out):
+        dP = d_out @ transpose(v)
+        dS = P * (dP - xp.sum(P * dP, axis=-1, keepdims=True)) / amortizer.epsilon
+        dq, dk = scores_vjp(dS)
+        dk_bias, dq_bias = predict_vjp(xp.sum(dS, axis=-2))
+        return dq + dq_bias, dk + dk_bias, transpose(P) @ d_out
+
+    return P @ v, vjp
+
+
+def _biased_softmax(S, g, epsilon, query_mask, key_mask):
+    xp = array_namespace(S)
+    valid = valid_pairs(query_mask, key_mask)
+    exponents = (S + g[..., None, :]) / epsilon
+    return softmax(exponents if valid is None else xp.where(valid, exponents, -xp.inf), axis=-1)

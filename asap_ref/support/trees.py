@@ -1,0 +1,74 @@
+"""Parameters are nested dicts of arrays; these are the few things one does with all of them at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from asap_ref.support.arrays import to_numpy
+
+
+def tree_map(function, tree, *others):
+    """Apply a function leaf by leaf to nested dicts of the same keys.
+
+    Examples
+    --------
+    >>> tree_map(lambda x, y: x + y, {"a": 1, "b": {"c": 2}}, {"a": 10, "b": {"c": 20}})
+    {'a': 11, 'b': {'c': 22}}
+    """
+    if isinstance(tree, dict):
+        return {key: tree_map(function, value, *(o[key] for o in others)) for key, value in tree.items()}
+    return function(tree, *others)
+
+
+def leaves(tree):
+    """List the arrays of a nested dict, in order."""
+    return list(flatten(tree).values())
+
+
+def place(tree, xp, *, dtype=None, device=None):
+    """Copy a nested dict of arrays of any module into the module xp."""
+    return tree_map(lambda x: xp.asarray(to_numpy(x), dtype=dtype, device=device), tree)
+
+
+def check_like(tree, expected):
+    """Raise unless a nested dict has the keys and shapes of another.
+
+    Examples
+    --------
+    >>> check_like({"a": np.zeros(2)}, {"a": np.zeros(2), "b": np.zeros(3)})
+    Traceback (most recent call last):
+        ...
+    ValueError: arrays missing, unknown or of another shape: b
+    """
+    found, expected = ({key: tuple(x.shape) for key, x in flatten(part).items()} for part in (tree, expected))
+    if found != expected:
+        wrong = sorted(key for key in found | expected if found.get(key) != expected.get(key))
+        raise ValueError(f"arrays missing, unknown or of another shape: {', '.join(wrong)}")
+
+
+def count(tree):
+    """Count the numbers in a nested dict of arrays."""
+    return sum(int(np.prod(x.shape)) for x in leaves(tree))
+
+
+def flatten(tree, prefix=""):
+    """Join the keys of a nested dict: {"a": {"b": x}} -> {"a/b": x}."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}/")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def unflatten(flat):
+    """Undo `flatten`: {"a/b": x} -> {"a": {"b": x}}."""
+    tree = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[leaf] = value
+    return tree

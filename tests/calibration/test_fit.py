@@ -1,0 +1,321 @@
+"""Objectives and features of calibration: gradients, optima, selection, and what they buy on data."""
+
+import numpy as np
+import pytest
+from gradients import check_against_torch, check_vjp
+from problems import masks, qkv, scores
+
+from asap_ref import (
+    Amortizer,
+    SufficientStatistics,
+    asap_attention,
+    asap_attention_vjp,
+    attention_scores,
+    dual_features,
+    dual_features_vjp,
+    fit_amortizer,
+    marginal_error,
+    sinkhorn,
+    sinkhorn_attention,
+    transport_plan,
+    two_sided_c_transform,
+)
+from asap_ref.calibration.fit import principal_directions
+from asap_ref.calibration.objectives import dual_loss_and_gradient, kl_loss_and_gradient
+from asap_ref.extensions.moments import moment_features_vjp
+from asap_ref.fast import prediction
+from asap_ref.method import attention as readable
+from asap_ref.method.masks import centred, keep_tokens
+from asap_ref.method.regression import select
+
+rng = np.random.default_rng(0)
+PLACES = rng.standard_normal((2, 3, 12, 4))
+
+
+def sequences(count, seed=0, noise=0.4):
+    """Queries and keys of tokens that have a place and some noise, as in a trained layer: 3 heads, 12 tokens."""
+    drawn = np.random.default_rng(seed).standard_normal((2, count, 3, 12, 4))
+    return tuple(2 * PLACES[:, None] + noise * drawn)
+
+
+MASKS = dict(zip(("query_mask", "key_mask"), masks(2, 5, 7), strict=True))
+
+
+@pytest.mark.parametrize("padding", [{}, MASKS])
+@pytest.mark.parametrize("objective", ["kl", "dual"])
+def test_gradient_of_the_objectives(objective, padding):
+    S, f = scores(2, 5, 7), scores(2, 5, seed=1)
+    settings = {"epsilon": 0.7, **padding}
+    teacher = transport_plan(S, sinkhorn(S, n_iter=3, **settings), **settings).sum(-2)
+
+    def loss(f):
+        found = (
+            kl_loss_and_gradient(S, f, teacher, **settings)
+            if objective == "kl"
+            else dual_loss_and_gradient(S, f, **settings)
+        )
+        return found[0].sum(), found[1]
+
+    direction = rng.standard_normal(f.shape)
+    if padding:
+        direction = np.where(padding["query_mask"], direction, 0)
+    h = 1e-5  # truncation h² and rounding 1e-16 / h are both below 1e-9
+    numeric = (loss(f + h * direction)[0] - loss(f - h * direction)[0]) / (2 * h)
+    assert numeric == pytest.approx(np.sum(loss(f)[1] * direction), rel=1e-7, abs=1e-9)
+    if padding:
+        assert np.all(loss(f)[1][~padding["query_mask"]] == 0)
+
+
+def test_kl_loss_is_the_divergence_up_to_a_constant():
+    S, f, other = scores(5, 5), scores(5, seed=1), scores(5, seed=2)
+    teacher = transport_plan(S, sinkhorn(S, n_iter=4))
+
+    def divergence(f):
+        student = transport_plan(S, two_sided_c_transform(S, f))
+        return np.sum(teacher * np.log(teacher / student)) / 5
+
+    found = [kl_loss_and_gradient(S, x, teacher.sum(-2))[0] for x in (f, other)]
+    assert found[0] - found[1] == pytest.approx(divergence(f) - divergence(other), rel=1e-10)
+
+
+def test_the_semi_dual_is_largest_at_the_converged_dual():
+    S = scores(6, 6)
+    best = sinkhorn(S, n_iter=500).query
+    loss, gradient = dual_loss_and_gradient(S, best)
+    assert np.abs(gradient).max() < 1e-8
+    for seed in range(5):
+        assert dual_loss_and_gradient(S, best + 0.1 * scores(6, seed=seed))[0] > loss
+
+
+def test_dual_calibration_finds_one_optimum_and_nearer_columns_than_regression():
+    data, new = sequences(120), sequences(40, seed=1)
+    fits = {}
+    for objective in ("regression", "kl", "dual"):
+        fits[objective] = fit_amortizer([data], n_slices=6, n_iter=4, objective=objective, max_iter=200)
+    # from another start: the weights of another teacher
+    again = fit_amortizer([data], n_slices=6, n_iter=30, objective="dual", max_iter=200)
+    expected = fits["dual"].predict(*new)
+    np.testing.assert_allclose(again.predict(*new), expected, atol=1e-3 * np.abs(expected).max())
+    S = attention_scores(*new)
+
+    def columns(amortizer):
+        plan = transport_plan(S, two_sided_c_transform(S, amortizer.predict(*new)))
+        return marginal_error(plan)[1].mean()
+
+    assert columns(fits["dual"]) < columns(fits["regression"])
+    teacher = transport_plan(S, sinkhorn(S, n_iter=4))
+
+    def divergence(amortizer):
+        student = transport_plan(S, two_sided_c_transform(S, amortizer.predict(*new)))
+        return np.sum(teacher * np.log(teacher / student))
+
+    assert divergence(fits["kl"]) < divergence(fits["regression"])
+
+
+def test_objectives_that_need_several_passes_refuse_an_iterator():
+    with pytest.raises(TypeError, match="only once"):
+        fit_amortizer(iter([sequences(2)]), n_slices=2, objective="dual")
+    assert fit_amortizer(iter([sequences(20)]), n_slices=2).weights.shape == (3, 5)
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("padding", [False, True])
+def test_gradient_of_the_quadratic_features(per_head, padding):
+    q, k, _ = qkv(2, 3, n=6, m=5, d=4)
+    theta = rng.standard_normal((4, 2))
+    options = {"basis": rng.standard_normal((3, 4, 2) if per_head else (4, 2))}
+    if padding:
+        options |= {
+            name: mask[:, None] for name, mask in zip(("query_mask", "key_mask"), masks(2, 6, 5), strict=True)
+        }
+    check_vjp(
+        lambda q, k, t: dual_features(q, k, t, **options),
+        lambda q, k, t: dual_features_vjp(q, k, t, **options),
+        [q, k, theta],
+    )
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("padding", [False, True])
+def test_gradient_of_the_moment_features(per_head, padding):
+    q, k, _ = qkv(2, 3, n=6, m=5, d=4)
+    theta = rng.standard_normal((4, 2))
+    options = {"basis": rng.standard_normal((3, 4, 3) if per_head else (4, 3)), "moments": True}
+    if padding:
+        options |= {
+            name: mask[:, None] for name, mask in zip(("query_mask", "key_mask"), masks(2, 6, 5), strict=True)
+        }
+    check_vjp(
+        lambda q, k, t: dual_features(q, k, t, **options),
+        lambda q, k, t: dual_features_vjp(q, k, t, **options),
+        [q, k, theta],
+    )
+
+
+def test_moment_features_and_their_gradients_are_torchs():
+    def formula(torch, u, w):
+        s = [u.mean(-1), *(torch.cov(x, correction=0).diagonal() for x in (w, u))]
+        bilinear = [x * u[a] for x in torch.cat(s) for a in range(3)]
+        squares = [
+            torch.cov(x, correction=0)[a, b] * u[a] * u[b] for x in (w, u) for a in range(3) for b in range(a, 3)
+        ]
+        features = torch.stack([*bilinear, *squares])
+        return features - features.mean(-1, keepdim=True)
+
+    check_against_torch(moment_features_vjp, formula, [scores(3, 6), scores(3, 5, seed=1)])
+
+
+def test_with_moments_a_form_that_follows_the_covariances_is_found_exactly():
+    q, k = sequences(300)
+    u = q / 4**0.25
+    forms = np.zeros((300, 3, 4, 4))
+    for x, weight in ((q, 0.3), (k, -0.7)):
+        spread = (x - x.mean(-2, keepdims=True)) / 4**0.25
+        forms = forms + weight * np.eye(4) * (np.swapaxes(spread, -1, -2) @ spread / 12)
+    target = np.sum((u @ forms) * u, -1)
+    target -= target.mean(-1, keepdims=True)
+
+    def explained(**options):
+        features = dual_features(q, k, np.eye(4), basis=np.eye(4), **options)
+        statistics = SufficientStatistics.of(features, target)
+        return statistics.r_squared(statistics.ridge(1e-12))
+
+    assert np.all(explained(moments=True) > 1 - 1e-9) and np.all(explained() < 0.999)
+
+
+def test_quadratic_features_are_the_products_they_are_called():
+    q, k, _ = qkv(1, n=7, d=4)
+    found = dual_features(q, k, np.eye(4), cumulants=False, basis=np.eye(4))[0, 4:]
+    u, w = q[0] / 4**0.25, k[0].mean(0) / 4**0.25
+    expected = [
+        *u.T,
+        *(u[:, a] * u[:, b] for a in range(4) for b in range(a, 4)),
+        *(u[:, a] * w[b] for b in range(4) for a in range(4)),
+    ]
+    np.testing.assert_allclose(found, [e - e.mean() for e in expected], atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quadratic": 4},
+        {"quadratic": 2},
+        {"cumulants": False, "quadratic": 3},
+        {"candidates": 12},
+        {"kind": "pca", "n_slices": 3},
+        {"cumulants": False},
+        {"hidden": 3, "quadratic": 2, "max_iter": 3},
+        {"quadratic": 3, "moments": True},
+        {"quadratic": 4, "moments": True, "cumulants": False, "candidates": 9},
+    ],
+)
+def test_the_fast_prediction_knows_every_feature(options):
+    q, k = sequences(30)
+    amortizer = fit_amortizer([(q, k)], **{"n_slices": 5, "n_iter": 4, **options})
+    lengths = np.random.default_rng(0).integers(0, 13, (2, 30, 1, 1))
+    first, some = (np.arange(12) < lengths), np.random.default_rng(1).random((2, 30, 3, 12)) < 0.6
+    for keys, query_mask, key_mask in [
+        (k, None, None),
+        (k[..., :7, :], None, None),
+        (k, first[0], first[0]),  # as in self-attention
+        (k, *first),
+        (k, *some),
+        (k[..., :7, :], some[0], None),
+        (k[..., :7, :], None, some[1][..., :7]),
+    ]:
+        masks = {"query_mask": query_mask, "key_mask": key_mask}
+        q_, k_ = keep_tokens(q, query_mask), keep_tokens(keys, key_mask)
+        expected = amortizer.predict(q_, k_, **masks)
+        found = centred(prediction.predict(q_, k_, amortizer, **masks), query_mask)
+        valid = np.ones(q.shape[:-1], bool) if query_mask is None else np.broadcast_to(query_mask, q.shape[:-1])
+        assert not found[~valid].any()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+
+
+def test_quadratic_features_and_chosen_slices_explain_more_on_new_data():
+    data, new = sequences(400), sequences(60, seed=1)
+    S = attention_scores(*new)
+    teacher = sinkhorn(S, n_iter=9).query
+    teacher -= teacher.mean(-1, keepdims=True)
+
+    def residual(**options):
+        found = fit_amortizer([data], n_slices=4, n_iter=10, **options).predict(*new)
+        return np.sum((found - teacher) ** 2) / np.sum(teacher**2)
+
+    plain = residual()
+    assert residual(candidates=32) < plain
+    assert residual(quadratic=4) < 0.8 * plain
+
+
+def test_selection_finds_the_slices_that_made_the_target():
+    features = rng.standard_normal((50, 1, 9, 10))
+    features -= features.mean(-1, keepdims=True)
+    target = 2 * features[:, :, 5] - features[:, :, 1] + 0.5 * features[:, :, 8]  # 8 is always there
+    statistics = SufficientStatistics.of(features, target)
+    assert set(select(statistics, 8, 2)[0]) == {1, 5}
+    kept = statistics.of_features(np.asarray([[5, 1, 8]]))
+    np.testing.assert_allclose(kept.ridge(0.0), [[2, -1, 0.5]], atol=1e-10)
+
+
+def test_principal_directions_are_scikit_learns():
+    from sklearn.decomposition import PCA
+
+    q, k = sequences(50)
+    found = principal_directions(q, k, None, None)
+    for head in range(3):
+        x = np.concatenate([z[:, head].reshape(-1, 4) - z[:, head].reshape(-1, 4).mean(0) for z in (q, k)])
+        judge = PCA().fit(x).components_
+        np.testing.assert_allclose(np.abs(np.sum(judge * found[head].T, -1)), 1, atol=1e-9)
+
+
+@pytest.mark.parametrize("refine", [1, 3])
+def test_refinement_iterates_on_and_its_gradient_follows(refine):
+    q, k, v = qkv(2, 3, n=6, d=4)
+    amortizer = fit_amortizer([sequences(30)], n_slices=3, n_iter=6, epsilon=0.7, refine=refine)
+    out = asap_attention(q, k, v, amortizer)
+    S = attention_scores(q, k)
+    duals = sinkhorn(S, n_iter=1 + refine, init=amortizer.predict(q, k), epsilon=0.7)
+    np.testing.assert_allclose(out, transport_plan(S, duals, epsilon=0.7) @ v, atol=1e-12)
+    check_vjp(
+        lambda *a: readable.asap_attention(*a, amortizer),
+        lambda *a: readable.asap_attention_vjp(*a, amortizer),
+        [q, k, v],
+    )
+    np.testing.assert_allclose(asap_attention_vjp(q, k, v, amortizer)[0], out, atol=1e-12)
+
+
+def test_more_refinement_is_nearer_to_the_converged_plan():
+    data, (q, k) = sequences(100), sequences(20, seed=1)
+    v = rng.standard_normal(q.shape)
+    converged = sinkhorn_attention(q, k, v, n_iter=300)
+    errors = [
+        np.linalg.norm(asap_attention(q, k, v, fit_amortizer([data], n_slices=4, refine=r)) - converged)
+        for r in (0, 2, 8)
+    ]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_every_field_survives_a_file(tmp_path):
+    amortizer = fit_amortizer(
+        [sequences(30)], n_slices=3, n_iter=5, quadratic=2, moments=True, candidates=6, objective="dual", refine=2
+    )
+    amortizer.save(tmp_path / "a.npz")
+    loaded = Amortizer.load(tmp_path / "a.npz")
+    np.testing.assert_array_equal(loaded.predict(*sequences(3)), amortizer.predict(*sequences(3)))
+    assert (loaded.objective, loaded.refine, loaded.basis.shape, loaded.moments) == ("dual", 2, (3, 4, 2), True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quadratic": -1}, "quadratic must be at least 0"),
+        ({"moments": True}, "moments=True needs quadratic features; give quadratic=r"),
+        ({"candidates": 2, "n_slices": 4}, "candidates must be at least 4"),
+        ({"kind": "pca", "n_slices": 5}, "there are 4 pca directions"),
+        ({"max_iter": 0}, "max_iter must be at least 1"),
+        ({"refine": -1}, "refine must be at least 0"),
+    ],
+)
+def test_wrong_settings_say_what_was_expected(options, message):
+    with pytest.raises(ValueError, match=message):
+        fit_amortizer([sequences(2)], **options)

@@ -1,0 +1,390 @@
+"""The fast forms are the readable ones: on random, sharp, tied, tiny, huge, masked and rectangular input."""
+
+import tracemalloc
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+from gradients import check_vjp
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from problems import masks, qkv
+
+from asap_ref import (
+    Amortizer,
+    fit_amortizer,
+    fused,
+    initial_duals,
+    one_sided,
+    prediction,
+    scaling,
+    sinkhorn,
+    workers,
+)
+from asap_ref.method import attention as readable
+from asap_ref.method.transport import attention_scores, transport_plan, two_sided_c_transform
+from asap_ref.support.arrays import array_module, to_numpy
+from asap_ref.support.contracts import inside
+
+# relative to the largest entry; float32 as the conventions say
+TOLERANCE = {np.float64: 1e-10, np.float32: 2e-5}
+
+
+def amortizer_for(q, k, **options):
+    return fit_amortizer([(q, k)], **{"n_slices": 5, "n_iter": 4, **options})
+
+
+def forms(name, q, k, **options):
+    """(fast, readable) functions of q, k, v."""
+    if name == "asap" and "amortizer" not in options:
+        options["amortizer"] = amortizer_for(q, k)
+    return tuple(partial(getattr(home, f"{name}_attention"), **options) for home in (fused, readable))
+
+
+def agree(found, expected, dtype):
+    assert found.dtype == dtype and found.shape == expected.shape
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=TOLERANCE[dtype] * np.abs(expected).max(initial=1e-30)
+    )
+
+
+KINDS = {
+    "random": qkv(3, 2, n=9, d=4, p=5),
+    "sharp": qkv(3, 2, n=30, d=16, size=8.6),  # scores of range 300
+    "tied": tuple(np.round(x) for x in qkv(3, 2, n=9, d=4)),
+    "tiny": qkv(3, 2, n=9, d=4, size=1e-20),
+    "huge": qkv(3, 2, n=9, d=4, size=100.0),  # scores near 1e4
+    "one token": qkv(3, 2, n=1, d=4),
+    "long": qkv(1, 2, n=700, d=8),  # several tiles
+    "many": qkv(300, 4, n=17, d=4),  # several chunks
+    "no batch": qkv(2, n=9, d=4),
+    "empty batch": qkv(0, 2, n=9, d=4),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["softmax", "sinkhorn", "asap"])
+def test_fast_equals_readable(name, kind, dtype):
+    q, k, v = (x.astype(dtype) for x in KINDS[kind])
+    amortizer = (
+        {"amortizer": amortizer_for(*KINDS["random"][:2])} if name == "asap" and kind == "empty batch" else {}
+    )
+    fast, slow = forms(name, q, k, **amortizer)
+    # float32 scores near 1e4 are known to 1e-3 only, in either form; the readable float64 one is the judge
+    expected = slow(*(x.astype(np.float64) for x in (q, k, v)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fast(q, k, v)
+    if dtype == np.float32 and kind in ("huge", "sharp"):
+        size = np.abs(attention_scores(q, k)).max()
+        assert np.isfinite(found).all()
+        rounding = 30 * 6e-8 * size  # of the exponents, over the teacher's half steps
+        np.testing.assert_allclose(found, expected, rtol=0, atol=rounding * np.abs(expected).max())
+    else:
+        agree(found, expected, dtype)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sinkhorn", "asap"])
+@pytest.mark.parametrize("kind", ["square", "rectangular", "fully masked"])
+def test_masks_and_rectangles(name, kind):
+    n, m = (6, 6) if kind == "square" else (6, 8)
+    q, k, v = qkv(2, 3, n=n, m=m, d=4)
+    query_mask, key_mask = (mask[:, None] for mask in masks(2, n, m))
+    if kind == "fully masked":
+        query_mask, key_mask = query_mask.copy(), key_mask.copy()
+        query_mask[0], key_mask[0] = False, False
+    options = {"query_mask": query_mask, "key_mask": key_mask}
+    if name == "asap":
+        options["amortizer"] = amortizer_for(*qkv(4, 3, n=6, d=4)[:2])
+    fast, slow = forms(name, q, k, **options)
+    agree(fast(q, k, v), slow(q, k, v), np.float64)
+    (out, vjp), (_, slow_vjp) = (
+        getattr(home, f"{name}_attention_vjp")(q, k, v, **options) for home in (fused, readable)
+    )
+    for found, expected in zip(vjp(out), slow_vjp(out), strict=True):
+        agree(found, expected, np.float64)
+
+
+@pytest.mark.parametrize("kind", ["random", "sharp", "tied", "huge", "one token", "many", "empty batch"])
+@pytest.mark.parametrize("name", ["softmax", "sinkhorn"])
+def test_fast_gradients_equal_readable(name, kind):
+    q, k, v = KINDS[kind]
+    (out, vjp), (slow_out, slow_vjp) = (
+        getattr(home, f"{name}_attention_vjp")(q, k, v) for home in (fused, readable)
+    )
+    agree(out, slow_out, np.float64)
+    # of one token the gradients are zero, the difference of terms of size one
+    least = 1e-5 if kind == "one token" else 1e-30
+    for found, expected in zip(vjp(out), slow_vjp(out), strict=True):
+        # at scores near 1e4 the duals themselves carry 1e-12, and the exponents of 41 half steps amplify it
+        np.testing.assert_allclose(
+            found, expected, rtol=0, atol=(1e-7 if kind == "huge" else 1e-10) * np.abs(expected).max(initial=least)
+        )
+
+
+def test_fast_gradients_are_derivatives():
+    q, k, v = qkv(2, n=6, m=7, d=4)
+    for name, options in (("softmax", {}), ("sinkhorn", {"n_iter": 4, "epsilon": 0.7})):
+        f, f_vjp = (getattr(fused, f"{name}_attention{suffix}") for suffix in ("", "_vjp"))
+        # forward and forward of the VJP add in another order: compare the derivative only
+        out, _ = f_vjp(q, k, v, **options)
+        np.testing.assert_allclose(out, f(q, k, v, **options), rtol=1e-12, atol=1e-14)
+        check_vjp(
+            lambda *a, f=f_vjp, o=options: f(*a, **o)[0], lambda *a, f=f_vjp, o=options: f(*a, **o), [q, k, v]
+        )
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sampled_from(["softmax", "sinkhorn", "asap"]),
+    st.integers(1, 12),
+    st.floats(1e-3, 60),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_fast_equals_readable_on_anything(name, n, size, rounded, seed):
+    q, k, v = qkv(2, 2, n=n, d=3, size=size, seed=seed)
+    if rounded:
+        q, k = np.round(q), np.round(k)
+    fast, slow = forms(name, q, k)
+    # scores up to 1e4: the exponents round by 1e-12, and the exponential turns that into a relative error
+    np.testing.assert_allclose(fast(q, k, v), slow(q, k, v), rtol=0, atol=1e-9 * np.abs(v).max())
+
+
+PADDED_AMORTIZERS = {
+    refine: fit_amortizer(
+        [qkv(8, 2, n=10, d=3)[:2]], n_slices=4, n_iter=4, quadratic=2, epsilon=0.8, refine=refine
+    )
+    for refine in (0, 2)
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(["softmax", "sinkhorn", "asap", "asap, refined"]),
+    sizes=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    left_out=st.tuples(*[st.sampled_from([None, 0.0, 0.3, 0.8, 1.0])] * 2),
+    size=st.floats(1e-3, 60),
+    rounded=st.booleans(),
+    dtype=st.sampled_from([np.float64, np.float32]),
+    seed=st.integers(0, 2**31),
+)
+@example("asap", (1, 9), (None, None), 59.0, False, np.float32, 156368)  # a predicted constant of 1e7, in float32
+@example("asap", (2, 9), (0.8, None), 59.0, False, np.float32, 44)  # and padding, where the dual is zero
+def test_fast_equals_readable_with_any_padding(name, sizes, left_out, size, rounded, dtype, seed):
+    """Padding at any place, up to all of a sequence, and of any content; any two sizes."""
+    q, k, v = (x.astype(dtype) for x in qkv(3, 2, n=sizes[0], m=sizes[1], d=3, size=size, seed=seed))
+    if rounded:
+        q, k = np.round(q), np.round(k)
+    rng = np.random.default_rng(seed)
+    query_mask, key_mask = (
+        None if share is None else rng.random((3, 1, n)) >= share for share, n in zip(left_out, sizes, strict=True)
+    )
+    for tokens, mask in ((q, query_mask), (k, key_mask), (v, key_mask)):
+        if mask is not None:
+            tokens[~np.broadcast_to(mask, tokens.shape[:-1])] = np.nan
+    options = {"query_mask": query_mask, "key_mask": key_mask}
+    name, _, refined = name.partition(",")
+    if name == "asap":
+        options["amortizer"] = PADDED_AMORTIZERS[2 if refined else 0]
+    fast, slow = forms(name, q, k, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fast(q, k, v)
+    expected = slow(*(x.astype(np.float64) for x in (q, k, v)))
+    assert found.dtype == dtype
+    valid = np.ones(sizes[0], bool) if query_mask is None else query_mask
+    assert not found[~np.broadcast_to(valid, found.shape[:-1])].any()
+    # exponents round with the scores, up to 1e4, over the half steps of the iteration; and with the predicted dual,
+    # which is larger still where the amortizer was calibrated on smaller tokens than these
+    exponents = size**2 if size > 1 else 0.0
+    if name == "asap":
+        q, k = (readable.without_padding(q, k, v, query_mask, key_mask)[i].astype(np.float64) for i in (0, 1))
+        f_hat = options["amortizer"].predict(q, k, query_mask=query_mask, key_mask=key_mask)
+        exponents = max(exponents, np.abs(f_hat).max(initial=0.0))
+    rounding = TOLERANCE[dtype] + 600 * np.finfo(dtype).eps * exponents
+    assert np.abs(found - expected).max(initial=0) <= rounding * max(np.abs(np.nan_to_num(v)).max(), 1e-30)
+
+
+@pytest.mark.parametrize("block", [None, 7, 64])
+def test_padding_over_several_tiles(block):
+    q, k, v = qkv(2, 2, n=700, m=500, d=8)
+    amortizer = amortizer_for(q, k)
+    masks = {"query_mask": np.arange(700) < [[[650]], [[300]]], "key_mask": np.arange(500) < [[[80]], [[500]]]}
+    agree(
+        fused.asap_attention(q, k, v, amortizer, block=block, **masks),
+        readable.asap_attention(q, k, v, amortizer, **masks),
+        np.float64,
+    )
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+def test_tiles_of_any_size_give_the_same(block):
+    q, k, v = KINDS["long"]
+    amortizer = amortizer_for(q, k)
+    agree(
+        fused.asap_attention(q, k, v, amortizer, block=block),
+        readable.asap_attention(q, k, v, amortizer),
+        np.float64,
+    )
+
+
+def test_with_a_block_memory_grows_with_the_length_and_not_with_its_square():
+    q, k, v = (x.astype(np.float32) for x in qkv(1, 1, n=6000, d=8))
+    amortizer = amortizer_for(q[..., :50, :], k[..., :50, :])
+    tracemalloc.start()
+    fused.asap_attention(q, k, v, amortizer, block=64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6000 * 6000 * 4 / 8  # an eighth of one plan
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("m", [11, 8])
+@pytest.mark.parametrize(("name", "block"), [("softmax", None), ("asap", None), ("asap", 3)])
+def test_whole_arrays_on_a_device_give_what_tiles_do(name, block, m, masked):
+    q, k, v = qkv(4, 2, n=11, m=m, p=3)
+    masking = dict(zip(("query_mask", "key_mask"), masks(4, 11, m), strict=True)) if masked else {}
+    masking = {key: mask[:, None] for key, mask in masking.items()}
+    options = {"block": block} if block else {}
+    if name == "asap":
+        options["amortizer"] = fit_amortizer([(q, k)], n_slices=5, n_iter=4, quadratic=2)
+    attention = getattr(fused, f"{name}_attention")
+    place = array_module("array_api_strict").asarray
+    found = attention(*map(place, (q, k, v)), **options, **{key: place(mask) for key, mask in masking.items()})
+    agree(to_numpy(found), attention(q, k, v, **options, **masking), np.float64)
+
+
+@pytest.mark.parametrize("module", ["numpy", "array_api_strict"])
+@pytest.mark.parametrize("quadratic", [0, 2])
+def test_a_prediction_is_zero_at_padding(module, quadratic):
+    q, k, _ = qkv(4, 2, n=11, m=9)
+    amortizer = fit_amortizer([(q, k)], n_slices=5, n_iter=4, quadratic=quadratic)
+    place = array_module(module).asarray
+    masking = {key: place(mask[:, None]) for key, mask in zip(("query_mask", "key_mask"), masks(4, 11, 9))}
+    q, k = (np.where(to_numpy(mask)[..., None], x, 0) for x, mask in zip((q, k), masking.values(), strict=True))
+    found = to_numpy(prediction.predict(place(q), place(k), amortizer, **masking))
+    padding = np.broadcast_to(~to_numpy(masking["query_mask"]), found.shape)
+    assert padding.any() and (found[padding] == 0).all() and (found[~padding] != 0).any()
+
+
+@pytest.mark.parametrize("module", ["numpy", "array_api_strict"])
+def test_a_prediction_that_leaves_the_range_is_rescued_in_the_log_domain(module):
+    q, k, v = (x.astype(np.float32) for x in qkv(2, 2, n=12, d=4, size=20.0))
+    useless = Amortizer(np.eye(4), np.full((2, 7), -3.0), epsilon=0.3)  # exponents of several hundred
+    expected = readable.asap_attention(*(x.astype(np.float64) for x in (q, k, v)), useless)
+    found = to_numpy(fused.asap_attention(*map(array_module(module).asarray, (q, k, v)), useless))
+    assert np.isfinite(found).all()
+    # duals near 1e3 in float32 are known to 1e-4
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(v).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("size", [1.0, 75.0, 1000.0])
+def test_scaling_gives_sinkhorns_duals_and_opens_segments_only_when_it_must(size, dtype):
+    S = (size * np.random.default_rng(0).standard_normal((3, 9, 11))).astype(dtype)
+    segments = inside(scaling.scale, S, n_iter=12, epsilon=0.7)
+    assert (len(segments) == 1) == (size == 1.0 or (size == 75.0 and dtype == np.float64))
+    expected = sinkhorn(S.astype(np.float64), n_iter=12, epsilon=0.7)
+    for found, e in zip(scaling.scaled_duals(segments, 0.7), expected, strict=True):
+        np.testing.assert_allclose(found, e, rtol=0, atol=(1e-5 if dtype == np.float32 else 1e-12) * size)
+
+
+def test_one_thread_or_many_give_the_same_bits(monkeypatch):
+    q, k, v = KINDS["many"]
+    results = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("ASAP_REF_THREADS", threads)
+        results.append(fused.sinkhorn_attention(q, k, v))
+    np.testing.assert_allclose(*results, rtol=1e-13)
+    monkeypatch.setenv("ASAP_REF_THREADS", "none")
+    with pytest.raises(ValueError, match="ASAP_REF_THREADS must be an integer"):
+        workers.worker_count()
+
+
+def test_an_error_on_a_worker_thread_reaches_the_caller():
+    q, k, v = (x.copy() for x in KINDS["many"])
+    q[200, 1, 3, 0] = np.nan
+    for f in (fused.softmax_attention, fused.sinkhorn_attention):
+        with pytest.raises(ValueError, match="q contains NaN"):
+            f(q, k, v)
+
+
+def test_chunks_cover_every_problem_once():
+    for count in (0, 1, 7, 1000):
+        for size in (1, 300, 10**6):
+            covered = [i for piece in workers.chunks(count, size) for i in range(count)[piece]]
+            assert covered == list(range(count))
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 2.0])
+def test_asap_at_another_temperature(epsilon):
+    q, k, v = qkv(3, 2, n=9, d=4)
+    amortizer = fit_amortizer([(q, k)], n_slices=4, n_iter=5, epsilon=epsilon)
+    agree(fused.asap_attention(q, k, v, amortizer), readable.asap_attention(q, k, v, amortizer), np.float64)
+
+
+def test_a_row_that_underflows_to_a_subnormal_sum_is_rescued(monkeypatch):
+    """Its sum is not zero, so nothing divides by zero: but it has lost its digits."""
+    q, k, v = qkv(1, 1, n=6, d=4)
+    amortizer = amortizer_for(q, k)
+    f_hat = np.asarray([0.0, 0, 0, 0, 0, -738])[None, None]  # exp(-738) is 3e-321
+    monkeypatch.setattr(fused, "predict", lambda *args, **kwargs: f_hat)
+    S = attention_scores(q, k)
+    expected = transport_plan(S, two_sided_c_transform(S, f_hat)) @ v
+    agree(fused.asap_attention(q, k, v, amortizer), expected, np.float64)
+
+
+@pytest.mark.parametrize("form", [fused, readable])
+def test_an_amortizer_of_another_shape_is_refused(form):
+    q, k, _ = qkv(3, 2, n=9, d=4)
+    amortizer = amortizer_for(q, k)
+    with pytest.raises(ValueError, match=r"weights has shape \(2, 8\), expected \(H, F\) = \(3, 8\)"):
+        form.asap_attention(*qkv(2, 3, n=9, d=4), amortizer)
+    with pytest.raises(ValueError, match=r"directions has shape \(4, 5\).*with d = 6"):
+        form.asap_attention(*qkv(3, 2, n=9, d=6), amortizer)
+
+
+RIVALS = {
+    "zero": (initial_duals, "initial", {"start": "zero"}),
+    "gaussian": (initial_duals, "initial", {"start": "gaussian"}),
+    "sorting": (initial_duals, "initial", {"start": "sorting"}),
+    "one-sided": (one_sided, "one_sided", {}),
+}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rival", RIVALS)
+def test_fast_rivals_equal_readable(rival, kind, padded):
+    home, name, options = RIVALS[rival]
+    q, k, v = KINDS[kind]
+    if name == "one_sided":
+        calibration = KINDS["random" if kind == "empty batch" else kind]
+        options = {"amortizer": amortizer_for(calibration[1], calibration[0])}
+    else:
+        options = {**options, "epsilon": 0.7}
+    if padded:
+        rng = np.random.default_rng(0)
+        options = {**options, **{name: rng.random(q.shape[:-1]) < 0.7 for name in ("query_mask", "key_mask")}}
+    fast, slow = (getattr(place, f"{name}_attention")(q, k, v, **options) for place in (fused, home))
+    # scores near 1e4: the exponents round by 1e-12, and the exponential turns that into a relative error
+    np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-9 * np.abs(v).max(initial=1e-30))
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=40),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
+        | st.sampled_from([0.0, -0.0, 1.0, 1e-45, -1e-45, float(np.finfo(np.float32).max)]),
+    )
+)
+def test_places_that_ride_along_in_a_sort_are_those_of_argsort(x):
+    xs, places = prediction.sorted_with_places(x)
+    np.testing.assert_array_equal(xs, np.sort(x, axis=-1))
+    np.testing.assert_array_equal(np.take_along_axis(x, places, axis=-1), xs)
+    np.testing.assert_array_equal(np.sort(places, axis=-1), np.broadcast_to(np.arange(x.shape[-1]), x.shape))

@@ -1,0 +1,60 @@
+"""Figures come from committed records: each can be drawn again, says the same, and has labelled axes."""
+
+import shutil
+
+import pytest
+
+from asap_ref.lab import gallery
+from asap_ref.support import presentation
+
+
+@pytest.mark.parametrize("name", gallery.names())
+def test_a_figure_is_drawn_again_from_its_committed_record(name, tmp_path):
+    written = gallery.regenerate([name], out=tmp_path, say=lambda line: None)
+    assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
+    for path in written:
+        assert (gallery.FIGURES / path.name).exists(), f"not committed: run asap-ref figures {name}"
+        if path.suffix == ".md":
+            assert path.read_text() == (gallery.FIGURES / path.name).read_text(), f"run asap-ref figures {name}"
+    pictures = {path.suffix for path in written} - {".md"}
+    assert pictures in (set(), {".png", ".svg"})
+
+
+@pytest.mark.parametrize("name", gallery.names())
+def test_a_figure_says_what_to_see_and_can_be_measured(name):
+    script = gallery.load(name)
+    assert script.__doc__.strip().splitlines()[0].endswith(".")
+    assert hasattr(script, "measure") != hasattr(script, "RECORD")
+
+
+def test_measuring_writes_the_record_that_is_then_drawn(tmp_path):
+    shutil.copy(gallery.FIGURES / "reproduce.py", tmp_path)
+    (tmp_path / "count.py").write_text(
+        '"""A table."""\n\n\ndef measure():\n    return {"x": 7}\n\n\n'
+        'def draw(record, folder):\n    path = folder / "count.md"\n    path.write_text(str(record["x"]))\n'
+        "    return [path]\n"
+    )
+    assert gallery.names(tmp_path) == ["count", "reproduce"]
+    with pytest.raises(ValueError, match="asap-ref figures count --measure"):
+        gallery.regenerate(["count"], folder=tmp_path, say=lambda line: None)
+    gallery.regenerate(["count"], measure=True, folder=tmp_path, say=lambda line: None)
+    assert (tmp_path / "count.md").read_text() == "7"
+    assert (tmp_path / "count.json").read_text() == '{\n "x": 7\n}\n'
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no figure nonsense; there are: .*reproduce"):
+        gallery.regenerate(["nonsense"])
+    with pytest.raises(FileNotFoundError, match="clone the repository"):
+        gallery.names(tmp_path / "absent")
+
+
+def test_a_figure_without_labels_is_refused(tmp_path):
+    fig, axis = presentation.subplots()
+    axis.plot([0, 1])
+    axis.set(xlabel="x")
+    with pytest.raises(ValueError, match="bare: an axis shows numbers but has no label"):
+        presentation.save(fig, tmp_path / "bare")
+    axis.set(ylabel="y")
+    first = [path.read_bytes() for path in presentation.save(fig, tmp_path / "labelled")]
+    assert first == [path.read_bytes() for path in presentation.save(fig, tmp_path / "labelled")]

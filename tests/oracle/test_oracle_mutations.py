@@ -1,0 +1,35 @@
+"""The oracle catches realistic bugs: each is injected into a copy of the torch example, which passes without."""
+
+import json
+
+import pytest
+
+from asap_ref.lab import gallery
+
+RECORD = json.loads((gallery.FIGURES / "mutations.json").read_text(encoding="utf-8"))
+
+
+def test_the_committed_record_has_every_bug_caught_and_most_hints_right():
+    rows = RECORD["rows"]
+    assert RECORD["passes_without"]
+    assert len(rows) >= 25 and all(row["caught"] for row in rows)
+    for key in ("operator_named", "hint_named"):
+        assert sum(row[key] for row in rows) > 0.75 * len(rows)
+
+
+@pytest.mark.slow
+def test_every_bug_is_caught_as_the_record_says():
+    pytest.importorskip("torch")
+    fresh = gallery.load("mutations").measure()
+    assert fresh["passes_without"]
+    told = ("bug", "operator", "flags", "caught", "first_operator", "hint_named")
+    assert [[row[key] for key in told] for row in fresh["rows"]] == [
+        [row[key] for key in told] for row in RECORD["rows"]
+    ]
+
+
+def test_a_bug_whose_text_is_gone_is_refused():
+    script = gallery.load("mutations")
+    gone = script.BUGS[0].__class__("gone", "sinkhorn", (), "no such text", "")
+    with pytest.raises(ValueError, match=r"gone: the right text occurs 0 times in torch_layer\.py"):
+        script.mutant(gone)
