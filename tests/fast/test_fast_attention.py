@@ -12,19 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from problems import masks, qkv
 
-from asap_ref import (
-    Amortizer,
-    fit_amortizer,
-    fused,
-    initial_duals,
-    one_sided,
-    prediction,
-    scaling,
-    sinkhorn,
-    workers,
-)
+from asap_ref import Amortizer, fit_amortizer, sinkhorn
+from asap_ref.fast import attention as fast_forms
+from asap_ref.fast import prediction, scaling, threads
 from asap_ref.method import attention as readable
 from asap_ref.method.transport import attention_scores, transport_plan, two_sided_c_transform
+from asap_ref.rivals import initial_duals, one_sided
 from asap_ref.support.arrays import array_module, to_numpy
 from asap_ref.support.contracts import inside
 
@@ -40,7 +33,7 @@ def forms(name, q, k, **options):
     """(fast, readable) functions of q, k, v."""
     if name == "asap" and "amortizer" not in options:
         options["amortizer"] = amortizer_for(q, k)
-    return tuple(partial(getattr(home, f"{name}_attention"), **options) for home in (fused, readable))
+    return tuple(partial(getattr(home, f"{name}_attention"), **options) for home in (fast_forms, readable))
 
 
 def agree(found, expected, dtype):
@@ -102,7 +95,7 @@ def test_masks_and_rectangles(name, kind):
     fast, slow = forms(name, q, k, **options)
     agree(fast(q, k, v), slow(q, k, v), np.float64)
     (out, vjp), (_, slow_vjp) = (
-        getattr(home, f"{name}_attention_vjp")(q, k, v, **options) for home in (fused, readable)
+        getattr(home, f"{name}_attention_vjp")(q, k, v, **options) for home in (fast_forms, readable)
     )
     for found, expected in zip(vjp(out), slow_vjp(out), strict=True):
         agree(found, expected, np.float64)
@@ -113,7 +106,7 @@ def test_masks_and_rectangles(name, kind):
 def test_fast_gradients_equal_readable(name, kind):
     q, k, v = KINDS[kind]
     (out, vjp), (slow_out, slow_vjp) = (
-        getattr(home, f"{name}_attention_vjp")(q, k, v) for home in (fused, readable)
+        getattr(home, f"{name}_attention_vjp")(q, k, v) for home in (fast_forms, readable)
     )
     agree(out, slow_out, np.float64)
     # of one token the gradients are zero, the difference of terms of size one
@@ -128,7 +121,7 @@ def test_fast_gradients_equal_readable(name, kind):
 def test_fast_gradients_are_derivatives():
     q, k, v = qkv(2, n=6, m=7, d=4)
     for name, options in (("softmax", {}), ("sinkhorn", {"n_iter": 4, "epsilon": 0.7})):
-        f, f_vjp = (getattr(fused, f"{name}_attention{suffix}") for suffix in ("", "_vjp"))
+        f, f_vjp = (getattr(fast_forms, f"{name}_attention{suffix}") for suffix in ("", "_vjp"))
         # forward and forward of the VJP add in another order: compare the derivative only
         out, _ = f_vjp(q, k, v, **options)
         np.testing.assert_allclose(out, f(q, k, v, **options), rtol=1e-12, atol=1e-14)
@@ -215,7 +208,7 @@ def test_padding_over_several_tiles(block):
     amortizer = amortizer_for(q, k)
     masks = {"query_mask": np.arange(700) < [[[650]], [[300]]], "key_mask": np.arange(500) < [[[80]], [[500]]]}
     agree(
-        fused.asap_attention(q, k, v, amortizer, block=block, **masks),
+        fast_forms.asap_attention(q, k, v, amortizer, block=block, **masks),
         readable.asap_attention(q, k, v, amortizer, **masks),
         np.float64,
     )
@@ -226,7 +219,7 @@ def test_tiles_of_any_size_give_the_same(block):
     q, k, v = KINDS["long"]
     amortizer = amortizer_for(q, k)
     agree(
-        fused.asap_attention(q, k, v, amortizer, block=block),
+        fast_forms.asap_attention(q, k, v, amortizer, block=block),
         readable.asap_attention(q, k, v, amortizer),
         np.float64,
     )
@@ -236,7 +229,7 @@ def test_with_a_block_memory_grows_with_the_length_and_not_with_its_square():
     q, k, v = (x.astype(np.float32) for x in qkv(1, 1, n=6000, d=8))
     amortizer = amortizer_for(q[..., :50, :], k[..., :50, :])
     tracemalloc.start()
-    fused.asap_attention(q, k, v, amortizer, block=64)
+    fast_forms.asap_attention(q, k, v, amortizer, block=64)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6000 * 6000 * 4 / 8  # an eighth of one plan
@@ -252,7 +245,7 @@ def test_whole_arrays_on_a_device_give_what_tiles_do(name, block, m, masked):
     options = {"block": block} if block else {}
     if name == "asap":
         options["amortizer"] = fit_amortizer([(q, k)], n_slices=5, n_iter=4, quadratic=2)
-    attention = getattr(fused, f"{name}_attention")
+    attention = getattr(fast_forms, f"{name}_attention")
     place = array_module("array_api_strict").asarray
     found = attention(*map(place, (q, k, v)), **options, **{key: place(mask) for key, mask in masking.items()})
     agree(to_numpy(found), attention(q, k, v, **options, **masking), np.float64)
@@ -276,7 +269,7 @@ def test_a_prediction_that_leaves_the_range_is_rescued_in_the_log_domain(module)
     q, k, v = (x.astype(np.float32) for x in qkv(2, 2, n=12, d=4, size=20.0))
     useless = Amortizer(np.eye(4), np.full((2, 7), -3.0), epsilon=0.3)  # exponents of several hundred
     expected = readable.asap_attention(*(x.astype(np.float64) for x in (q, k, v)), useless)
-    found = to_numpy(fused.asap_attention(*map(array_module(module).asarray, (q, k, v)), useless))
+    found = to_numpy(fast_forms.asap_attention(*map(array_module(module).asarray, (q, k, v)), useless))
     assert np.isfinite(found).all()
     # duals near 1e3 in float32 are known to 1e-4
     np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(v).max())
@@ -296,19 +289,19 @@ def test_scaling_gives_sinkhorns_duals_and_opens_segments_only_when_it_must(size
 def test_one_thread_or_many_give_the_same_bits(monkeypatch):
     q, k, v = KINDS["many"]
     results = []
-    for threads in ("1", "3"):
-        monkeypatch.setenv("ASAP_REF_THREADS", threads)
-        results.append(fused.sinkhorn_attention(q, k, v))
+    for count in ("1", "3"):
+        monkeypatch.setenv("ASAP_REF_THREADS", count)
+        results.append(fast_forms.sinkhorn_attention(q, k, v))
     np.testing.assert_allclose(*results, rtol=1e-13)
     monkeypatch.setenv("ASAP_REF_THREADS", "none")
     with pytest.raises(ValueError, match="ASAP_REF_THREADS must be an integer"):
-        workers.worker_count()
+        threads.worker_count()
 
 
 def test_an_error_on_a_worker_thread_reaches_the_caller():
     q, k, v = (x.copy() for x in KINDS["many"])
     q[200, 1, 3, 0] = np.nan
-    for f in (fused.softmax_attention, fused.sinkhorn_attention):
+    for f in (fast_forms.softmax_attention, fast_forms.sinkhorn_attention):
         with pytest.raises(ValueError, match="q contains NaN"):
             f(q, k, v)
 
@@ -316,7 +309,7 @@ def test_an_error_on_a_worker_thread_reaches_the_caller():
 def test_chunks_cover_every_problem_once():
     for count in (0, 1, 7, 1000):
         for size in (1, 300, 10**6):
-            covered = [i for piece in workers.chunks(count, size) for i in range(count)[piece]]
+            covered = [i for piece in threads.chunks(count, size) for i in range(count)[piece]]
             assert covered == list(range(count))
 
 
@@ -324,7 +317,7 @@ def test_chunks_cover_every_problem_once():
 def test_asap_at_another_temperature(epsilon):
     q, k, v = qkv(3, 2, n=9, d=4)
     amortizer = fit_amortizer([(q, k)], n_slices=4, n_iter=5, epsilon=epsilon)
-    agree(fused.asap_attention(q, k, v, amortizer), readable.asap_attention(q, k, v, amortizer), np.float64)
+    agree(fast_forms.asap_attention(q, k, v, amortizer), readable.asap_attention(q, k, v, amortizer), np.float64)
 
 
 def test_a_row_that_underflows_to_a_subnormal_sum_is_rescued(monkeypatch):
@@ -332,14 +325,14 @@ def test_a_row_that_underflows_to_a_subnormal_sum_is_rescued(monkeypatch):
     q, k, v = qkv(1, 1, n=6, d=4)
     amortizer = amortizer_for(q, k)
     f_hat = np.asarray([0.0, 0, 0, 0, 0, -738])[None, None]  # exp(-738) is 3e-321
-    monkeypatch.setattr(fused, "predict", lambda *args, **kwargs: f_hat)
+    monkeypatch.setattr(fast_forms, "predict", lambda *args, **kwargs: f_hat)
     S = attention_scores(q, k)
     expected = transport_plan(S, two_sided_c_transform(S, f_hat)) @ v
-    agree(fused.asap_attention(q, k, v, amortizer), expected, np.float64)
+    agree(fast_forms.asap_attention(q, k, v, amortizer), expected, np.float64)
 
 
-@pytest.mark.parametrize("form", [fused, readable])
-def test_an_amortizer_of_another_shape_is_refused(form):
+@pytest.mark.parametrize("form", [fast_forms, readable])
+def test_an_amortizer_of_another_shape_is_refast_forms(form):
     q, k, _ = qkv(3, 2, n=9, d=4)
     amortizer = amortizer_for(q, k)
     with pytest.raises(ValueError, match=r"weights has shape \(2, 8\), expected \(H, F\) = \(3, 8\)"):
@@ -370,7 +363,7 @@ def test_fast_rivals_equal_readable(rival, kind, padded):
     if padded:
         rng = np.random.default_rng(0)
         options = {**options, **{name: rng.random(q.shape[:-1]) < 0.7 for name in ("query_mask", "key_mask")}}
-    fast, slow = (getattr(place, f"{name}_attention")(q, k, v, **options) for place in (fused, home))
+    fast, slow = (getattr(place, f"{name}_attention")(q, k, v, **options) for place in (fast_forms, home))
     # scores near 1e4: the exponents round by 1e-12, and the exponential turns that into a relative error
     np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-9 * np.abs(v).max(initial=1e-30))
 
