@@ -33,7 +33,7 @@ from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.slices import slice_directions
 from asap_ref.method.transport import attention_scores, transport_plan
 from asap_ref.support.arrays import array_namespace, is_array, to_numpy
-from asap_ref.support.contracts import check_choice, check_count, check_epsilon, check_positive
+from asap_ref.support.settings import check_choice, check_count, check_epsilon, check_positive
 
 OBJECTIVES = ("regression", "kl", "dual")
 

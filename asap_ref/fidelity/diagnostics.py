@@ -17,7 +17,8 @@ from asap_ref.method.transport import column_mass, transport_plan
 from asap_ref.model.embedding import embed_vjp
 from asap_ref.model.transformer import block
 from asap_ref.support.arrays import array_namespace
-from asap_ref.support.contracts import check_count, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_count
 
 
 @operator(plan="n m", query_mask="n", key_mask="m")

@@ -20,7 +20,8 @@ from __future__ import annotations
 from asap_ref.method.masks import keep
 from asap_ref.method.staircase import staircase_potentials, staircase_potentials_vjp
 from asap_ref.support.arrays import array_namespace
-from asap_ref.support.contracts import check_choice, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_choice
 
 SHAPES = dict(x="n", y="m", x_weights="n", y_weights="m", x_mask="n", y_mask="m")
 

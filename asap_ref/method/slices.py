@@ -14,7 +14,8 @@ import numpy as np
 from asap_ref.method.masks import centred, keep_tokens
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.support.arrays import array_namespace, transpose
-from asap_ref.support.contracts import check_choice, check_count, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_choice, check_count
 
 
 def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):

@@ -19,7 +19,8 @@ import math
 from typing import Any, NamedTuple
 
 from asap_ref.support.arrays import array_namespace, logsumexp, softmax, transpose
-from asap_ref.support.contracts import check_choice, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_choice
 
 
 class Duals(NamedTuple):

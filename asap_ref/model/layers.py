@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from asap_ref.support.arrays import array_namespace, logsumexp
-from asap_ref.support.contracts import check_positive, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_positive
 
 # ---------------------------------------------------------------------------------------------------- linear
 

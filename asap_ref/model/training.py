@@ -21,7 +21,8 @@ from asap_ref.model.text import batches, shuffled_batches, trimmed
 from asap_ref.model.transformer import transformer_vjp
 from asap_ref.support import files, trees
 from asap_ref.support.arrays import array_namespace, to_numpy
-from asap_ref.support.contracts import check_count, check_positive, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_count, check_positive
 from asap_ref.support.trees import tree_map
 
 

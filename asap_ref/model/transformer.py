@@ -21,7 +21,8 @@ from asap_ref.model.layers import layer_norm, layer_norm_vjp, linear, linear_vjp
 from asap_ref.model.mechanism import Attention
 from asap_ref.support import files, trees
 from asap_ref.support.arrays import array_module, array_namespace
-from asap_ref.support.contracts import check_count, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_count
 
 # ------------------------------------------------------------------------- attention heads: (B, n, w) -> (B, n, w)
 

@@ -35,7 +35,8 @@ from asap_ref.method.transport import (
     two_sided_c_transform_vjp,
 )
 from asap_ref.support.arrays import array_namespace, transpose
-from asap_ref.support.contracts import check_choice, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_choice
 
 STARTS = ("zero", "gaussian", "sorting")
 RIDGE = 1e-5  # added to Sb, relative to its mean variance: the gradient divides by Sb

@@ -28,7 +28,8 @@ from asap_ref.method.attention import without_padding
 from asap_ref.method.transport import column_mass
 from asap_ref.rivals.soft_sort import soft_sort_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
-from asap_ref.support.contracts import check_count, check_positive, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_count, check_positive
 
 
 @operator(q="n d", k="m d", v="m p", directions=None, query_mask="n", key_mask="m")

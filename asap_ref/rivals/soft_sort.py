@@ -11,7 +11,8 @@ Shapes: x (..., n), U (..., n, n) with ranks along the rows and tokens along the
 from __future__ import annotations
 
 from asap_ref.support.arrays import array_namespace, softmax
-from asap_ref.support.contracts import check_positive, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_positive
 
 
 @operator(x="n", mask="n")
