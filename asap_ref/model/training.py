@@ -119,8 +119,8 @@ def dropout_noise(share, architecture, inputs, rng):
     return {"embedding": draw(), **blocks}
 
 
-@operator(inputs=None)
-def loss_and_gradients(model, inputs, labels, *, noise=None):
+@operator
+def loss_and_gradients(model, inputs: "...", labels, *, noise=None):
     """Mean cross-entropy of a batch and its gradient in the parameters: (0-d array, nested dict)."""
     logits, model_vjp = transformer_vjp(model.params, inputs, model.architecture, model.attentions, noise=noise)
     loss, loss_vjp = cross_entropy_vjp(logits, labels)
