@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from asap_ref.calibration.cluster import on_cluster
 from asap_ref import Cumulants, Quadratic, Slices
 from asap_ref.calibration.batch import regression_statistics
+from asap_ref.calibration.cluster import on_cluster
 from asap_ref.calibration.sources import in_process
 from asap_ref.lab import reproduce
 from asap_ref.method.slices import slice_directions

@@ -30,7 +30,7 @@ from asap_ref.method.masks import keep_tokens
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.method.slices import slice_directions
 from asap_ref.support.arrays import to_numpy
-from asap_ref.support.contracts import check_choice, check_count, check_epsilon, check_positive
+from asap_ref.support.settings import check_choice, check_count, check_epsilon, check_positive
 
 OBJECTIVES = ("regression", "kl", "dual")
 

@@ -12,7 +12,7 @@ from functools import partial
 from asap_ref.calibration.batch import regression_statistics
 from asap_ref.calibration.sources import in_process
 from asap_ref.method.amortizer import Amortizer
-from asap_ref.support.contracts import check_positive
+from asap_ref.support.settings import check_positive
 
 
 def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):

@@ -21,7 +21,7 @@ from asap_ref.fast.quadratic_form import QuadraticForm
 from asap_ref.method.features import Family
 from asap_ref.method.masks import centred, keep_tokens, mean_and_covariance, of_features
 from asap_ref.support.arrays import array_namespace, transpose
-from asap_ref.support.contracts import check_count
+from asap_ref.support.settings import check_count
 
 
 @dataclass(frozen=True)

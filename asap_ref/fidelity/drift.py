@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from asap_ref.fidelity.report import FidelityReport
-from asap_ref.support.contracts import check_positive
+from asap_ref.support.settings import check_positive
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores, marginal_error, transport_plan
 from asap_ref.model.recording import check_model, record
 from asap_ref.support.arrays import to_numpy
-from asap_ref.support.contracts import check_count, check_positive
+from asap_ref.support.settings import check_count, check_positive
 
 
 def hardness(model, batch, *, tolerance=0.05, most=100):

@@ -32,7 +32,7 @@ from asap_ref.model.mechanism import Attention
 from asap_ref.model.recording import check_model, record
 from asap_ref.support import files
 from asap_ref.support.arrays import array_namespace, to_numpy
-from asap_ref.support.contracts import check_count
+from asap_ref.support.settings import check_count
 from asap_ref.support.tables import markdown_table
 
 COLUMNS = {

@@ -45,7 +45,7 @@ from asap_ref.model.training import train
 from asap_ref.model.transformer import Transformer
 from asap_ref.support import files
 from asap_ref.support.arrays import array_module, to_numpy
-from asap_ref.support.contracts import check_choice
+from asap_ref.support.settings import check_choice
 
 PARETO = 1024  # tokens at which slice counts are compared
 TRUNCATIONS = (1, 2, 3, 5, 7)

@@ -17,22 +17,29 @@ from asap_ref.method.features import FAMILIES, check_families, dual_features, du
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.support import files
 from asap_ref.support.arrays import array_namespace
-from asap_ref.support.contracts import operator
+from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.trees import map_leaves
 
 
-@operator(q="H n d", k="H m d", families=None, weights=None, query_mask="n", key_mask="m")
-def amortized_query_dual(q, k, families, weights, *, query_mask=None, key_mask=None):
+@operator
+def amortized_query_dual(
+    q: "... H n d",
+    k: "... H m d",
+    families: "...",
+    weights: "...",
+    *,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Predict the query dual, ``f_hat = Phiᵀ w`` (paper).
 
     Parameters
     ----------
-    q : array (..., H, n, d)
-    k : array (..., H, m, d)
+    q, k : arrays
     families : sequence of Family
         Of the features Phi, as in `dual_features`.
     weights : array (H, F)
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    query_mask, key_mask : boolean arrays, optional
         True at valid tokens.
 
     Returns
@@ -61,7 +68,7 @@ def amortized_query_dual(q, k, families, weights, *, query_mask=None, key_mask=N
     return (weights[:, None, :] @ features)[..., 0, :]
 
 
-@operator(q="H n d", k="H m d", families=None, weights=None, query_mask="n", key_mask="m")
+@vjp_of(amortized_query_dual)
 def amortized_query_dual_vjp(q, k, families, weights, *, query_mask=None, key_mask=None):
     """Predicted query dual and its VJP, ``vjp(d_dual) -> (d_q, d_k, d_families, d_weights)``.
 

@@ -18,13 +18,15 @@ from asap_ref.method.transport import (
     valid_pairs,
 )
 from asap_ref.support.arrays import array_namespace, softmax, transpose
-from asap_ref.support.contracts import operator
+from asap_ref.support.contracts import operator, vjp_of
 
 # --------------------------------------------------------------------------------------------------- softmax
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
-def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
+@operator
+def softmax_attention(
+    q: "... n d", k: "... m d", v: "... m p", *, query_mask: "... n" = None, key_mask: "... m" = None
+):
     """Row-softmax attention: half of a Sinkhorn iteration.
 
     Parameters
@@ -58,7 +60,7 @@ def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
     return _softmax_plan(attention_scores(q, k), query_mask, key_mask) @ v
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+@vjp_of(softmax_attention)
 def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
     """Softmax attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; arguments as `softmax_attention`.
 
@@ -102,8 +104,17 @@ def without_padding(q, k, v, query_mask, key_mask):
 # -------------------------------------------------------------------------------------------------- Sinkhorn
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
-def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def sinkhorn_attention(
+    q: "... n d",
+    k: "... m d",
+    v: "... m p",
+    *,
+    n_iter=20,
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Doubly-stochastic attention by Sinkhorn's iteration, the teacher of ASAP.
 
     Parameters
@@ -142,7 +153,7 @@ def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_
     return P @ v
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+@vjp_of(sinkhorn_attention)
 def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
     """Sinkhorn attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; arguments as `sinkhorn_attention`.
 
@@ -176,8 +187,16 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 # ------------------------------------------------------------------------------------------------------ ASAP
 
 
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
-def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+@operator
+def asap_attention(
+    q: "... H n d",
+    k: "... H m d",
+    v: "... H m p",
+    amortizer,
+    *,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Doubly-stochastic attention without a loop: predict the query dual, rebuild the plan from it.
 
     Parameters
@@ -221,7 +240,7 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     return P @ v
 
 
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
+@vjp_of(asap_attention)
 def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """ASAP attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; arguments as `asap_attention`.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from asap_ref.method.slices import check_directions, sliced_potentials, sliced_potentials_vjp
 from asap_ref.support.arrays import array_namespace
-from asap_ref.support.contracts import operator
+from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.trees import map_leaves
 
 FAMILIES = {}  # its name in files, and as a setting of `fit_amortizer` -> the class of a family
@@ -114,17 +114,18 @@ class Slices(Family, name="slices"):
 # ------------------------------------------------------------------------------------------- several families
 
 
-@operator(q="n d", k="m d", families=None, query_mask="n", key_mask="m")
-def dual_features(q, k, families, *, query_mask=None, key_mask=None):
+@operator
+def dual_features(
+    q: "... n d", k: "... m d", families: "...", *, query_mask: "... n" = None, key_mask: "... m" = None
+):
     """Features from which the query dual is predicted: those of each family, one below the other.
 
     Parameters
     ----------
-    q : array (..., n, d)
-    k : array (..., m, d)
+    q, k : arrays
     families : sequence of Family
         Their arrays are of the module, device and dtype of q.
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    query_mask, key_mask : boolean arrays, optional
         True at valid tokens.
 
     Returns
@@ -155,7 +156,7 @@ def dual_features(q, k, families, *, query_mask=None, key_mask=None):
     return array_namespace(q).concat(features, axis=-2) if len(features) > 1 else features[0]
 
 
-@operator(q="n d", k="m d", families=None, query_mask="n", key_mask="m")
+@vjp_of(dual_features)
 def dual_features_vjp(q, k, families, *, query_mask=None, key_mask=None):
     """Features and their VJP, ``vjp(d_features) -> (d_q, d_k, d_families)``, a dict of gradients for each family.
 

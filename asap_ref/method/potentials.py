@@ -20,13 +20,21 @@ from __future__ import annotations
 from asap_ref.method.masks import keep
 from asap_ref.method.staircase import staircase_potentials, staircase_potentials_vjp
 from asap_ref.support.arrays import array_namespace
-from asap_ref.support.contracts import check_choice, operator
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.settings import check_choice
 
-SHAPES = dict(x="n", y="m", x_weights="n", y_weights="m", x_mask="n", y_mask="m")
 
-
-@operator(**SHAPES)
-def kantorovich_potentials_1d(x, y, *, cost="bilinear", x_weights=None, y_weights=None, x_mask=None, y_mask=None):
+@operator
+def kantorovich_potentials_1d(
+    x: "... n",
+    y: "... m",
+    *,
+    cost="bilinear",
+    x_weights: "... n" = None,
+    y_weights: "... m" = None,
+    x_mask: "... n" = None,
+    y_mask: "... m" = None,
+):
     """Exact Kantorovich potentials between two samples on the line.
 
     Parameters
@@ -82,7 +90,7 @@ def kantorovich_potentials_1d(x, y, *, cost="bilinear", x_weights=None, y_weight
     return staircase_potentials(x, y, cost, *extra)
 
 
-@operator(**SHAPES)
+@vjp_of(kantorovich_potentials_1d)
 def kantorovich_potentials_1d_vjp(
     x, y, *, cost="bilinear", x_weights=None, y_weights=None, x_mask=None, y_mask=None
 ):

@@ -28,11 +28,19 @@ from __future__ import annotations
 
 from asap_ref.method.transport import Duals, column_mass, entropic_c_transform, transport_plan
 from asap_ref.support.arrays import array_namespace, transpose
-from asap_ref.support.contracts import operator
+from asap_ref.support.contracts import operator, vjp_of
 
 
-@operator(scores="n m", query_mask="n", key_mask="m", init="n")
-def sinkhorn(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init=None):
+@operator
+def sinkhorn(
+    scores: "... n m",
+    *,
+    n_iter=20,
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+    init: "... n" = None,
+):
     """Sinkhorn's algorithm in the log domain: the duals of a doubly-stochastic plan.
 
     Parameters
@@ -75,7 +83,7 @@ def sinkhorn(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, 
     return _half_steps(scores, n_iter, epsilon, query_mask, key_mask, init)[-1][1]
 
 
-@operator(scores="n m", query_mask="n", key_mask="m", init="n")
+@vjp_of(sinkhorn)
 def sinkhorn_vjp(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init=None):
     """Sinkhorn and its VJP, unrolled: ``vjp(Duals(df, dg)) -> (d_scores,)``, or ``(d_scores, d_init)``.
 

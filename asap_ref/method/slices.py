@@ -14,7 +14,8 @@ import numpy as np
 from asap_ref.method.masks import centred, keep_tokens
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.support.arrays import array_namespace, transpose
-from asap_ref.support.contracts import check_choice, check_count, operator
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.settings import check_choice, check_count
 
 
 def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
@@ -64,8 +65,10 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
     return np.concatenate(list(blocks), axis=-1)[:, :n_slices]
 
 
-@operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
-def sliced_potentials(q, k, directions, *, query_mask=None, key_mask=None):
+@operator
+def sliced_potentials(
+    q: "... n d", k: "... m d", directions: "d L | H d L", *, query_mask: "... n" = None, key_mask: "... m" = None
+):
     """Kantorovich potentials of queries and keys on each slice: the raw features of ASAP.
 
     Parameters
@@ -105,7 +108,7 @@ def sliced_potentials(q, k, directions, *, query_mask=None, key_mask=None):
     return phi, centred(psi, masks["y_mask"])
 
 
-@operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
+@vjp_of(sliced_potentials)
 def sliced_potentials_vjp(q, k, directions, *, query_mask=None, key_mask=None):
     """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_q, d_k, d_directions)``.
 

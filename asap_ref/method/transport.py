@@ -19,7 +19,8 @@ import math
 from typing import Any, NamedTuple
 
 from asap_ref.support.arrays import array_namespace, logsumexp, softmax, transpose
-from asap_ref.support.contracts import check_choice, operator
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.settings import check_choice
 
 
 class Duals(NamedTuple):
@@ -78,8 +79,8 @@ def _keep(x, mask):
 # ----------------------------------------------------------------------------------------------- scores
 
 
-@operator(q="n d", k="m d")
-def attention_scores(q, k):
+@operator
+def attention_scores(q: "... n d", k: "... m d"):
     """Scaled dot products ``S = q kᵀ / sqrt(d)``, (..., n, d), (..., m, d) -> (..., n, m).
 
     Raises TypeError or ValueError on mixed modules or dtypes, wrong shapes, or non-finite input. O(n m d).
@@ -95,7 +96,7 @@ def attention_scores(q, k):
     return (q / math.sqrt(q.shape[-1])) @ transpose(k)
 
 
-@operator(q="n d", k="m d")
+@vjp_of(attention_scores)
 def attention_scores_vjp(q, k):
     """Scores and their VJP, ``vjp(dS) -> (dq, dk)``; arguments, errors and cost as `attention_scores`.
 
@@ -117,8 +118,16 @@ def attention_scores_vjp(q, k):
 # ------------------------------------------------------------------------------ the entropic c-transform
 
 
-@operator(scores="n m", dual=None, query_mask="n", key_mask="m")
-def entropic_c_transform(scores, dual, *, onto="key", epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def entropic_c_transform(
+    scores: "... n m",
+    dual: "...",
+    *,
+    onto="key",
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     r"""Transform one dual into the best other one: half a Sinkhorn iteration.
 
     Onto keys, ``g_j = epsilon log(n'/m') - epsilon LSE_i((f_i + S_ij) / epsilon)``: the columns of the plan
@@ -169,7 +178,7 @@ def entropic_c_transform(scores, dual, *, onto="key", epsilon=1.0, query_mask=No
     return _keep(f, query_mask)
 
 
-@operator(scores="n m", dual=None, query_mask="n", key_mask="m")
+@vjp_of(entropic_c_transform)
 def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mask=None, key_mask=None):
     """Entropic c-transform and its VJP, ``vjp(d_out) -> (d_scores, d_dual)``.
 
@@ -216,8 +225,15 @@ def _check_dual(scores, dual, onto):
 # --------------------------------------------------------------------------------------------- the plan
 
 
-@operator(scores="n m", duals=("n", "m"), query_mask="n", key_mask="m")
-def transport_plan(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def transport_plan(
+    scores: "... n m",
+    duals: ("... n", "... m"),
+    *,
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """The plan that a pair of duals stands for, ``P_ij = exp((f_i + g_j + S_ij) / epsilon)``.
 
     Parameters
@@ -261,7 +277,7 @@ def transport_plan(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=None
     return xp.exp(exponents if valid is None else xp.where(valid, exponents, -xp.inf))
 
 
-@operator(scores="n m", duals=("n", "m"), query_mask="n", key_mask="m")
+@vjp_of(transport_plan)
 def transport_plan_vjp(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=None):
     """Plan and its VJP, ``vjp(dP) -> (d_scores, Duals(df, dg))``.
 
@@ -289,8 +305,10 @@ def transport_plan_vjp(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=
 # ------------------------------------------------------------------------ the two-sided entropic c-transform
 
 
-@operator(scores="n m", query_dual="n", query_mask="n", key_mask="m")
-def two_sided_c_transform(scores, query_dual, *, epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def two_sided_c_transform(
+    scores: "... n m", query_dual: "... n", *, epsilon=1.0, query_mask: "... n" = None, key_mask: "... m" = None
+):
     """Rebuild both duals from a (predicted) query dual: one Sinkhorn iteration from a good start.
 
     Parameters
@@ -331,7 +349,7 @@ def two_sided_c_transform(scores, query_dual, *, epsilon=1.0, query_mask=None, k
     return Duals(f, g)
 
 
-@operator(scores="n m", query_dual="n", query_mask="n", key_mask="m")
+@vjp_of(two_sided_c_transform)
 def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=None, key_mask=None):
     """Two-sided c-transform and its VJP, ``vjp(Duals(df, dg)) -> (d_scores, d_query_dual)``.
 
@@ -359,8 +377,8 @@ def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=Non
     return Duals(f, g), vjp
 
 
-@operator(plan="n m", query_mask="n", key_mask="m")
-def marginal_error(plan, *, query_mask=None, key_mask=None):
+@operator
+def marginal_error(plan: "... n m", *, query_mask: "... n" = None, key_mask: "... m" = None):
     """Largest deviation of a plan's row sums from 1 and of its column sums from n'/m'.
 
     Parameters

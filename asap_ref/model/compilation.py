@@ -17,7 +17,7 @@ from asap_ref.calibration.sources import Mapped
 from asap_ref.fidelity.comparison import output_error
 from asap_ref.model.mechanism import MECHANISMS, Attention
 from asap_ref.model.recording import activations, check_model, record, split
-from asap_ref.support.contracts import check_choice, check_positive
+from asap_ref.support.settings import check_choice, check_positive
 
 
 def compile_model(

@@ -29,7 +29,7 @@ from asap_ref.method.amortizer import Amortizer
 from asap_ref.rivals.initial_duals import initial_attention_vjp
 from asap_ref.rivals.one_sided import one_sided_attention_vjp
 from asap_ref.rivals.sliced_attention import sliced_attention, sliced_attention_vjp
-from asap_ref.support.contracts import check_choice, check_settings
+from asap_ref.support.settings import check_choice, check_settings
 
 
 @dataclass(frozen=True)

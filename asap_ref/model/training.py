@@ -21,7 +21,8 @@ from asap_ref.model.text import batches, shuffled_batches, trimmed
 from asap_ref.model.transformer import transformer_vjp
 from asap_ref.support import files, trees
 from asap_ref.support.arrays import array_namespace, to_numpy
-from asap_ref.support.contracts import check_count, check_positive, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_count, check_positive
 from asap_ref.support.trees import tree_map
 
 
@@ -118,8 +119,8 @@ def dropout_noise(share, architecture, inputs, rng):
     return {"embedding": draw(), **blocks}
 
 
-@operator(inputs=None)
-def loss_and_gradients(model, inputs, labels, *, noise=None):
+@operator
+def loss_and_gradients(model, inputs: "...", labels, *, noise=None):
     """Mean cross-entropy of a batch and its gradient in the parameters: (0-d array, nested dict)."""
     logits, model_vjp = transformer_vjp(model.params, inputs, model.architecture, model.attentions, noise=noise)
     loss, loss_vjp = cross_entropy_vjp(logits, labels)

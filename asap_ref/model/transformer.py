@@ -21,7 +21,8 @@ from asap_ref.model.layers import layer_norm, layer_norm_vjp, linear, linear_vjp
 from asap_ref.model.mechanism import Attention
 from asap_ref.support import files, trees
 from asap_ref.support.arrays import array_module, array_namespace
-from asap_ref.support.contracts import check_count, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_count
 
 # ------------------------------------------------------------------------- attention heads: (B, n, w) -> (B, n, w)
 
@@ -198,8 +199,8 @@ def initialise(architecture, *, seed=0, dtype=np.float32):
     return {"embedding": embedding, **blocks, "norm": norm(), "head": affine(w, a.n_classes)}
 
 
-@operator(params=None, inputs=None)
-def transformer(params, inputs, architecture, attentions):
+@operator
+def transformer(params: "...", inputs: "...", architecture, attentions):
     """Logits of a batch: images (B, height, width) or token ids (B, n) -> (B, n_classes).
 
     Parameters
@@ -223,8 +224,8 @@ def transformer(params, inputs, architecture, attentions):
     return linear(layer_norm(x[:, 0, :], **params["norm"]), **params["head"])
 
 
-@operator(params=None, inputs=None)
-def transformer_vjp(params, inputs, architecture, attentions, *, noise=None):
+@operator
+def transformer_vjp(params: "...", inputs: "...", architecture, attentions, *, noise=None):
     """Logits and their VJP in the parameters, ``vjp(d_logits) -> d_params``, a dict like params.
 
     Noise, as from `training.dropout_noise`, multiplies the embedded tokens and what each branch of a block writes.

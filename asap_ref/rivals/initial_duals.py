@@ -35,14 +35,23 @@ from asap_ref.method.transport import (
     two_sided_c_transform_vjp,
 )
 from asap_ref.support.arrays import array_namespace, transpose
-from asap_ref.support.contracts import check_choice, operator
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.settings import check_choice
 
 STARTS = ("zero", "gaussian", "sorting")
 RIDGE = 1e-5  # added to Sb, relative to its mean variance: the gradient divides by Sb
 
 
-@operator(q="n d", k="m d", query_mask="n", key_mask="m")
-def initial_dual(q, k, *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def initial_dual(
+    q: "... n d",
+    k: "... m d",
+    *,
+    start="gaussian",
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Query dual from a closed form, up to a constant.
 
     Parameters
@@ -81,7 +90,7 @@ def initial_dual(q, k, *, start="gaussian", epsilon=1.0, query_mask=None, key_ma
     return initial_dual_vjp(q, k, start=start, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)[0]
 
 
-@operator(q="n d", k="m d", query_mask="n", key_mask="m")
+@vjp_of(initial_dual)
 def initial_dual_vjp(q, k, *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
     """Closed-form query dual and its VJP, ``vjp(df) -> (dq, dk)``; arguments and errors as `initial_dual`.
 
@@ -194,8 +203,17 @@ def _weights(x, mask):
 # --------------------------------------------------------------------------------------------------- attention
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
-def initial_attention(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def initial_attention(
+    q: "... n d",
+    k: "... m d",
+    v: "... m p",
+    *,
+    start="gaussian",
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Attention from a closed-form dual and its two-sided transform: ASAP without an amortizer.
 
     Parameters
@@ -232,7 +250,7 @@ def initial_attention(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=None
     return transport_plan(S, duals, **settings) @ v
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+@vjp_of(initial_attention)
 def initial_attention_vjp(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
     """Attention from a closed-form dual and its VJP, ``vjp(d_out) -> (dq, dk, dv)``. Derived.
 

@@ -17,11 +17,19 @@ from __future__ import annotations
 from asap_ref.method.attention import without_padding
 from asap_ref.method.transport import attention_scores, attention_scores_vjp, valid_pairs
 from asap_ref.support.arrays import array_namespace, softmax, transpose
-from asap_ref.support.contracts import operator
+from asap_ref.support.contracts import operator, vjp_of
 
 
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
-def one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+@operator
+def one_sided_attention(
+    q: "... H n d",
+    k: "... H m d",
+    v: "... H m p",
+    amortizer,
+    *,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Softmax attention with a predicted key dual as bias.
 
     Parameters
@@ -59,7 +67,7 @@ def one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     return _biased_softmax(attention_scores(q, k), g, amortizer.epsilon, query_mask, key_mask) @ v
 
 
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
+@vjp_of(one_sided_attention)
 def one_sided_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """One-sided attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; the amortizer is held fixed. Derived.
 

@@ -28,22 +28,23 @@ from asap_ref.method.attention import without_padding
 from asap_ref.method.transport import column_mass
 from asap_ref.rivals.soft_sort import soft_sort_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
-from asap_ref.support.contracts import check_count, check_positive, operator
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.settings import check_count, check_positive
 
 
-@operator(q="n d", k="m d", v="m p", directions=None, query_mask="n", key_mask="m")
+@operator
 def sliced_attention(
-    q,
-    k,
-    v,
-    directions=None,
+    q: "... n d",
+    k: "... m d",
+    v: "... m p",
+    directions: "d L | H d L" = None,
     *,
-    temperature=1e-3,
+    temperature=0.001,
     inverse_temperature=1.0,
     hard=False,
     slices_at_once=None,
-    query_mask=None,
-    key_mask=None,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
 ):
     """Sliced-transport attention with soft sorting, as ESPFormer has it.
 
@@ -107,14 +108,14 @@ def sliced_attention(
     return over_problems(part, arrays, [query_mask, key_mask])
 
 
-@operator(q="n d", k="m d", v="m p", directions=None, query_mask="n", key_mask="m")
+@vjp_of(sliced_attention)
 def sliced_attention_vjp(
     q,
     k,
     v,
     directions=None,
     *,
-    temperature=1e-3,
+    temperature=0.001,
     inverse_temperature=1.0,
     hard=False,
     slices_at_once=None,

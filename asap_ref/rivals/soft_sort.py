@@ -11,11 +11,12 @@ Shapes: x (..., n), U (..., n, n) with ranks along the rows and tokens along the
 from __future__ import annotations
 
 from asap_ref.support.arrays import array_namespace, softmax
-from asap_ref.support.contracts import check_positive, operator
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.settings import check_positive
 
 
-@operator(x="n", mask="n")
-def soft_sort(x, *, temperature=1e-3, hard=False, mask=None):
+@operator
+def soft_sort(x: "... n", *, temperature=0.001, hard=False, mask: "... n" = None):
     """Soft permutation that sorts x in ascending order, ``U @ x`` being the softly sorted sample.
 
     Parameters
@@ -57,8 +58,8 @@ def soft_sort(x, *, temperature=1e-3, hard=False, mask=None):
     return _soft_sort(x, temperature, hard, mask)[0]
 
 
-@operator(x="n", mask="n")
-def soft_sort_vjp(x, *, temperature=1e-3, hard=False, mask=None):
+@vjp_of(soft_sort)
+def soft_sort_vjp(x, *, temperature=0.001, hard=False, mask=None):
     """Soft permutation and its VJP, ``vjp(dU) -> (dx,)``; arguments, errors and cost as `soft_sort`.
 
     The gradient follows the tokens and their sorted copies, whose order is locally fixed; at a tie it is a
