@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from asap_ref.fast.from_dual import attention_from_dual, divisor, tiles
-from asap_ref.fast.prediction import predict
+from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.scaling import scale, scaled_attention, scaled_attention_vjp
 from asap_ref.fast.threads import over_problems, over_problems_vjp, within_a_chunk
 from asap_ref.method import attention as readable
@@ -182,7 +182,7 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
     True
     """
     q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
-    f_hat = predict(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)
+    f_hat = predicted_dual(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)
     epsilon = amortizer.epsilon
 
     def refined(q, k, v, f_hat, query_mask, key_mask):
@@ -246,7 +246,7 @@ def one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """
     xp, d = array_namespace(q, k, v), q.shape[-1]
     q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
-    g = predict(k, q, amortizer, query_mask=key_mask, key_mask=query_mask)
+    g = predicted_dual(k, q, amortizer, query_mask=key_mask, key_mask=query_mask)
     # the bias rides inside the product as one more coordinate, whose scale softmax_attention divides away again
     q1 = xp.concat([q / math.sqrt(d), xp.ones_like(q[..., :1])], axis=-1) * (math.sqrt(d + 1) / amortizer.epsilon)
     k1 = xp.concat([k, g[..., None]], axis=-1)

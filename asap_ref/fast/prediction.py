@@ -36,7 +36,7 @@ def fast_forms(amortizer, d):
     return (*others, *([functools.reduce(lambda x, y: x + y, quadratic)] if quadratic else []))
 
 
-def predict(q, k, amortizer, *, query_mask=None, key_mask=None):
+def predicted_dual(q, k, amortizer, *, query_mask=None, key_mask=None):
     """Query dual up to a constant, zero at padding; q and k are zero there already."""
     check_weights(q, amortizer.families, amortizer.weights)
     forms = amortizer.placed(q, "fast forms", lambda: fast_forms(amortizer, q.shape[-1]))

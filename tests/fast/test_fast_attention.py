@@ -259,7 +259,7 @@ def test_a_prediction_is_zero_at_padding(module, quadratic):
     place = array_module(module).asarray
     masking = {key: place(mask[:, None]) for key, mask in zip(("query_mask", "key_mask"), masks(4, 11, 9))}
     q, k = (np.where(to_numpy(mask)[..., None], x, 0) for x, mask in zip((q, k), masking.values(), strict=True))
-    found = to_numpy(prediction.predict(place(q), place(k), amortizer, **masking))
+    found = to_numpy(prediction.predicted_dual(place(q), place(k), amortizer, **masking))
     padding = np.broadcast_to(~to_numpy(masking["query_mask"]), found.shape)
     assert padding.any() and (found[padding] == 0).all() and (found[~padding] != 0).any()
 
@@ -327,7 +327,7 @@ def test_a_row_that_underflows_to_a_subnormal_sum_is_rescued(monkeypatch):
     q, k, v = qkv(1, 1, n=6, d=4)
     amortizer = amortizer_for(q, k)
     f_hat = np.asarray([0.0, 0, 0, 0, 0, -738])[None, None]  # exp(-738) is 3e-321
-    monkeypatch.setattr(fast_forms, "predict", lambda *args, **kwargs: f_hat)
+    monkeypatch.setattr(fast_forms, "predicted_dual", lambda *args, **kwargs: f_hat)
     S = attention_scores(q, k)
     expected = transport_plan(S, two_sided_c_transform(S, f_hat)) @ v
     agree(fast_forms.asap_attention(q, k, v, amortizer), expected, np.float64)
