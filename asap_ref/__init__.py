@@ -12,8 +12,6 @@ from asap_ref.extensions.mixed_heads import mixed_attention, mixed_attention_vjp
 from asap_ref.fast.attention import (
     asap_attention,
     asap_attention_vjp,
-    initial_attention,
-    one_sided_attention,
     sinkhorn_attention,
     sinkhorn_attention_vjp,
     softmax_attention,
@@ -41,7 +39,9 @@ from asap_ref.method.transport import (
 )
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.mechanism import Attention
+from asap_ref.rivals.initial_duals import fast_initial_attention as initial_attention
 from asap_ref.rivals.initial_duals import initial_attention_vjp, initial_dual, initial_dual_vjp
+from asap_ref.rivals.one_sided import fast_one_sided_attention as one_sided_attention
 from asap_ref.rivals.one_sided import one_sided_attention_vjp
 from asap_ref.rivals.sliced_attention import sliced_attention, sliced_attention_vjp
 from asap_ref.rivals.soft_sort import soft_sort, soft_sort_vjp

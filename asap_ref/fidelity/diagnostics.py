@@ -12,8 +12,9 @@ Shapes: plan P and scores S (..., n, m), tokens X (..., n, w); results have one 
 
 from __future__ import annotations
 
+from asap_ref.method.masks import column_mass
 from asap_ref.method.sinkhorn import sinkhorn
-from asap_ref.method.transport import column_mass, transport_plan
+from asap_ref.method.transport import transport_plan
 from asap_ref.model.embedding import embed_vjp
 from asap_ref.model.transformer import block
 from asap_ref.support.arrays import array_namespace
@@ -35,11 +36,6 @@ def sink_score(plan: "... n m", *, query_mask: "... n" = None, key_mask: "... m"
     -------
     array (...)
         1 for a doubly-stochastic plan, m' when every query attends to one key alone.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On wrong shapes or non-finite input.
 
     Notes
     -----
@@ -71,11 +67,6 @@ def attention_entropy(plan: "... n m", *, query_mask: "... n" = None):
     array (...)
         0 when every query attends to one key, log m' when to all alike. 0 where no query is valid.
 
-    Raises
-    ------
-    TypeError, ValueError
-        On wrong shapes or non-finite input.
-
     Examples
     --------
     >>> import numpy as np
@@ -106,11 +97,6 @@ def rank_residual(tokens: "... n w", *, mask: "... n" = None):
     -------
     array (...)
         Between 0, one vector n times over (X has rank one), and 1. 0 where the tokens are all zero.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On wrong shapes or non-finite input.
 
     Notes
     -----
@@ -197,11 +183,6 @@ def equivalent_iterations(
     integer array (...)
         The smallest T whose plan has a Frobenius distance to the reference that is no larger; ``most`` where none
         up to there has. One is what the two-sided transform of a zero dual costs, and the least.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On wrong shapes, non-finite input, epsilon <= 0 or most < 1.
 
     Notes
     -----

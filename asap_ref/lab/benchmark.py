@@ -286,7 +286,7 @@ class Benchmark:
             return []
         races = []
         for n in self.extent.long:
-            racers = {**ours.SOFTMAX, ASAP: ours.asap(n, KINDS["frozen"], 2, 16, block=256)}
+            racers = {**ours.SOFTMAX, ASAP: ours.asap(n, KINDS["frozen"], 2, 16)}
             if n <= 4096:
                 racers[SCALING] = ours.sinkhorn()
             racers[TILES] = Competitor("sinkhorn", ours.calls(ours.sinkhorn_in_tiles))
@@ -397,7 +397,7 @@ def memory_job(what, name, n, heads):
     else:
         racers = {**ours.SOFTMAX, SCALING: ours.sinkhorn()}
         if name == ASAP:
-            racers[ASAP] = ours.asap(n, KINDS["frozen"], heads, 16, block=256)
+            racers[ASAP] = ours.asap(n, KINDS["frozen"], heads, 16)
     call = racers[name].prepare(*ours.layer(n, heads=heads))
     return racers[name].prepare(*ours.layer(64, heads=heads)), call
 

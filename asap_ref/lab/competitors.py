@@ -22,6 +22,8 @@ from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.slices import sorted_with_places
 from asap_ref.fast.threads import over_problems, spread
 from asap_ref.method import attention as readable
+from asap_ref.rivals.initial_duals import fast_initial_attention
+from asap_ref.rivals.one_sided import fast_one_sided_attention
 from asap_ref.rivals.sliced_attention import sliced_attention
 from asap_ref.support.arrays import array_namespace, to_numpy, transpose
 
@@ -206,7 +208,7 @@ def sinkhorn(n_iter=N_ITER):
 
 def one_sided(n, kind, n_slices):
     """ASAP on the key side alone: a softmax with a bias."""
-    return Competitor("asap", calls(fast.one_sided_attention, amortizer=key_amortizer(n, kind, n_slices)))
+    return Competitor("asap", calls(fast_one_sided_attention, amortizer=key_amortizer(n, kind, n_slices)))
 
 
 def prediction(n, kind, heads, n_slices):
@@ -251,7 +253,7 @@ FLOORS = {
 }
 SOFTMAX = {"softmax": Competitor("softmax", calls(fast.softmax_attention))}
 INITIAL = {
-    f"dual from {start}": Competitor("initial", calls(fast.initial_attention, start=start))
+    f"dual from {start}": Competitor("initial", calls(fast_initial_attention, start=start))
     for start in ("gaussian", "sorting")
 }
 LOG_DOMAIN = {"Sinkhorn, log domain": Competitor("sinkhorn", calls(readable.sinkhorn_attention, n_iter=N_ITER))}

@@ -73,22 +73,17 @@ def sliced_potentials(
 
     Parameters
     ----------
-    q : array (..., n, d)
-    k : array (..., m, d)
-    directions : array (d, L) or (H, d, L)
+    q, k
+        Queries and keys; of H heads where each has its own directions.
+    directions
         As from `slice_directions`, converted to the module and dtype of q.
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    query_mask, key_mask
         True at valid tokens.
 
     Returns
     -------
     (phi, psi) : arrays (..., L, n) and (..., L, m)
         Potentials for the bilinear cost, each of mean zero over its valid tokens, zero at the others.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, or non-finite input.
 
     Notes
     -----
@@ -112,7 +107,7 @@ def sliced_potentials(
 def sliced_potentials_vjp(q, k, directions, *, query_mask=None, key_mask=None):
     """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_q, d_k, d_directions)``.
 
-    Same arguments, errors and cost as `sliced_potentials`. Derived.
+    Derived.
 
     Examples
     --------

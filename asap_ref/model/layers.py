@@ -30,7 +30,7 @@ def linear(x: "... a", weight: "a b", bias: "b"):
 
 @vjp_of(linear)
 def linear_vjp(x, weight, bias):
-    """Affine map and its VJP, ``vjp(d_out) -> (dx, d_weight, d_bias)``; arguments as `linear`.
+    """Affine map and its VJP, ``vjp(d_out) -> (dx, d_weight, d_bias)``.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def layer_norm(x: "... a", gain: "a", bias: "a", *, eps=1e-05):
 
 @vjp_of(layer_norm)
 def layer_norm_vjp(x, gain, bias, *, eps=1e-05):
-    """Layer norm and its VJP, ``vjp(d_out) -> (dx, d_gain, d_bias)``; arguments as `layer_norm`.
+    """Layer norm and its VJP, ``vjp(d_out) -> (dx, d_gain, d_bias)``.
 
     The output does not change when a row is shifted or scaled, so dx has no component along the ones and
     (up to eps) none along z: both are projected out.
@@ -134,7 +134,7 @@ def gelu(x: "... a"):
 
 @vjp_of(gelu)
 def gelu_vjp(x):
-    """GELU and its VJP, ``vjp(d_out) -> (dx,)``; arguments as `gelu`.
+    """GELU and its VJP, ``vjp(d_out) -> (dx,)``.
 
     Examples
     --------

@@ -18,15 +18,15 @@ from asap_ref.extensions.mixed_heads import mixed_attention, mixed_attention_vjp
 from asap_ref.fast.attention import (
     asap_attention,
     asap_attention_vjp,
-    initial_attention,
-    one_sided_attention,
     sinkhorn_attention,
     sinkhorn_attention_vjp,
     softmax_attention,
     softmax_attention_vjp,
 )
 from asap_ref.method.amortizer import Amortizer
+from asap_ref.rivals.initial_duals import fast_initial_attention as initial_attention
 from asap_ref.rivals.initial_duals import initial_attention_vjp
+from asap_ref.rivals.one_sided import fast_one_sided_attention as one_sided_attention
 from asap_ref.rivals.one_sided import one_sided_attention_vjp
 from asap_ref.rivals.sliced_attention import sliced_attention, sliced_attention_vjp
 from asap_ref.support.settings import check_choice, check_settings

@@ -24,8 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from asap_ref.fast.threads import over_problems, over_problems_vjp
-from asap_ref.method.attention import without_padding
-from asap_ref.method.transport import column_mass
+from asap_ref.method.masks import column_mass, without_padding
 from asap_ref.rivals.soft_sort import soft_sort_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
@@ -50,8 +49,9 @@ def sliced_attention(
 
     Parameters
     ----------
-    q, k, v : arrays (..., n, d), (..., m, d), (..., m, p)
-    directions : array (d, L) or (H, d, L), optional
+    q, k, v
+        Queries, keys and values.
+    directions
         Slices, for all heads or for each. The coordinates of the head when not given: the projections that
         make queries and keys then learn the slices.
     temperature : float
@@ -62,17 +62,12 @@ def sliced_attention(
         Sort exactly, the limit t -> 0.
     slices_at_once : int, optional
         How many slices to hold in memory: all when not given.
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    query_mask, key_mask
+        True at valid tokens.
 
     Returns
     -------
     array (..., n, p)
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, non-finite input, a temperature that is not positive or an
-        inverse temperature below 0.
 
     Notes
     -----
@@ -131,8 +126,7 @@ def sliced_attention_vjp(
 
     Without ``slices_at_once`` the soft permutations and plans of all slices are kept for the backward pass, as
     automatic differentiation would: O(L n²) memory. With it they are formed again, group by group: O(n²) memory
-    for a third more products, and up to twice the time (measured). Same arguments and errors as
-    `sliced_attention`. Derived.
+    for a third more products, and up to twice the time (measured). Derived.
 
     Examples
     --------

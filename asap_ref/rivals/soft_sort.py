@@ -21,23 +21,19 @@ def soft_sort(x: "... n", *, temperature=0.001, hard=False, mask: "... n" = None
 
     Parameters
     ----------
-    x : array (..., n)
+    x
+        The sample.
     temperature : float
         t, in the units of x²; positive. The default is that of the ESPFormer code.
     hard : bool
         The limit t -> 0, exactly: a permutation, ties in the order of the tokens.
-    mask : boolean array (..., n), optional
+    mask
         True at valid tokens. They hold the first ranks; rows and columns beyond are zero.
 
     Returns
     -------
     array (..., n, n)
         Rows (ranks) of valid tokens sum to one.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On integers, non-finite input, or a temperature that is not positive.
 
     Notes
     -----
@@ -60,7 +56,7 @@ def soft_sort(x: "... n", *, temperature=0.001, hard=False, mask: "... n" = None
 
 @vjp_of(soft_sort)
 def soft_sort_vjp(x, *, temperature=0.001, hard=False, mask=None):
-    """Soft permutation and its VJP, ``vjp(dU) -> (dx,)``; arguments, errors and cost as `soft_sort`.
+    """Soft permutation and its VJP, ``vjp(dU) -> (dx,)``.
 
     The gradient follows the tokens and their sorted copies, whose order is locally fixed; at a tie it is a
     one-sided derivative. The hard permutation is locally constant: its gradient is zero. Derived.

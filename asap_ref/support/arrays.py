@@ -213,6 +213,16 @@ def transpose(x):
     return array_namespace(x).matrix_transpose(x)
 
 
+def matvec(matrix, vector):
+    """Matrix times vector: (..., n, m), (..., m) -> (..., n)."""
+    return (matrix @ vector[..., :, None])[..., :, 0]
+
+
+def vecmat(vector, matrix):
+    """Vector times matrix: (..., n), (..., n, m) -> (..., m); the transposed product, without a transposed copy."""
+    return (vector[..., None, :] @ matrix)[..., 0, :]
+
+
 def sum_rows(rows, index, size):
     """Add up the rows of each index, the adjoint of ``take(table, index, axis=0)``.
 

@@ -45,31 +45,42 @@ from asap_ref.support.trees import map_leaves, named_leaves
 _scope = threading.local()  # whether this thread is inside an operator
 
 
+CONTRACT = """Contract
+--------
+Shapes, module, device and dtype of arrays are checked, and that results are finite: TypeError, ValueError or
+FloatingPointError, as of every operator (asap_ref.support.contracts)."""
+
+
 def operator(function=None, /, **shapes):
     """Decorate an operator, whose ``def`` line says the shapes of its arrays; see the module docstring."""
     if function is None:  # the shapes beside the name of each parameter, all of them behind leading axes
-        return lambda function: _checked(_annotated(function, {name: _behind(x) for name, x in shapes.items()}))
-    return _checked(_annotated(function, {name: _literal(x) for name, x in function.__annotations__.items()}))
+        return lambda function: _checked(function, {name: _behind(x) for name, x in shapes.items()}, CONTRACT)
+    return _checked(function, {name: _literal(x) for name, x in function.__annotations__.items()}, CONTRACT)
 
 
 def vjp_of(forward):
     """Decorate the VJP of an operator, which takes the same arguments: their shapes are those of its ``def`` line."""
-    return lambda function: _checked(_annotated(function, _of_same_parameters(function, forward).__annotations__))
+
+    def decorate(function):
+        annotations = _of_same_parameters(function, forward).__annotations__
+        return _checked(function, annotations, f"Parameters\n----------\nThose of `{forward.__name__}`.", CONTRACT)
+
+    return decorate
 
 
 def fast_form_of(definition):
     """Decorate a faster form of an operator, which takes over its name, contract and docstring.
 
-    What the two promise is said once, at the definition, and `help` of either shows it.
+    What the two promise is said once, at the definition; the docstring of the fast form says how it keeps it.
     """
 
     def decorate(function):
         readable = _of_same_parameters(function, definition)
-        home = f"{readable.__module__}.{readable.__name__}"
-        how = f"\n\n    See Also\n    --------\n    {home} : the definition, in the plainest form.\n    "
-        function.__doc__ = readable.__doc__.rstrip() + how
+        home, how = f"{readable.__module__}.{readable.__name__}", inspect.cleandoc(function.__doc__)
         function.__name__ = readable.__name__  # in messages; __qualname__ still says where it stands
-        return _checked(_annotated(function, readable.__annotations__))
+        function.__doc__ = definition.__doc__
+        see = f"See Also\n--------\n{home} : the definition, against which this form is tested.\n    {how}"
+        return _checked(function, readable.__annotations__, see)
 
     return decorate
 
@@ -85,12 +96,10 @@ def _of_same_parameters(function, operator):
     return other
 
 
-def _annotated(function, annotations):
-    function.__annotations__ = dict(annotations)  # what `help` and `inspect.signature` show
-    return function
-
-
-def _checked(function):
+def _checked(function, annotations, *more):
+    """Check the arguments of a function against annotations; `help` shows these, and more behind its docstring."""
+    function.__annotations__ = dict(annotations)
+    function.__doc__ = "\n\n".join((inspect.cleandoc(function.__doc__ or ""), *more))
     name, signature = function.__name__, inspect.signature(function)
     bind = signature.bind
     contracts = {key: _contract(shape) for key, shape in function.__annotations__.items()}

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-LEAST = {"n_iter": 0, "block": 1}  # counts that operators take, and how small they may be
+LEAST = {"n_iter": 0}  # counts that operators take, and how small they may be
 
 
 def check_settings(function, arguments):

@@ -14,6 +14,7 @@ from asap_ref.fast.prediction import fast_forms, predicted_dual
 from asap_ref.fast.quadratic_form import QuadraticForm
 from asap_ref.method.features import FAMILIES
 from asap_ref.method.masks import centred, keep_tokens, of_features
+from asap_ref.model.transformer import Architecture, Transformer
 from asap_ref.oracle import reference
 from asap_ref.support.arrays import array_module, array_namespace, to_numpy, transpose
 
@@ -59,7 +60,7 @@ def test_it_is_asked_for_by_name_and_other_names_are_refused():
     amortizer = fitted()
     assert [family.name for family in amortizer.families] == ["slices", "cumulants", "stretch"]
     assert amortizer.family("stretch").along.shape == (3, 4, 2) and amortizer.weights.shape == (3, 3 + 3 + 2)
-    with pytest.raises(TypeError, match="no setting strech; the families of features are .*stretch"):
+    with pytest.raises(TypeError, match=r"no setting strech; the families of features are .*stretch"):
         fitted(strech=2)
 
 
@@ -121,9 +122,7 @@ def test_the_fast_form_is_the_readable_one_with_or_without_one_of_its_own(regist
 
 
 def test_a_model_is_compiled_with_it_and_reported_on():
-    teacher = ar.Transformer.create(
-        ar.Architecture(n_layers=1, n_heads=4), ar.Attention("sinkhorn", {"n_iter": 5})
-    )
+    teacher = Transformer.create(Architecture(n_layers=1, n_heads=4), ar.Attention("sinkhorn", {"n_iter": 5}))
     images = np.random.default_rng(0).standard_normal((2, 32, 8, 8))
     compiled, _ = ar.compile_model(teacher, [images[0]], n_slices=4, quadratic=0, stretch=3)
     report = ar.fidelity_report(compiled, images[1])

@@ -15,6 +15,7 @@ from problems import masks, qkv
 from asap_ref import Amortizer, Cumulants, Slices, fit_amortizer, sinkhorn
 from asap_ref.fast import attention as fast_forms
 from asap_ref.fast import prediction, scaling, slices, threads
+from asap_ref.fast.from_dual import attention_from_dual
 from asap_ref.method import attention as readable
 from asap_ref.method.transport import attention_scores, transport_plan, two_sided_c_transform
 from asap_ref.rivals import initial_duals, one_sided
@@ -202,13 +203,30 @@ def test_fast_equals_readable_with_any_padding(name, sizes, left_out, size, roun
     assert np.abs(found - expected).max(initial=0) <= rounding * max(np.abs(np.nan_to_num(v)).max(), 1e-30)
 
 
+def in_blocks(q, k, v, amortizer, block, **masks):
+    """ASAP attention from blocks of so many keys, where `asap_attention` chooses the size."""
+
+    def attend(q, k, v, query_mask=None, key_mask=None):
+        f_hat = prediction.predicted_dual(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)[..., None]
+
+        def part(q, k, v, f_hat, *masks):
+            return attention_from_dual(q, k, v, f_hat[..., 0], *masks, epsilon=1.0, block=block)
+
+        if isinstance(q, np.ndarray):
+            return threads.over_problems(part, [q, k, v, f_hat], [query_mask, key_mask])
+        return part(q, k, v, f_hat, query_mask, key_mask)
+
+    q, k, v = readable.without_padding(q, k, v, *(masks.get(name) for name in ("query_mask", "key_mask")))
+    return inside(attend, q, k, v, **masks)
+
+
 @pytest.mark.parametrize("block", [None, 7, 64])
 def test_padding_over_several_tiles(block):
     q, k, v = qkv(2, 2, n=700, m=500, d=8)
     amortizer = amortizer_for(q, k)
     masks = {"query_mask": np.arange(700) < [[[650]], [[300]]], "key_mask": np.arange(500) < [[[80]], [[500]]]}
     agree(
-        fast_forms.asap_attention(q, k, v, amortizer, block=block, **masks),
+        in_blocks(q, k, v, amortizer, block, **masks),
         readable.asap_attention(q, k, v, amortizer, **masks),
         np.float64,
     )
@@ -219,17 +237,17 @@ def test_tiles_of_any_size_give_the_same(block):
     q, k, v = KINDS["long"]
     amortizer = amortizer_for(q, k)
     agree(
-        fast_forms.asap_attention(q, k, v, amortizer, block=block),
+        in_blocks(q, k, v, amortizer, block),
         readable.asap_attention(q, k, v, amortizer),
         np.float64,
     )
 
 
-def test_with_a_block_memory_grows_with_the_length_and_not_with_its_square():
+def test_memory_grows_with_the_length_and_not_with_its_square():
     q, k, v = (x.astype(np.float32) for x in qkv(1, 1, n=6000, d=8))
     amortizer = amortizer_for(q[..., :50, :], k[..., :50, :])
     tracemalloc.start()
-    fast_forms.asap_attention(q, k, v, amortizer, block=64)
+    fast_forms.asap_attention(q, k, v, amortizer)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6000 * 6000 * 4 / 8  # an eighth of one plan
@@ -242,10 +260,10 @@ def test_whole_arrays_on_a_device_give_what_tiles_do(name, block, m, masked):
     q, k, v = qkv(4, 2, n=11, m=m, p=3)
     masking = dict(zip(("query_mask", "key_mask"), masks(4, 11, m), strict=True)) if masked else {}
     masking = {key: mask[:, None] for key, mask in masking.items()}
-    options = {"block": block} if block else {}
-    if name == "asap":
-        options["amortizer"] = fit_amortizer([(q, k)], n_slices=5, n_iter=4, quadratic=2)
+    options = {"amortizer": fit_amortizer([(q, k)], n_slices=5, n_iter=4, quadratic=2)} if name == "asap" else {}
     attention = getattr(fast_forms, f"{name}_attention")
+    if block:
+        attention = partial(in_blocks, block=block)
     place = array_module("array_api_strict").asarray
     found = attention(*map(place, (q, k, v)), **options, **{key: place(mask) for key, mask in masking.items()})
     agree(to_numpy(found), attention(q, k, v, **options, **masking), np.float64)
@@ -344,10 +362,10 @@ def test_an_amortizer_of_another_shape_is_refast_forms(form):
 
 
 RIVALS = {
-    "zero": (initial_duals, "initial", {"start": "zero"}),
-    "gaussian": (initial_duals, "initial", {"start": "gaussian"}),
-    "sorting": (initial_duals, "initial", {"start": "sorting"}),
-    "one-sided": (one_sided, "one_sided", {}),
+    "zero": (initial_duals, "initial_attention", {"start": "zero"}),
+    "gaussian": (initial_duals, "initial_attention", {"start": "gaussian"}),
+    "sorting": (initial_duals, "initial_attention", {"start": "sorting"}),
+    "one-sided": (one_sided, "one_sided_attention", {}),
 }
 
 
@@ -357,7 +375,7 @@ RIVALS = {
 def test_fast_rivals_equal_readable(rival, kind, padded):
     home, name, options = RIVALS[rival]
     q, k, v = KINDS[kind]
-    if name == "one_sided":
+    if rival == "one-sided":
         calibration = KINDS["random" if kind == "empty batch" else kind]
         options = {"amortizer": amortizer_for(calibration[1], calibration[0])}
     else:
@@ -365,7 +383,7 @@ def test_fast_rivals_equal_readable(rival, kind, padded):
     if padded:
         rng = np.random.default_rng(0)
         options = {**options, **{name: rng.random(q.shape[:-1]) < 0.7 for name in ("query_mask", "key_mask")}}
-    fast, slow = (getattr(place, f"{name}_attention")(q, k, v, **options) for place in (fast_forms, home))
+    fast, slow = (getattr(home, form)(q, k, v, **options) for form in (f"fast_{name}", name))
     # scores near 1e4: the exponents round by 1e-12, and the exponential turns that into a relative error
     np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-9 * np.abs(v).max(initial=1e-30))
 

@@ -27,5 +27,5 @@ def test_what_was_predicted_then_is_predicted_now(name, families, tmp_path):
 
 
 def test_a_hidden_layer_is_refused_with_the_reason():
-    with pytest.raises(ValueError, match="a hidden layer was left out after release 0.1, since it did not pay"):
+    with pytest.raises(ValueError, match=r"a hidden layer was left out after release 0\.1, since it did not pay"):
         Amortizer.load(SAVED / "hidden.npz")

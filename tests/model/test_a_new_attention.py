@@ -7,6 +7,7 @@ from problems import masks, qkv
 
 import asap_ref as ar
 from asap_ref.model.mechanism import MECHANISMS, Mechanism
+from asap_ref.model.transformer import Architecture, Transformer
 from asap_ref.support.arrays import array_module, to_numpy
 
 
@@ -18,9 +19,7 @@ def tempered(q, k, v, amortizer, *, temperature=2.0, query_mask=None, key_mask=N
 
 def tempered_vjp(q, k, v, amortizer, *, temperature=2.0, query_mask=None, key_mask=None):
     root = temperature**-0.5
-    out, vjp = ar.asap_attention_vjp(
-        root * q, root * k, v, amortizer, query_mask=query_mask, key_mask=key_mask
-    )
+    out, vjp = ar.asap_attention_vjp(root * q, root * k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
 
     def back(d_out):
         dq, dk, dv = vjp(d_out)
@@ -36,9 +35,7 @@ def _registered(monkeypatch):
 
 @pytest.fixture
 def compiled():
-    teacher = ar.Transformer.create(
-        ar.Architecture(n_layers=2, n_heads=4), ar.Attention("sinkhorn", {"n_iter": 5})
-    )
+    teacher = Transformer.create(Architecture(n_layers=2, n_heads=4), ar.Attention("sinkhorn", {"n_iter": 5}))
     images = np.random.default_rng(0).standard_normal((32, 8, 8))
     return ar.compile_model(teacher, [images], n_slices=4, quadratic=0, into="tempered")[0], images
 
@@ -47,7 +44,7 @@ def test_a_model_is_compiled_into_it_saved_loaded_and_reported_on(compiled, tmp_
     model, images = compiled
     assert [attention.name for attention in model.attentions] == ["tempered"] * 2
     model.save(tmp_path / "m.npz")
-    loaded = ar.Transformer.load(tmp_path / "m.npz")
+    loaded = Transformer.load(tmp_path / "m.npz")
     np.testing.assert_array_equal(loaded(images.astype(np.float32)), model(images.astype(np.float32)))
     report = ar.fidelity_report(model, images)
     assert {row["attention"] for row in report.rows} == {"tempered"}
@@ -56,7 +53,7 @@ def test_a_model_is_compiled_into_it_saved_loaded_and_reported_on(compiled, tmp_
 
 def test_heads_may_mix_it_with_the_teacher(compiled):
     model, images = compiled
-    teacher = ar.Transformer.create(model.architecture, ar.Attention("sinkhorn", {"n_iter": 5}))
+    teacher = Transformer.create(model.architecture, ar.Attention("sinkhorn", {"n_iter": 5}))
     mixed, report = ar.compile_model(teacher, [images], n_slices=4, into="tempered", fallback=0.0)
     assert all(layer["on_sinkhorn"] == [0, 1, 2, 3] for layer in report)  # none is without error
     assert [attention.name for attention in mixed.attentions] == ["sinkhorn", "sinkhorn"]

@@ -192,3 +192,17 @@ def test_a_report_needs_a_teacher_and_data():
         fidelity_report(TEACHER, HELD_OUT[:0])
     with pytest.raises(ValueError, match="fewer than 10 examples"):
         compile_model(TEACHER, [CALIBRATION[:9]], fallback=0.1)
+
+
+def test_a_one_sided_model_is_reported_on_by_its_key_dual():
+    compiled, told = compile_model(TEACHER, [IMAGES], n_slices=8, into="one-sided")
+    report = fidelity_report(compiled, HELD_OUT)
+    assert teacher_of(compiled).attentions == TEACHER.attentions
+    q, k, *_ = record(TEACHER, HELD_OUT)[0]
+    target = sinkhorn(attention_scores(k, q), n_iter=7, epsilon=0.5).query  # sides exchanged, as it was calibrated
+    target = target - target.mean(-1, keepdims=True)
+    residual = compiled.attentions[0].settings["amortizer"].predict(k, q) - target
+    expected = 1 - np.sum(residual**2, (0, 2)) / np.sum(target**2, (0, 2))
+    rows = [row for row in report.rows if row["layer"] == 0]
+    assert {row["attention"] for row in rows} == {"one-sided"}
+    np.testing.assert_allclose([row["r_squared"] for row in rows], expected, atol=1e-4)  # float32 activations

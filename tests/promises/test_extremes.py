@@ -158,8 +158,6 @@ WRONG = [
         "weights has",
     ),
     (lambda: ar.asap_attention(Q, K, V, "asap"), TypeError, "amortizer must be an Amortizer, .* got str"),
-    (lambda: ar.asap_attention(Q, K, V, AMORTIZER, block=0), ValueError, "block must be at least 1"),
-    (lambda: ar.asap_attention(Q, K, V, AMORTIZER, block=2.0), TypeError, "block must be an integer"),
     (lambda: AMORTIZER.predict(Q[..., :3], K[..., :3]), ValueError, "directions has shape"),
     (lambda: AMORTIZER.predict(Q, K, query_mask=np.ones((2, 2), bool)), ValueError, "query_mask has shape"),
     (lambda: ar.soft_sort(F, temperature=0), ValueError, "temperature must be positive"),
