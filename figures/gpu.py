@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import asap_ref as ar
-from asap_ref.fast.prediction import predict
+from asap_ref.fast.prediction import predicted_dual
 from asap_ref.method import attention as readable
 from asap_ref.support import files, presentation
 from asap_ref.support.tables import markdown_table
@@ -85,7 +85,7 @@ def _times(ours, theirs, amortizer):
         "sinkhorn": lambda: ar.sinkhorn_attention(*ours, n_iter=T),
         "sinkhorn, log domain": lambda: readable.sinkhorn_attention(*ours, n_iter=T),
         "asap": lambda: ar.asap_attention(*ours, amortizer),
-        "asap, prediction alone": lambda: predict(*ours[:2], amortizer),
+        "asap, prediction alone": lambda: predicted_dual(*ours[:2], amortizer),
         "softmax, forward and backward": lambda: step(ar.softmax_attention_vjp),
         "sinkhorn, forward and backward": lambda: step(ar.sinkhorn_attention_vjp, n_iter=T),
         "asap, forward and backward": lambda: step(ar.asap_attention_vjp, amortizer),

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from asap_ref.fast.from_dual import attention_from_dual, divisor, tiles
-from asap_ref.fast.prediction import predict
+from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.scaling import scale, scaled_attention, scaled_attention_vjp
 from asap_ref.fast.threads import over_problems, over_problems_vjp, within_a_chunk
 from asap_ref.method import attention as readable
@@ -135,7 +135,7 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """Product, exponential, product, in O(n) memory (from_dual.py), from a prediction in the fewest passes."""
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
-    f_hat = predict(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)
+    f_hat = predicted_dual(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)
     epsilon = amortizer.epsilon
 
     def refined(q, k, v, f_hat, query_mask, key_mask):

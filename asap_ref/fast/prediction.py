@@ -24,7 +24,7 @@ from asap_ref.method.staircase import check_levels
 from asap_ref.support.arrays import array_namespace, one_pass, scattered, transpose
 
 
-def predict(q, k, amortizer, *, query_mask=None, key_mask=None):
+def predicted_dual(q, k, amortizer, *, query_mask=None, key_mask=None):
     """Query dual up to a constant, zero at padding; q and k are zero there already."""
     amortizer.check_heads(q)
     if amortizer.hidden is not None:  # its units need the features one by one

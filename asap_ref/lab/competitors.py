@@ -18,7 +18,7 @@ import numpy as np
 from asap_ref.calibration.fit import fit_amortizer
 from asap_ref.fast import attention as fast
 from asap_ref.fast.from_dual import attention_from_dual, tiles
-from asap_ref.fast.prediction import predict, sorted_with_places
+from asap_ref.fast.prediction import predicted_dual, sorted_with_places
 from asap_ref.fast.threads import over_problems, spread
 from asap_ref.method import attention as readable
 from asap_ref.rivals.initial_duals import fast_initial_attention
@@ -213,7 +213,7 @@ def one_sided(n, kind, n_slices):
 def prediction(n, kind, heads, n_slices):
     """Only the prediction of the query dual."""
     fitted = amortizer(n, kind, heads, n_slices)
-    return Competitor("other", lambda q, k, v: lambda: predict(q, k, fitted))
+    return Competitor("other", lambda q, k, v: lambda: predicted_dual(q, k, fitted))
 
 
 def sorts(n, kind, heads, n_slices):
@@ -236,7 +236,7 @@ def from_dual(n, kind, heads, n_slices):
     """ASAP without its prediction, which is made beforehand. NumPy."""
 
     def prepare(q, k, v):
-        f_hat = predict(q, k, amortizer(n, kind, heads, n_slices))
+        f_hat = predicted_dual(q, k, amortizer(n, kind, heads, n_slices))
 
         def part(q, k, v, f_hat):
             return attention_from_dual(q, k, v, f_hat[..., 0], None, None, epsilon=1.0)

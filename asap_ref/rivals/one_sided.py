@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 
 from asap_ref.fast.attention import softmax_attention
-from asap_ref.fast.prediction import predict
+from asap_ref.fast.prediction import predicted_dual
 from asap_ref.method.masks import valid_pairs, without_padding
 from asap_ref.method.transport import attention_scores, attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
@@ -109,7 +109,7 @@ def fast_one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=No
     """Fast softmax attention, with the bias as one more coordinate of the keys."""
     xp, d = array_namespace(q, k, v), q.shape[-1]
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
-    g = predict(k, q, amortizer, query_mask=key_mask, key_mask=query_mask)
+    g = predicted_dual(k, q, amortizer, query_mask=key_mask, key_mask=query_mask)
     # the bias rides inside the product as one more coordinate, whose scale softmax_attention divides away again
     q1 = xp.concat([q / math.sqrt(d), xp.ones_like(q[..., :1])], axis=-1) * (math.sqrt(d + 1) / amortizer.epsilon)
     k1 = xp.concat([k, g[..., None]], axis=-1)

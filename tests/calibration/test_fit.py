@@ -226,7 +226,7 @@ def test_the_fast_prediction_knows_every_feature(options):
         masks = {"query_mask": query_mask, "key_mask": key_mask}
         q_, k_ = keep_tokens(q, query_mask), keep_tokens(keys, key_mask)
         expected = amortizer.predict(q_, k_, **masks)
-        found = centred(prediction.predict(q_, k_, amortizer, **masks), query_mask)
+        found = centred(prediction.predicted_dual(q_, k_, amortizer, **masks), query_mask)
         valid = np.ones(q.shape[:-1], bool) if query_mask is None else np.broadcast_to(query_mask, q.shape[:-1])
         assert not found[~valid].any()
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10 * np.abs(expected).max())

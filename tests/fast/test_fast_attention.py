@@ -207,7 +207,7 @@ def in_blocks(q, k, v, amortizer, block, **masks):
     """ASAP attention from blocks of so many keys, where `asap_attention` chooses the size."""
 
     def attend(q, k, v, query_mask=None, key_mask=None):
-        f_hat = prediction.predict(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)[..., None]
+        f_hat = prediction.predicted_dual(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)[..., None]
 
         def part(q, k, v, f_hat, *masks):
             return attention_from_dual(q, k, v, f_hat[..., 0], *masks, epsilon=1.0, block=block)
@@ -277,7 +277,7 @@ def test_a_prediction_is_zero_at_padding(module, quadratic):
     place = array_module(module).asarray
     masking = {key: place(mask[:, None]) for key, mask in zip(("query_mask", "key_mask"), masks(4, 11, 9))}
     q, k = (np.where(to_numpy(mask)[..., None], x, 0) for x, mask in zip((q, k), masking.values(), strict=True))
-    found = to_numpy(prediction.predict(place(q), place(k), amortizer, **masking))
+    found = to_numpy(prediction.predicted_dual(place(q), place(k), amortizer, **masking))
     padding = np.broadcast_to(~to_numpy(masking["query_mask"]), found.shape)
     assert padding.any() and (found[padding] == 0).all() and (found[~padding] != 0).any()
 
@@ -343,7 +343,7 @@ def test_a_row_that_underflows_to_a_subnormal_sum_is_rescued(monkeypatch):
     q, k, v = qkv(1, 1, n=6, d=4)
     amortizer = amortizer_for(q, k)
     f_hat = np.asarray([0.0, 0, 0, 0, 0, -738])[None, None]  # exp(-738) is 3e-321
-    monkeypatch.setattr(fast_forms, "predict", lambda *args, **kwargs: f_hat)
+    monkeypatch.setattr(fast_forms, "predicted_dual", lambda *args, **kwargs: f_hat)
     S = attention_scores(q, k)
     expected = transport_plan(S, two_sided_c_transform(S, f_hat)) @ v
     agree(fast_forms.asap_attention(q, k, v, amortizer), expected, np.float64)
