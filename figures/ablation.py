@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from asap_ref import Attention, attention_scores, sinkhorn, transport_plan
-from asap_ref.fidelity.comparison import column_distance, output_error, plan_of
 from asap_ref.lab.experiments import experiment
 from asap_ref.lab.reproduce import geometric_mean, machine, trained, whole_batches
 from asap_ref.model.compilation import compile_model
+from asap_ref.model.measures import column_distance, output_error, plan_of
 from asap_ref.model.recording import record
 from asap_ref.support import files, presentation
 from asap_ref.support.tables import markdown_table

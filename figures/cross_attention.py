@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from asap_ref import Attention, fit_amortizer
-from asap_ref.fidelity.comparison import column_distance, plan_of
 from asap_ref.lab.reproduce import machine
+from asap_ref.model.measures import column_distance, plan_of
 from asap_ref.support import files, presentation
 
 N, M, EPSILON, T, SLICES = 48, 72, 0.05, 30, 16

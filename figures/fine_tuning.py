@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from asap_ref import Attention
-from asap_ref.fidelity.comparison import column_distance, plan_of
 from asap_ref.lab.experiments import experiment
 from asap_ref.lab.reproduce import machine, trained, whole_batches
 from asap_ref.model.compilation import compile_model
+from asap_ref.model.measures import column_distance, plan_of
 from asap_ref.model.recording import record as record_layers
 from asap_ref.model.training import TrainingSettings, accuracy, predict, train
 from asap_ref.support import files, presentation

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from asap_ref import Attention
-from asap_ref.fidelity.comparison import fidelity
+from asap_ref.fidelity.comparison import compare_attentions
 from asap_ref.lab.experiments import experiment
 from asap_ref.lab.reproduce import calibration_batches, geometric_mean, machine, sample, trained
 from asap_ref.model.compilation import compile_model
@@ -62,7 +62,7 @@ def variants(dataset):
 
 def errors(teacher, attentions, inputs):
     """Output and column errors, (layers, heads) each."""
-    layers = fidelity(teacher, attentions, inputs)
+    layers = compare_attentions(teacher, attentions, inputs)
     return {key: [layer[key] for layer in layers] for key in ("output_error", "column_error")}
 
 

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from asap_ref.extensions.mixed_heads import pick_heads
-from asap_ref.fidelity.comparison import as_float64, column_distance, plan_of, valid_tokens
 from asap_ref.fidelity.diagnostics import equivalent_iterations
 from asap_ref.fidelity.hardness import hardness
 from asap_ref.method.masks import centred
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores
+from asap_ref.model.measures import as_float64, column_distance, plan_of, valid_tokens
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.recording import check_model, record
 from asap_ref.support import files

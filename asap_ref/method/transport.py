@@ -363,7 +363,12 @@ def marginal_error(plan: "... n m", *, query_mask: "... n" = None, key_mask: "..
     0.00 0.93
     """
     xp = array_namespace(plan)
-    mass = column_mass(plan, query_mask, key_mask)
     rows = keep(xp.abs(xp.sum(plan, axis=-1) - 1), query_mask)
-    columns = keep(xp.abs(xp.sum(plan, axis=-2) - mass), key_mask)
-    return xp.max(rows, axis=-1), xp.max(columns, axis=-1)
+    return xp.max(rows, axis=-1), xp.max(column_error(plan, query_mask, key_mask), axis=-1)
+
+
+def column_error(plan, query_mask, key_mask):
+    """Deviation of each column sum of a plan from n'/m', (..., n, m) -> (..., m); zero at padding."""
+    xp = array_namespace(plan)
+    mass = column_mass(plan, query_mask, key_mask)
+    return keep(xp.abs(xp.sum(plan, axis=-2) - mass), key_mask)

@@ -14,7 +14,7 @@ from functools import partial
 
 from asap_ref.calibration.fit import fit_amortizer
 from asap_ref.calibration.sources import Mapped
-from asap_ref.fidelity.comparison import output_error
+from asap_ref.model.measures import output_error
 from asap_ref.model.mechanism import MECHANISMS, Attention
 from asap_ref.model.recording import activations, check_model, record, split
 from asap_ref.support.settings import check_choice, check_positive

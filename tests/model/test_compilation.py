@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from asap_ref import Attention, sinkhorn, transport_plan
-from asap_ref.fidelity.comparison import column_distance, fidelity, plan_of
+from asap_ref.fidelity.comparison import compare_attentions
 from asap_ref.fidelity.hardness import hardness
 from asap_ref.fidelity.report import FidelityReport, fidelity_report, teacher_of
 from asap_ref.method.transport import attention_scores
 from asap_ref.model.compilation import compile_model
+from asap_ref.model.measures import column_distance, plan_of
 from asap_ref.model.recording import record
 from asap_ref.model.transformer import Architecture, Transformer
 from asap_ref.support.trees import leaves
@@ -42,8 +43,8 @@ def test_the_compiled_model_has_the_teachers_parameters_and_comes_close_to_it():
     assert all(a is b for a, b in zip(leaves(compiled.params), leaves(TEACHER.params), strict=True))
     assert [a.name for a in compiled.attentions] == ["asap", "asap"]
     assert all(0 < r <= 1 for layer in report for r in layer["r_squared"])
-    asap = fidelity(TEACHER, compiled.attentions, HELD_OUT)
-    one = fidelity(TEACHER, (Attention("sinkhorn", {"n_iter": 1, "epsilon": 0.5}),) * 2, HELD_OUT)
+    asap = compare_attentions(TEACHER, compiled.attentions, HELD_OUT)
+    one = compare_attentions(TEACHER, (Attention("sinkhorn", {"n_iter": 1, "epsilon": 0.5}),) * 2, HELD_OUT)
     for better, worse in zip(asap, one, strict=True):
         assert np.mean(better["output_error"]) < np.mean(worse["output_error"])
         assert np.mean(better["column_error"]) < np.mean(worse["column_error"])
@@ -69,7 +70,7 @@ def test_the_report_says_how_many_slices_a_layer_was_given():
 
 
 def test_the_teacher_is_faithful_to_itself_and_column_error_is_the_plans():
-    for layer in fidelity(TEACHER, TEACHER.attentions, HELD_OUT):
+    for layer in compare_attentions(TEACHER, TEACHER.attentions, HELD_OUT):
         assert layer["output_error"] == [0.0] * 3
     q, k, *_ = record(TEACHER, HELD_OUT)[0]
     S = attention_scores(q, k)
@@ -134,7 +135,7 @@ def test_the_fidelity_report_measures_what_it_says(tmp_path):
     compiled, _ = compile_model(TEACHER, [CALIBRATION], n_slices=4)
     report = fidelity_report(compiled, HELD_OUT)
     assert teacher_of(compiled).attentions == TEACHER.attentions
-    short = fidelity(TEACHER, compiled.attentions, HELD_OUT)
+    short = compare_attentions(TEACHER, compiled.attentions, HELD_OUT)
     hard = hardness(TEACHER, HELD_OUT)
     q, k, *_ = record(TEACHER, HELD_OUT)[1]
     S = attention_scores(q, k).astype(np.float64)

@@ -65,7 +65,7 @@ WRONG = [
     (lambda: hardness.hardness(TEACHER, IMAGES, tolerance=0), ValueError, "tolerance must be positive"),
     (lambda: hardness.hardness(TEACHER, IMAGES, tolerance=np.nan), ValueError, "tolerance must be positive"),
     (lambda: hardness.hardness(TEACHER, IMAGES, most=0), ValueError, "most must be at least 1, got 0"),
-    (lambda: comparison.fidelity(TEACHER, [], IMAGES), ValueError, "0 attentions for 1 layers"),
+    (lambda: comparison.compare_attentions(TEACHER, [], IMAGES), ValueError, "0 attentions for 1 layers"),
     (
         lambda: fidelity.teacher_of(TEACHER.with_attention(SOFTMAX)),
         ValueError,
