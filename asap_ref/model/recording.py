@@ -33,6 +33,7 @@ def record(model, batch):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from asap_ref.model.transformer import Architecture, Transformer
     >>> model = Transformer.create(Architecture(), Attention("softmax"))
     >>> [call[0].shape for call in record(model, np.zeros((3, 8, 8)))]
