@@ -7,7 +7,8 @@ ones of fused.py; those of attention.py say the same in the plainest way, and ar
 
 from asap_ref.calibration.fit import fit_amortizer
 from asap_ref.calibration.recalibration import recalibrate
-from asap_ref.extensions.mixed import mixed_attention, mixed_attention_vjp
+from asap_ref.extensions import Cumulants, Moments, Quadratic
+from asap_ref.extensions.mixed_heads import mixed_attention, mixed_attention_vjp
 from asap_ref.fast.attention import (
     asap_attention,
     asap_attention_vjp,
@@ -19,7 +20,7 @@ from asap_ref.fast.attention import (
 from asap_ref.fidelity.drift import Drift, detect_drift
 from asap_ref.fidelity.report import FidelityReport, fidelity_report
 from asap_ref.method.amortizer import Amortizer, amortized_query_dual, amortized_query_dual_vjp
-from asap_ref.method.features import dual_features, dual_features_vjp
+from asap_ref.method.features import Family, Slices, dual_features, dual_features_vjp
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.method.sinkhorn import sinkhorn, sinkhorn_vjp
@@ -49,9 +50,14 @@ from asap_ref.support.arrays import array_module, array_namespace, to_numpy
 __all__ = [
     "Amortizer",
     "Attention",
+    "Cumulants",
     "Drift",
     "Duals",
+    "Family",
     "FidelityReport",
+    "Moments",
+    "Quadratic",
+    "Slices",
     "SufficientStatistics",
     "amortized_query_dual",
     "amortized_query_dual_vjp",

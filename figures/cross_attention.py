@@ -42,7 +42,7 @@ def measure():
     """Calibrate on pairs of shapes, attend between others, and compare with where each point belongs."""
     rng = np.random.default_rng(SEED)
     q, k, *_ = shapes(TRAINING, rng)
-    amortizer = fit_amortizer([(q, k)], n_slices=SLICES, kind="gaussian", n_iter=T, epsilon=EPSILON, seed=SEED)
+    amortizer = fit_amortizer([(q, k)], n_slices=SLICES, n_iter=T, epsilon=EPSILON, seed=SEED)
     q, k, v, truth = shapes(TEST, rng)
     attentions = {
         "softmax": Attention("sinkhorn", {"n_iter": 0, "epsilon": EPSILON}),  # at the same epsilon

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from asap_ref import Cumulants, Quadratic, Slices
+from asap_ref.calibration.batch import regression_statistics
 from asap_ref.calibration.cluster import on_cluster
-from asap_ref.calibration.fit import regression_statistics
 from asap_ref.calibration.sources import in_process
 from asap_ref.lab import reproduce
-from asap_ref.method.features import count_features
 from asap_ref.method.slices import slice_directions
 from asap_ref.support import files, presentation
 from asap_ref.support.tables import markdown_table
@@ -32,8 +32,9 @@ def measure():
     from dask import config
     from dask.distributed import Client, LocalCluster
 
-    settings = {"cumulants": True, "basis": np.eye(DIMENSION)[:, :RANK], "moments": False, "hidden": None}
-    one_batch = partial(regression_statistics, slice_directions(DIMENSION, SLICES), settings, ITERATIONS, 1.0)
+    directions, basis = slice_directions(DIMENSION, SLICES), np.eye(DIMENSION)[:, :RANK]
+    families = (Slices(directions), Cumulants(), Quadratic(basis))
+    one_batch = partial(regression_statistics, families, ITERATIONS, 1.0)
     seconds = {"in process": [], "1": [], "2": []}
     empty = {"1": [], "2": []}
     os.environ["ASAP_REF_THREADS"] = "1"  # one thread a process, everywhere
@@ -67,7 +68,7 @@ def measure():
             "dimension": DIMENSION,
             "slices": SLICES,
             "rank": RANK,
-            "features": count_features(SLICES, True, RANK),
+            "features": sum(family.count for family in families),
             "n_iter": ITERATIONS,
             "batches": BATCHES,
             "growth": GROWTH,

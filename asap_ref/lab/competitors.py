@@ -18,7 +18,8 @@ import numpy as np
 from asap_ref.calibration.fit import fit_amortizer
 from asap_ref.fast import attention as fast
 from asap_ref.fast.from_dual import attention_from_dual, tiles
-from asap_ref.fast.prediction import predicted_dual, sorted_with_places
+from asap_ref.fast.prediction import predicted_dual
+from asap_ref.fast.slices import sorted_with_places
 from asap_ref.fast.threads import over_problems, spread
 from asap_ref.method import attention as readable
 from asap_ref.rivals.initial_duals import fast_initial_attention
@@ -218,7 +219,7 @@ def prediction(n, kind, heads, n_slices):
 
 def sorts(n, kind, heads, n_slices):
     """Only the sorts of the prediction: projected queries with their places, projected keys without. NumPy."""
-    theta = transpose(amortizer(n, kind, heads, n_slices).directions)
+    theta = transpose(amortizer(n, kind, heads, n_slices).family("slices").directions)
 
     def prepare(q, k, v):
         x, y = theta @ transpose(q), theta @ transpose(k)  # (heads, L, n)

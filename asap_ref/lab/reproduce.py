@@ -184,7 +184,7 @@ def rivals(teacher, data, run):
         for start in STARTS
     }
     found["one-sided"], _ = compile_model(
-        teacher, calibration_batches(run, data), one_sided=True, **run.compilation
+        teacher, calibration_batches(run, data), into="one-sided", **run.compilation
     )
     return found
 

@@ -97,3 +97,26 @@ def below_top(x, mask):
     xp = array_namespace(x)
     tokens = x if mask is None else xp.where(mask, x, -xp.inf)
     return keep(x - xp.max(tokens, axis=-1, keepdims=True), mask)
+
+
+def of_features(mask):
+    """One mask for all features: (..., n) -> (..., 1, n)."""
+    return None if mask is None else mask[..., None, :]
+
+
+def mean_and_covariance(x, mask):
+    """Mean and covariance over tokens: (..., n, d) -> mean (..., 1, d), x less its mean, Cov (..., d, d), and n'.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean, _, cov, count = mean_and_covariance(np.asarray([[1.0], [3.0], [np.nan]]), np.asarray([True, True, False]))
+    >>> float(mean[0, 0]), float(cov[0, 0])
+    (2.0, 1.0)
+    """
+    xp = array_namespace(x)
+    x = keep_tokens(x, mask)
+    count = x.shape[-2] if mask is None else token_count(x[..., 0], mask)[..., None]  # an integer, or (..., 1, 1)
+    mean = xp.ones_like(x[..., None, :, 0]) @ x / count  # a product is the fastest sum of rows
+    spread = keep_tokens(x - mean, mask)
+    return mean, spread, xp.matrix_transpose(spread) @ spread / count, count

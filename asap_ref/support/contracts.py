@@ -40,7 +40,7 @@ import numpy as np
 
 from asap_ref.support.arrays import array_namespace, is_array, is_half
 from asap_ref.support.settings import check_settings
-from asap_ref.support.trees import flatten
+from asap_ref.support.trees import map_leaves, named_leaves
 
 _scope = threading.local()  # whether this thread is inside an operator
 
@@ -218,8 +218,8 @@ def _named_arrays(function, arguments, contracts, required):
                     f"{function}: {name} must be a tuple of {len(forms)} arrays, got {type(value).__name__}"
                 )
             arrays += [(f"{name}[{i}]", x, f) for i, (x, f) in enumerate(zip(value, forms, strict=True))]
-        elif forms is None and isinstance(value, dict):
-            arrays += [(f"{name}/{key}", x, None) for key, x in flatten(value).items()]
+        elif forms is None and value is not None:
+            arrays += [(label, x, None) for label, x in named_leaves(name, value)]
         else:
             arrays.append((name, value, forms))
     return arrays
@@ -340,34 +340,18 @@ def _broadcasts(shape, onto):
 
 def _cast_half(xp, x):
     """Float16 and bfloat16 arrays to float32; everything else as it is."""
-    return _map(lambda leaf: xp.astype(leaf, xp.float32) if is_array(leaf) and is_half(leaf.dtype) else leaf, x)
+    return map_leaves(
+        lambda leaf: xp.astype(leaf, xp.float32) if is_array(leaf) and is_half(leaf.dtype) else leaf, x
+    )
 
 
 def _cast_back(xp, x, half):
-    return x if half is None else _map(lambda leaf: None if leaf is None else xp.astype(leaf, half), x)
-
-
-def _map(change, x):
-    """Apply a change to every array of an array, a tuple (named or not), a list or a dict."""
-    if isinstance(x, dict):
-        return {key: _map(change, item) for key, item in x.items()}
-    if isinstance(x, tuple | list):
-        parts = [_map(change, item) for item in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
-    return change(x)
-
-
-def _leaves(x):
-    if isinstance(x, dict):
-        x = x.values()
-    elif not isinstance(x, tuple | list):
-        return [] if x is None else [x]
-    return [leaf for item in x for leaf in _leaves(item)]
+    return x if half is None else map_leaves(lambda leaf: xp.astype(leaf, half), x)
 
 
 def _explain_non_finite(xp, function, result, arrays):
     """If a result is not finite, say which input is to blame, or that the dtype overflowed."""
-    floats = [x for x in _leaves(result) if _kind(xp, x.dtype) in ("float", "half")]
+    floats = [x for _, x in named_leaves(function, result) if _kind(xp, x.dtype) in ("float", "half")]
     # joined first: one wait for the device
     if floats and bool(functools.reduce(lambda a, b: a & b, [xp.all(xp.isfinite(x)) for x in floats])):
         return

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from problems import masks, qkv
 
-from asap_ref import Amortizer, fit_amortizer, sinkhorn
+from asap_ref import Amortizer, Cumulants, Slices, fit_amortizer, sinkhorn
 from asap_ref.fast import attention as fast_forms
-from asap_ref.fast import prediction, scaling, threads
+from asap_ref.fast import prediction, scaling, slices, threads
 from asap_ref.fast.from_dual import attention_from_dual
 from asap_ref.method import attention as readable
 from asap_ref.method.transport import attention_scores, transport_plan, two_sided_c_transform
@@ -285,7 +285,9 @@ def test_a_prediction_is_zero_at_padding(module, quadratic):
 @pytest.mark.parametrize("module", ["numpy", "array_api_strict"])
 def test_a_prediction_that_leaves_the_range_is_rescued_in_the_log_domain(module):
     q, k, v = (x.astype(np.float32) for x in qkv(2, 2, n=12, d=4, size=20.0))
-    useless = Amortizer(np.eye(4), np.full((2, 7), -3.0), epsilon=0.3)  # exponents of several hundred
+    useless = Amortizer(
+        (Slices(np.eye(4)), Cumulants()), np.full((2, 7), -3.0), epsilon=0.3
+    )  # exponents of several hundred
     expected = readable.asap_attention(*(x.astype(np.float64) for x in (q, k, v)), useless)
     found = to_numpy(fast_forms.asap_attention(*map(array_module(module).asarray, (q, k, v)), useless))
     assert np.isfinite(found).all()
@@ -395,7 +397,7 @@ def test_fast_rivals_equal_readable(rival, kind, padded):
     )
 )
 def test_places_that_ride_along_in_a_sort_are_those_of_argsort(x):
-    xs, places = prediction.sorted_with_places(x)
+    xs, places = slices.sorted_with_places(x)
     np.testing.assert_array_equal(xs, np.sort(x, axis=-1))
     np.testing.assert_array_equal(np.take_along_axis(x, places, axis=-1), xs)
     np.testing.assert_array_equal(np.sort(places, axis=-1), np.broadcast_to(np.arange(x.shape[-1]), x.shape))

@@ -6,7 +6,7 @@ import pytest
 from asap_ref import Attention, sinkhorn, transport_plan
 from asap_ref.fidelity.comparison import compare_attentions
 from asap_ref.fidelity.hardness import hardness
-from asap_ref.fidelity.report import FidelityReport, fidelity_report, predicted, teacher_of
+from asap_ref.fidelity.report import FidelityReport, fidelity_report, teacher_of
 from asap_ref.method.transport import attention_scores
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.measures import column_distance, plan_of
@@ -64,7 +64,7 @@ def test_the_report_says_how_many_slices_a_layer_was_given():
     compiled, report = compile_model(TEACHER, [CALIBRATION], n_slices="auto", quadratic=0)
     for layer, attention in zip(report, compiled.attentions, strict=True):
         amortizer = attention.settings["amortizer"]
-        assert layer["n_slices"] == amortizer.directions.shape[-1]
+        assert layer["n_slices"] == amortizer.family("slices").count
         assert layer["slice_errors"] == [[int(L), error] for L, error in amortizer.slice_errors]
     assert "n_slices" not in compile_model(TEACHER, [CALIBRATION], n_slices=4)[1][0]
 
@@ -151,7 +151,8 @@ def test_the_fidelity_report_measures_what_it_says(tmp_path):
         assert row["score_range"] == pytest.approx(hard[layer]["score_range"][h], rel=1e-5)
         assert 1 <= row["equivalent_iterations"] <= 50
         if layer == 1:  # by hand; the activations are float32
-            residual = predicted(compiled.attentions[1], q, k)[:, h] - target[:, h]
+            amortizer = compiled.attentions[1].settings["amortizer"]
+            residual = amortizer.predict(q, k)[:, h] - target[:, h]
             assert row["r_squared"] == pytest.approx(1 - np.sum(residual**2) / np.sum(target[:, h] ** 2), abs=1e-4)
             divergence = np.sum(expected[:, h] * np.log(expected[:, h] / plan[:, h])) / (50 * 10)
             assert row["plan_kl"] == pytest.approx(divergence, rel=1e-3)
@@ -192,3 +193,17 @@ def test_a_report_needs_a_teacher_and_data():
         fidelity_report(TEACHER, HELD_OUT[:0])
     with pytest.raises(ValueError, match="fewer than 10 examples"):
         compile_model(TEACHER, [CALIBRATION[:9]], fallback=0.1)
+
+
+def test_a_one_sided_model_is_reported_on_by_its_key_dual():
+    compiled, told = compile_model(TEACHER, [CALIBRATION], n_slices=8, into="one-sided")
+    report = fidelity_report(compiled, HELD_OUT)
+    assert teacher_of(compiled).attentions == TEACHER.attentions
+    q, k, *_ = record(TEACHER, HELD_OUT)[0]
+    target = sinkhorn(attention_scores(k, q), n_iter=7, epsilon=0.5).query  # sides exchanged, as it was calibrated
+    target = target - target.mean(-1, keepdims=True)
+    residual = compiled.attentions[0].settings["amortizer"].predict(k, q) - target
+    expected = 1 - np.sum(residual**2, (0, 2)) / np.sum(target**2, (0, 2))
+    rows = [row for row in report.rows if row["layer"] == 0]
+    assert {row["attention"] for row in rows} == {"one-sided"}
+    np.testing.assert_allclose([row["r_squared"] for row in rows], expected, atol=1e-4)  # float32 activations

@@ -12,11 +12,19 @@ from __future__ import annotations
 import numpy as np
 
 from asap_ref.support.arrays import array_namespace
-from asap_ref.support.contracts import operator
+from asap_ref.support.contracts import operator, vjp_of
 
 
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
-def mixed_attention(q, k, v, parts, *, query_mask=None, key_mask=None):
+@operator
+def mixed_attention(
+    q: "... H n d",
+    k: "... H m d",
+    v: "... H m p",
+    parts,
+    *,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Attend head by head with the mechanism that each head was given.
 
     Parameters
@@ -56,7 +64,7 @@ def mixed_attention(q, k, v, parts, *, query_mask=None, key_mask=None):
     return pick_heads(array_namespace(q).concat(outputs, axis=-3), order)
 
 
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
+@vjp_of(mixed_attention)
 def mixed_attention_vjp(q, k, v, parts, *, query_mask=None, key_mask=None):
     """Mixed attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; arguments as `mixed_attention`.
 
