@@ -19,7 +19,13 @@ from asap_ref.support.settings import check_positive
 
 @dataclass(frozen=True)
 class Drift:
-    """Whether there is drift, and the evidence, strongest first."""
+    """Whether there is drift, and the evidence, strongest first.
+
+    Examples
+    --------
+    >>> print(Drift(False, 0.05, []))
+    no drift found (level 0.05)
+    """
 
     drifted: bool
     level: float

@@ -25,10 +25,24 @@ from asap_ref.support.settings import check_choice
 
 
 class Duals(NamedTuple):
-    """The two dual vectors of an entropic transport problem: query (..., n) and key (..., m)."""
+    """The two dual vectors of an entropic transport problem: query (..., n) and key (..., m).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Duals(np.zeros((64, 100)), np.zeros((64, 80)))  # short ones are printed as they are
+    Duals(query=(64, 100) of float64, key=(64, 80) of float64)
+    """
 
     query: Any
     key: Any
+
+    def __repr__(self):
+        values = f"Duals(query={self.query!r}, key={self.key!r})"
+        if len(values) <= 200:
+            return values
+        query, key = (f"{tuple(x.shape)} of {x.dtype}" for x in self)
+        return f"Duals(query={query}, key={key})"
 
 
 # ----------------------------------------------------------------------------------------------- scores
@@ -42,6 +56,10 @@ def attention_scores(q: "... n d", k: "... m d"):
     ----------
     q, k
         Queries and keys.
+
+    Returns
+    -------
+    array (..., n, m)
 
     Notes
     -----

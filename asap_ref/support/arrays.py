@@ -29,6 +29,10 @@ def array_module(name):
     ----------
     name : {"numpy", "cupy", "torch", "jax", "array_api_strict"}
 
+    Returns
+    -------
+    module
+
     Raises
     ------
     ValueError
@@ -80,6 +84,10 @@ def array_namespace(*arrays):
     *arrays : array or None
         None stands for an argument that was not given, and is passed over.
 
+    Returns
+    -------
+    module
+
     Raises
     ------
     TypeError
@@ -112,6 +120,14 @@ def array_namespace(*arrays):
 
 def to_numpy(x):
     """Copy an array of any module to the host, as a NumPy array.
+
+    Parameters
+    ----------
+    x : array
+
+    Returns
+    -------
+    numpy.ndarray
 
     Examples
     --------
