@@ -33,7 +33,7 @@ def test_tables_and_index_are_generated():
         assert fill(path.read_text()) == path.read_text(), "run python figures/readme.py"
     assert {path.parent.name for path in gallery.scripts().values()} == {*readme.FOLDERS, "figures"}
     table = (CLAIMS / "reproduce.md").read_text()
-    from asap_ref.lab.reproduce import markdown
+    from asap_ref.lab.outcome import markdown
 
     assert markdown(json.loads((CLAIMS / "reproduce.json").read_text())) == table
 

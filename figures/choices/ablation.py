@@ -6,7 +6,9 @@ import numpy as np
 
 from asap_ref import Attention, attention_scores, sinkhorn, transport_plan
 from asap_ref.lab.experiments import experiment
-from asap_ref.lab.reproduce import geometric_mean, machine, trained, whole_batches
+from asap_ref.lab.machine import machine
+from asap_ref.lab.replacements import geometric_mean
+from asap_ref.lab.runs import trained, whole_batches
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.measures import column_distance, output_error, plan_of
 from asap_ref.model.recording import record

@@ -17,7 +17,8 @@ from asap_ref import (
     transport_plan,
     two_sided_c_transform,
 )
-from asap_ref.lab.reproduce import geometric_mean, machine
+from asap_ref.lab.machine import machine
+from asap_ref.lab.replacements import geometric_mean
 from asap_ref.lab.stopwatch import interleaved
 from asap_ref.method.features import dual_features
 from asap_ref.method.masks import centred

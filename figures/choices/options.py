@@ -7,7 +7,9 @@ import numpy as np
 from asap_ref import Attention
 from asap_ref.fidelity.comparison import compare_attentions
 from asap_ref.lab.experiments import experiment
-from asap_ref.lab.reproduce import calibration_batches, geometric_mean, machine, sample, trained
+from asap_ref.lab.machine import machine
+from asap_ref.lab.replacements import geometric_mean
+from asap_ref.lab.runs import calibration_batches, sample, trained
 from asap_ref.model.compilation import compile_model
 from asap_ref.support import files, presentation
 from asap_ref.support.tables import markdown_table
