@@ -117,7 +117,8 @@ def markdown(record):
     made_on = record["machine"]
     return markdown_table(lines) + (
         f"\n{'; '.join(told)}. Seeds {', '.join(map(str, SEEDS))}: means with standard deviations; output errors are "
-        f"relative to the teacher's output, geometric means over heads. {made_on['processor']}, NumPy {made_on['numpy']}.\n"
+        f"relative to the teacher's output, geometric means over heads. {made_on['processor']}, NumPy "
+        f"{made_on['numpy']}.\n"
     )
 
 
