@@ -98,7 +98,7 @@ def ratio(slow, fast):
 # ------------------------------------------------------------------------------------------------------- memory
 
 
-def peak_memory(function, **arguments):
+def peak_memory(function, *, exact=True, **arguments):
     """What a call needs beyond its inputs, and how long it takes, in a process of its own.
 
     Parameters
@@ -106,6 +106,8 @@ def peak_memory(function, **arguments):
     function : function
         On top of its module; it returns (prepare, call): ``prepare()`` does a small problem, so that libraries are
         loaded and threads started, and what ``call()`` adds at its peak is the result.
+    exact : bool
+        Have the C library give freed blocks back at once; otherwise it keeps some, as where nobody asks it.
     **arguments
         Its arguments, plain enough for JSON.
 
@@ -128,7 +130,7 @@ def peak_memory(function, **arguments):
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, **EXACT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, **(EXACT if exact else {}), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     if done.returncode:
         raise OSError(f"measuring memory of {arguments} failed: {done.stderr.strip().splitlines()[-1:]}")
