@@ -51,10 +51,8 @@ Shapes, module, device and dtype of arrays are checked, and that results are fin
 FloatingPointError, as of every operator (asap_ref.support.contracts)."""
 
 
-def operator(function=None, /, **shapes):
+def operator(function):
     """Decorate an operator, whose ``def`` line says the shapes of its arrays; see the module docstring."""
-    if function is None:  # the shapes beside the name of each parameter, all of them behind leading axes
-        return lambda function: _checked(function, {name: _behind(x) for name, x in shapes.items()}, CONTRACT)
     return _checked(function, {name: _literal(x) for name, x in function.__annotations__.items()}, CONTRACT)
 
 
@@ -188,11 +186,6 @@ class Form(NamedTuple):
 def _literal(annotation):
     """What was written: with ``from __future__ import annotations`` it comes as source, ``"'... n m'"``."""
     return ast.literal_eval(annotation) if isinstance(annotation, str) and annotation[0] in "'\"(" else annotation
-
-
-def _behind(shape):
-    """``"n m"`` -> ``"... n m"``, ``None`` -> ``"..."``, and so in a tuple."""
-    return tuple(map(_behind, shape)) if isinstance(shape, tuple) else f"... {shape or ''}".rstrip()
 
 
 def _contract(shape):

@@ -196,7 +196,7 @@ def test_a_report_needs_a_teacher_and_data():
 
 
 def test_a_one_sided_model_is_reported_on_by_its_key_dual():
-    compiled, told = compile_model(TEACHER, [CALIBRATION], n_slices=8, into="one-sided")
+    compiled, _ = compile_model(TEACHER, [CALIBRATION], n_slices=8, into="one-sided")
     report = fidelity_report(compiled, HELD_OUT)
     assert teacher_of(compiled).attentions == TEACHER.attentions
     q, k, *_ = record(TEACHER, HELD_OUT)[0]
