@@ -133,27 +133,13 @@ def fit_amortizer(
         raise ValueError(f"fit_amortizer: ridge must be at least 0, got {ridge}")
     tolerance = check_positive(tolerance, "tolerance", "fit_amortizer", or_zero=True)
     auto, pool = slices_to_draw(n_slices, candidates)
-    restarts = objective != "regression"
-    if client is None:
-        source = in_process(batches, restarts=restarts)
-    else:
-        source = on_cluster(batches, client, restarts=restarts, progress=progress)
-    first = source.first()
-    if first is None:
-        raise ValueError("fit_amortizer: batches is empty; give at least one (q, k)")
-    first = with_masks(first)
+    source, first = source_of(batches, client, restarts=objective != "regression", progress=progress)
 
     drawn = Slices(slice_directions(first[0].shape[-1], pool, seed=seed))
     others = families_beside_the_slices(families, first)
-    statistics = source.total(
-        partial(
-            regression_statistics,
-            (drawn, *others),
-            n_iter,
-            epsilon,
-            reduced=split_statistics if auto else SufficientStatistics.of,
-        )
-    )
+    reduced = split_statistics if auto else SufficientStatistics.of
+    one_batch = partial(regression_statistics, (drawn, *others), n_iter, epsilon, reduced=reduced)
+    statistics = source.total(one_batch)
     picked, statistics, slice_errors = choose_slices(
         statistics,
         pool,
@@ -182,6 +168,18 @@ def fit_amortizer(
         statistics=statistics,
         slice_errors=slice_errors,
     )
+
+
+def source_of(batches, client, *, restarts, progress):
+    """Make a source of the batches, here or on a cluster; also give the first batch, checked."""
+    if client is None:
+        source = in_process(batches, restarts=restarts)
+    else:
+        source = on_cluster(batches, client, restarts=restarts, progress=progress)
+    first = source.first()
+    if first is None:
+        raise ValueError("fit_amortizer: batches is empty; give at least one (q, k)")
+    return source, with_masks(first)
 
 
 def slices_to_draw(n_slices, candidates):

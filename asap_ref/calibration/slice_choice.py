@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from asap_ref.calibration.holding_out import held_out
 from asap_ref.calibration.sources import Total
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.support.arrays import to_numpy
 
 COUNTS = (4, 8, 16, 32, 64)  # the candidates
-EVERY = 10  # every tenth sequence is held out
 ROUNDING = 1e-4  # an error that more slices need not lower: features may come in float32
 
 
@@ -34,9 +34,9 @@ def choose_slices(statistics, pool, n_slices, *, ridge, tolerance, greedy):
     """
     errors = None
     if n_slices is None:
-        fit, held_out = statistics
-        statistics = fit + held_out
-        if statistics.count > 0 == min(fit.count, held_out.count):
+        fit, judge = statistics
+        statistics = fit + judge
+        if statistics.count > 0 == min(fit.count, judge.count):
             raise ValueError(
                 "fit_amortizer: n_slices='auto' holds out a tenth of the sequences of each batch, and these leave none "
                 "to fit on or to judge by; give batches of several sequences, or a number of slices"
@@ -45,7 +45,7 @@ def choose_slices(statistics, pool, n_slices, *, ridge, tolerance, greedy):
         raise ValueError("fit_amortizer: batches hold no valid token")
     if n_slices is None:
         counts = candidate_counts(pool)
-        errors = held_out_errors(fit, held_out, pool, counts, ridge=ridge, chosen=greedy)
+        errors = held_out_errors(fit, judge, pool, counts, ridge=ridge, chosen=greedy)
         n_slices = fewest(counts, errors, tolerance)
         errors = np.stack([counts, errors], axis=-1)
     picked = np.tile(np.arange(n_slices), (len(statistics.gram), 1))
@@ -60,9 +60,8 @@ def split_statistics(features, target, mask):
     mask = np.broadcast_to(True if mask is None else to_numpy(mask), target.shape)
     if target.ndim == 2:  # (H, n) is one sequence
         features, target, mask = features[None], target[None], mask[None]
-    count = len(target)
-    held_out = (np.arange(count) % EVERY == min(count, EVERY) - 1) & (count > 1)
-    sides = (~held_out, held_out)
+    aside = held_out(len(target))
+    sides = (~aside, aside)
     return Total(*(SufficientStatistics.of(features[side], target[side], mask=mask[side]) for side in sides))
 
 
@@ -77,7 +76,7 @@ def candidate_counts(pool):
     return [L for L in COUNTS if pool >= L] or [pool]
 
 
-def held_out_errors(fit, held_out, candidates, counts, *, ridge, chosen):
+def held_out_errors(fit, judge, candidates, counts, *, ridge, chosen):
     """Relative error of the dual on held-out data for each number of slices L in ``counts``: NumPy (K,).
 
     One candidate is a prefix of the next, so two sums, those to fit on and those held out, judge all of them: each is
@@ -85,8 +84,8 @@ def held_out_errors(fit, held_out, candidates, counts, *, ridge, chosen):
 
     Parameters
     ----------
-    fit, held_out : SufficientStatistics
-        Of the same features, of which the first ``candidates`` are slices.
+    fit, judge : SufficientStatistics
+        To fit on, and held out; of the same features, of which the first ``candidates`` are slices.
     candidates : int
     counts : sequence of int
         At most ``candidates`` each.
@@ -98,8 +97,8 @@ def held_out_errors(fit, held_out, candidates, counts, *, ridge, chosen):
     --------
     >>> rng = np.random.default_rng(0)
     >>> features = rng.standard_normal((2, 1, 4, 100))  # what is fitted, and what is held out
-    >>> fit, held_out = (SufficientStatistics.of(x, x[:, 0] + x[:, 2]) for x in features)
-    >>> held_out_errors(fit, held_out, 4, (1, 2, 3), ridge=1e-6, chosen=False).round(2)
+    >>> fit, judge = (SufficientStatistics.of(x, x[:, 0] + x[:, 2]) for x in features)
+    >>> held_out_errors(fit, judge, 4, (1, 2, 3), ridge=1e-6, chosen=False).round(2)
     array([0.71, 0.71, 0.  ])
     """
     first = np.tile(np.arange(candidates), (len(fit.gram), 1))
@@ -107,7 +106,7 @@ def held_out_errors(fit, held_out, candidates, counts, *, ridge, chosen):
     errors = []
     for L in counts:
         weights = fit.of_slices(order[:, :L], candidates).ridge(ridge)
-        unexplained = 1 - held_out.of_slices(order[:, :L], candidates).r_squared(weights)
+        unexplained = 1 - judge.of_slices(order[:, :L], candidates).r_squared(weights)
         errors.append(np.sqrt(np.maximum(np.mean(unexplained), 0)))  # rounding may leave less than nothing
     return np.asarray(errors)
 

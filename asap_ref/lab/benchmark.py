@@ -11,7 +11,7 @@
     memory      peak beyond the inputs, in a process of its own
     reproduce   the main job, and the layers of the model that it trains
 
-The record holds every raw time; bars.py reads it, and figures/bench.py draws it. Sections can be measured apart:
+The record holds every raw time; bars.py reads it, and figures/speed/bench.py draws it. Sections can be measured apart:
 what is already in the record stays.
 """
 
@@ -152,7 +152,7 @@ class Benchmark:
         self.left_out = []
         self.peers = load_peers()
         if self.peers is None:
-            self.left_out.append("other libraries: figures/peers.py, which holds them, is in the repository only")
+            self.left_out.append("other libraries: figures/speed/peers.py is in the repository only")
         else:
             self.left_out += [f"{name}, not installed" for name in self.peers.missing()]
         self.device = "cuda" if backend == "cupy" else "cpu"
@@ -403,8 +403,8 @@ def memory_job(what, name, n, heads):
 
 
 def load_peers():
-    """The competitors from other libraries: None where there is no figures/peers.py, as in an installed package."""
-    return gallery.load("peers") if (gallery.FIGURES / "peers.py").exists() else None
+    """The competitors from other libraries: None where there are no figures, as in an installed package."""
+    return gallery.load("peers") if gallery.FIGURES.is_dir() else None
 
 
 def threads(peers):

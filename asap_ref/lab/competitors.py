@@ -1,7 +1,8 @@
 """What the benchmark times: layers to run on, our attentions, and the floors that nobody can be faster than.
 
 A competitor is prepared with q, k, v and gives a call without arguments, which computes and returns the attention
-output, or the output and its gradients. The competitors from other libraries are in the repository, figures/peers.py.
+output, or the output and its gradients. The competitors from other libraries are in figures/speed/peers.py, in the
+repository.
 
 Shapes: q, k, v (heads, n, d).
 """

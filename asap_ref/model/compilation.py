@@ -13,10 +13,11 @@ from __future__ import annotations
 from functools import partial
 
 from asap_ref.calibration.fit import fit_amortizer
+from asap_ref.calibration.holding_out import split
 from asap_ref.calibration.sources import Mapped
 from asap_ref.model.measures import output_error
 from asap_ref.model.mechanism import MECHANISMS, Attention
-from asap_ref.model.recording import activations, check_model, record, split
+from asap_ref.model.recording import activations, check_model, record
 from asap_ref.support.settings import check_choice, check_positive
 
 
@@ -48,8 +49,8 @@ def compile_model(
         As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer. Whole data sets have tokens
         enough for the quadratic features, so they are on here.
     fallback : float, optional
-        Heads whose attention output is off by more than this (relative to the teacher's, on every tenth example,
-        which then does not calibrate) stay with Sinkhorn. The report names them.
+        Heads whose attention output is off by more than this (relative to the teacher's, on every tenth example
+        of a batch, or the last of fewer, which then do not calibrate) stay with Sinkhorn. The report names them.
     client, progress
         As in `fit_amortizer`: the model runs on the workers of a Dask cluster, and its activations stay there.
 
@@ -98,7 +99,7 @@ def compile_model(
         fallback = check_positive(fallback, "fallback", "compile_model", or_zero=True)
         calibration, held_out = (Mapped(partial(split, side), batches) for side in ("fit", "held out"))
         if not any(len(batch) for batch in held_out):
-            raise ValueError("compile_model: batches of fewer than 10 examples leave none to hold out")
+            raise ValueError("compile_model: batches of one example each leave none to hold out")
     attentions, report = [], []
     for layer, attention in enumerate(model.attentions):
         if not attention.mechanism.teaches:

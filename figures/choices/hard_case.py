@@ -260,9 +260,3 @@ def _worth(record, error):
     """Iterations of Sinkhorn that are as near, between two of them on a logarithmic scale."""
     known = [(np.log(_error(record, f"Sinkhorn, T = {t}")[0]), t) for t in (0, *TRUNCATED)]
     return float(np.interp(np.log(error), *zip(*reversed(known), strict=True)))
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "hard_case"]))

@@ -243,9 +243,3 @@ KEYS = ("accuracy", "train_seconds", "ms_per_forward")
 
 def _spread(values):
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "rivals"]))

@@ -113,9 +113,3 @@ def draw(record, folder):
     axes[0].set_ylabel("second coordinate")
     axes[0].legend(fontsize=8, loc="best")
     return [table, *presentation.save(fig, Path(folder) / "cross_attention")]
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "cross_attention"]))

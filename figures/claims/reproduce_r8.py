@@ -75,9 +75,3 @@ def orientation(record):
         f"{record['settings']['architecture']['length']} words: softmax {accuracy['softmax']:.1%}, Sinkhorn "
         f"{accuracy['sinkhorn']:.1%}.\n"
     )
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "reproduce_r8"]))

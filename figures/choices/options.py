@@ -146,9 +146,3 @@ def _layers(seed, name):
 
 def _error(seed, name):
     return geometric_mean(_row(seed, name)["output_error"])
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "options"]))

@@ -18,10 +18,10 @@ import pytest
 from faults import FAULTS, TESTS
 
 from asap_ref.lab import reproduce
+from asap_ref.lab.gallery import ROOT
 from asap_ref.support import files
 from asap_ref.support.tables import markdown_table
 
-ROOT = Path(__file__).resolve().parent.parent
 PART = Path(platformdirs.user_cache_dir("asap_ref")) / "mutants.json"  # what is known of a measurement under way
 PATIENCE = 150  # seconds of computing that a run of tests may take: a fault that never ends is noticed too
 HEAVY = ("scipy.stats", "sklearn.linear_model", "hypothesis", "array_api_strict", "ot", "torch", "jax")
@@ -172,9 +172,3 @@ def _counts(rows):
 
 def _code(text):
     return f"`{' '.join(text.split())}`".replace("|", r"\|")
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "mutants"]))

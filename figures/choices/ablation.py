@@ -232,9 +232,3 @@ def _value(record, key, measure):
 def _told(record, key, measure):
     found = [_mean(measure, _row(seed, key)[measure]) for seed in record["seeds"]]
     return f"{np.mean(found):.3f} ± {np.std(found):.3f}"
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "ablation"]))

@@ -143,9 +143,3 @@ def _steps_an_epoch(record):
 def _mean(record, name, key):
     rows = [row for seed in record["seeds"] for row in seed["rows"] if row["name"] == name]
     return np.mean([[entry[key] for entry in row["history"]] for row in rows], axis=0)
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "fine_tuning"]))

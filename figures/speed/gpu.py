@@ -138,9 +138,3 @@ def draw(record, folder):
     axis.minorticks_off()
     fig.legend(loc="outside right center", fontsize=8)
     return [table, *presentation.save(fig, Path(folder) / "gpu")]
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "gpu"]))

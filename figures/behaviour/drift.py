@@ -132,9 +132,3 @@ TITLES = {
 def _rate(record, name, size, level):
     rows = [r for seed in record["seeds"] for r in seed["rows"] if (r["shift"], r["size"]) == (name, size)]
     return sum(r["alarms"][str(level)] for r in rows) / sum(r["splits"] for r in rows)
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "drift"]))

@@ -140,9 +140,3 @@ def markdown(record):
             "the same direction, or not in every seed.\n"
         )
     )
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "sinks"]))

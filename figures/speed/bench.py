@@ -90,9 +90,3 @@ def _memory(axis, record):
     axis.loglog(lengths, plan, ":", color=presentation.COLOURS["black"], label="one plan, float32")
     axis.set(title="Memory beyond the inputs, one head", xlabel="tokens n", ylabel="MiB at the peak")
     axis.legend(fontsize=8)
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "bench"]))

@@ -247,9 +247,3 @@ def markdown(record):
         "large divides what is sent by k. A weight vector has "
         f"{s['features']} entries: far fewer tokens than these are enough to fit it.\n"
     )
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "workers"]))

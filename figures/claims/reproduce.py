@@ -18,9 +18,3 @@ def draw(record, folder):
     table = Path(folder) / "reproduce.md"
     files.save_text(table, reproduce.markdown(record))
     return [table, *reproduce.draw(record, folder)]
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "reproduce"]))

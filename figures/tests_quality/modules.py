@@ -1,19 +1,19 @@
 """The same code runs on every array module: where it ran, how far from NumPy's numbers, what a GPU would do.
 
-The checks are those of the tests (tests/agreement.py, tests/counting.py), which need the test extra installed.
+The checks are those of the tests (agreement.py and test_counts.py there), which need the test extra installed.
 """
 
 import importlib
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 from asap_ref.lab import reproduce
+from asap_ref.lab.gallery import ROOT, importable
 from asap_ref.support import files
 from asap_ref.support.tables import markdown_table
 
-TESTS = Path(__file__).resolve().parent.parent / "tests" / "helpers"
+TESTS = [ROOT / "tests" / folder for folder in ("helpers", "fast")]
 COLUMNS = ("values", "gradients", "training step", "compiled, saved, loaded")
 
 
@@ -22,8 +22,7 @@ def measure():
 
     What is missing here keeps the row that the committed record has: a GPU is measured where there is one.
     """
-    sys.path.insert(0, str(TESTS))
-    try:
+    with importable(*TESTS):
         from backends import BACKENDS
         from test_counts import table
 
@@ -40,8 +39,6 @@ def measure():
                 else:
                     rows.append(row | _errors(backend, dtype) | _card(backend))
         return {"rows": rows, "counts": table(), "machine": reproduce.machine()}
-    finally:
-        sys.path.remove(str(TESTS))
 
 
 def _card(backend):
@@ -100,9 +97,3 @@ def draw(record, folder):
     path = Path(folder) / "modules.md"
     files.save_text(path, text)
     return [path]
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "modules"]))

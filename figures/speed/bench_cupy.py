@@ -14,9 +14,3 @@ def draw(record, folder):
     path = folder / "bench_cupy.md"
     files.save_text(path, bars.markdown(record))
     return [path]
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "bench_cupy"]))

@@ -7,11 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from asap_ref.lab.gallery import ROOT
 from asap_ref.lab.reproduce import machine
 from asap_ref.support import files
 from asap_ref.support.tables import markdown_table
-
-ROOT = Path(__file__).parents[1]
 
 
 def measure():
@@ -75,9 +74,3 @@ def markdown(record):
         f"{len(whole)} files that are not listed are run in full. Measured with coverage.py over the default tests, "
         f"without the slow ones and without a GPU ({record['machine']['processor']}){failed}.\n"
     )
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "covered"]))

@@ -9,10 +9,11 @@ from pathlib import Path
 from bugs import BUGS
 
 from asap_ref import oracle
+from asap_ref.lab.gallery import ROOT
 from asap_ref.support import files
 from asap_ref.support.tables import markdown_table
 
-SOURCE = Path(__file__).resolve().parent.parent / "tests" / "oracle" / "examples" / "torch_layer.py"
+SOURCE = ROOT / "tests" / "oracle" / "examples" / "torch_layer.py"
 
 
 def mutant(bug):
@@ -72,16 +73,11 @@ def draw(record, folder):
         f"{n} bugs, each injected alone into a copy of tests/oracle/examples/torch_layer.py, which passes without. "
         f"**{count['caught']} of {n} are caught.** The lowest operator that fails is the one with the bug for "
         f"{count['operator_named']}. The three flags that the report names first have the right hint for "
-        f"{count['hint_named']}. Which flags are right is written in figures/bugs.py; the vectors, and the rule "
-        "that ranks flags, were mended until these bugs were caught and named: expect less for others.\n\n"
+        f"{count['hint_named']}. Which flags are right is written in figures/tests_quality/bugs.py; "
+        "the vectors, and the rule that ranks flags, were mended until these bugs were caught and named: expect less "
+        "for others.\n\n"
         + markdown_table(table)
     )
     path = Path(folder) / "mutations.md"
     files.save_text(path, text)
     return [path]
-
-
-if __name__ == "__main__":
-    from asap_ref.cli import main
-
-    raise SystemExit(main(["figures", "mutations"]))
