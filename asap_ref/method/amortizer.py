@@ -24,13 +24,7 @@ from asap_ref.support.trees import map_leaves
 
 @operator
 def amortized_query_dual(
-    q: "... H n d",
-    k: "... H m d",
-    families: "...",
-    weights: "...",
-    *,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
+    q: "... H n d", k: "... H m d", families: "...", weights: "...", *, query_mask=None, key_mask=None
 ):
     """Predict the query dual, ``f_hat = Phiᵀ w`` (paper).
 

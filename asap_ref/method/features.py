@@ -127,17 +127,16 @@ class Slices(Family, name="slices"):
 
 
 @operator
-def dual_features(
-    q: "... n d", k: "... m d", families: "...", *, query_mask: "... n" = None, key_mask: "... m" = None
-):
+def dual_features(q: "... n d", k: "... m d", families: "...", *, query_mask=None, key_mask=None):
     """Features from which the query dual is predicted: those of each family, one below the other.
 
     Parameters
     ----------
-    q, k : arrays
+    q, k
+        Queries and keys.
     families : sequence of Family
         Their arrays are of the module, device and dtype of q.
-    query_mask, key_mask : boolean arrays, optional
+    query_mask, key_mask
         True at valid tokens.
 
     Returns
