@@ -2,8 +2,9 @@
 
 Softmax and all that start from a query dual are "product, one exponential, product" over tiles of rows that stay in
 the cache: ASAP is prediction.py followed by two_sided.py, and so are its rivals with another dual. Sinkhorn runs in
-scaling form (scaling.py). On NumPy, problems are spread over threads (workers.py); on other array modules the same
-expressions run on whole arrays.
+scaling form (scaling.py). On NumPy, problems are spread over threads (threads.py); on CuPy all of them are a few
+kernels (kernels/); on other array modules, and where the kernels cannot hold a problem, the same expressions run on
+whole arrays.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 
 import numpy as np
 
+from asap_ref.fast import kernels
 from asap_ref.fast.from_dual import attention_from_dual, divisor, tiles
 from asap_ref.fast.prediction import predict
 from asap_ref.fast.scaling import scale, scaled_attention, scaled_attention_vjp
@@ -31,6 +33,7 @@ def _on_numpy(x):
 # --------------------------------------------------------------------------------------------------- softmax
 
 
+@kernels.on_device(kernels.softmax_attention)
 @operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
 def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
     """Row-softmax attention in tiles: `attention.softmax_attention`, fast.
@@ -93,6 +96,10 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
     >>> softmax_attention_vjp(q, q, q)[1](np.ones((2, 3)))[2].sum()
     np.float64(6.0)
     """
+    if kernels.can_launch(q):
+        masks = {"query_mask": query_mask, "key_mask": key_mask}
+        if made := kernels.sinkhorn_attention_vjp(q, k, v, n_iter=0, **masks):
+            return made
     if not _on_numpy(q) or within_a_chunk(q, k):
         return readable.softmax_attention_vjp(q, k, v, query_mask=query_mask, key_mask=key_mask)
 
@@ -105,6 +112,7 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
 # -------------------------------------------------------------------------------------------------- Sinkhorn
 
 
+@kernels.on_device(kernels.sinkhorn_attention)
 @operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
 def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
     """Sinkhorn attention in scaling form: `attention.sinkhorn_attention`, fast.
@@ -155,6 +163,10 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 
         return out, vjp
 
+    if kernels.can_launch(q):
+        settings = {"n_iter": n_iter, "epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
+        if made := kernels.sinkhorn_attention_vjp(q, k, v, **settings):
+            return made
     if not _on_numpy(q):
         return part(q, k, v, query_mask, key_mask)
     return over_problems_vjp(part, [q, k, v], [query_mask, key_mask])
@@ -163,6 +175,14 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 # ------------------------------------------------------------------------------------------------------ ASAP
 
 
+def _asap_from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=None, found=None):
+    masks = {"query_mask": query_mask, "key_mask": key_mask}
+    f_hat = predict(q, k, amortizer, p=v.shape[-1], **masks)
+    settings = {"epsilon": amortizer.epsilon, "refine": amortizer.refine, "found": found}
+    return kernels.attention_from_query_dual(q, k, v, f_hat, **settings, **masks)
+
+
+@kernels.on_device(_asap_from_kernels)
 @operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
 def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=None):
     """ASAP attention, product, exponential, product: `attention.asap_attention`, fast.
@@ -233,6 +253,13 @@ def initial_attention(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=None
     return over_problems(part, [q, k, v], [query_mask, key_mask])
 
 
+def _one_sided_from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, found=None):
+    g = predict(k, q, amortizer, query_mask=key_mask, key_mask=query_mask, p=v.shape[-1])
+    settings = {"epsilon": amortizer.epsilon, "query_mask": query_mask, "key_mask": key_mask, "found": found}
+    return kernels.attention_from_key_dual(q, k, v, g, **settings)
+
+
+@kernels.on_device(_one_sided_from_kernels)
 @operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
 def one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """Softmax attention with a predicted key dual as bias: `one_sided.one_sided_attention`, fast.

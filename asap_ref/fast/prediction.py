@@ -8,7 +8,7 @@ Padding is moved to the end of each sort by giving it the largest value of its s
 are zero. Who meets whom is a matter of the two counts alone (staircase.py), and with equal counts of neighbours.
 
 Shapes: q (..., H, n, d), k (..., H, m, d) -> query dual (..., H, n); L slices. On NumPy the problems are spread over
-threads, (B, n, d) in a piece; elsewhere the arrays are whole.
+threads, (B, n, d) in a piece; on CuPy kernels take over (kernels/prediction.py); elsewhere the arrays are whole.
 """
 
 from __future__ import annotations
@@ -17,19 +17,28 @@ import math
 
 import numpy as np
 
+from asap_ref.fast import kernels
 from asap_ref.fast.threads import spread, worker_count
 from asap_ref.method.features import N_CUMULANTS, key_moments
-from asap_ref.method.masks import keep, token_count
+from asap_ref.method.masks import keep, keep_tokens, token_count
 from asap_ref.method.staircase import check_levels
 from asap_ref.support.arrays import array_namespace, one_pass, scattered, transpose
 
 
-def predict(q, k, amortizer, *, query_mask=None, key_mask=None):
-    """Query dual up to a constant, zero at padding; q and k are zero there already."""
+def predict(q, k, amortizer, *, query_mask=None, key_mask=None, p=None):
+    """Query dual up to a constant, zero at padding; q and k are zero there already.
+
+    For CuPy arrays padding may hold anything, halves are computed in float32, and p is the dimension of the values.
+    """
     amortizer.check_heads(q)
+    if kernels.can_launch(q):
+        f_hat = _from_kernels(q, k, amortizer, query_mask, key_mask, p)
+        if f_hat is not None:
+            return f_hat
+        q, k = (keep_tokens(kernels.computed_in(x), mask) for x, mask in ((q, query_mask), (k, key_mask)))
     if amortizer.hidden is not None:  # its units need the features one by one
         return amortizer.predict(q, k, query_mask=query_mask, key_mask=key_mask)
-    constants = amortizer.placed(q, "prediction", lambda: (*_of_slice_weights(amortizer), *_of_others(amortizer)))
+    constants = _constants(amortizer, q)
     if not isinstance(q, np.ndarray):
         return _dual(q, k, constants, query_mask, key_mask)
     leading, n = q.shape[:-2], q.shape[-2]
@@ -49,6 +58,18 @@ def predict(q, k, amortizer, *, query_mask=None, key_mask=None):
     step = max(min(2**16 // max(n * L, 1), math.ceil(count / worker_count())), 1)
     pieces = [slice(i, i + step) for i in range(0, count, step)] or [slice(0, 0)]
     return np.concatenate(spread(part, pieces)).reshape(*leading, n)
+
+
+def _constants(amortizer, like):
+    return amortizer.placed(like, "prediction", lambda: (*_of_slice_weights(amortizer), *_of_others(amortizer)))
+
+
+def _from_kernels(q, k, amortizer, query_mask, key_mask, p):
+    """Query dual, or None where they cannot hold the problem or have no form of a family."""
+    if amortizer.hidden is not None:
+        return None
+    constants = _constants(amortizer, kernels.number_like(q))
+    return kernels.predict(q, k, constants, query_mask=query_mask, key_mask=key_mask, p=p)
 
 
 def _dual(q, k, constants, query_mask, key_mask):
@@ -96,7 +117,7 @@ def _projected(x, theta):
         return transpose(theta) @ transpose(x)
     # one product for all problems: a batch of them with one factor in common is several launches elsewhere
     xp = array_namespace(x)
-    return transpose(xp.reshape(xp.reshape(x, (-1, x.shape[-1])) @ theta, (*x.shape[:-1], -1)))
+    return transpose(xp.reshape(xp.reshape(x, (-1, x.shape[-1])) @ theta, (*x.shape[:-1], theta.shape[-1])))
 
 
 def _padding_last(x, mask):

@@ -43,15 +43,20 @@ def operator(**shapes):
         bind = signature.bind
         required = {key for key in contracts if signature.parameters[key].default is inspect.Parameter.empty}
 
-        @functools.wraps(function)
-        def checked(*args, **kwargs):
-            if getattr(_scope, "inside", False):
-                return function(*args, **kwargs)
+        def examined(*args, **kwargs):
+            """The arguments by name, settings converted; [(name, array, axes)]; their module."""
             arguments = bind(*args, **kwargs).arguments
             arrays = _named_arrays(name, arguments, contracts, required)
             xp = _check_kind(name, arrays)
             _check_shapes(name, arrays)
             check_settings(name, arguments)
+            return arguments, arrays, xp
+
+        @functools.wraps(function)
+        def checked(*args, **kwargs):
+            if is_inside():
+                return function(*args, **kwargs)
+            arguments, arrays, xp = examined(*args, **kwargs)
             half = next((x.dtype for _, x, _ in arrays if _kind(xp, x.dtype) == "half"), None)
             if half is not None:
                 arguments |= {key: _cast_half(xp, arguments[key]) for key in contracts if key in arguments}
@@ -64,6 +69,7 @@ def operator(**shapes):
             _explain_non_finite(xp, name, result, arrays)
             return _cast_back(xp, result, half)
 
+        checked.examined = examined
         return checked
 
     return decorate
@@ -99,9 +105,14 @@ def _checked_vjp(xp, name, value, vjp, half):
     return checked
 
 
+def is_inside():
+    """Say whether this thread is inside an operator, whose arguments have been checked."""
+    return getattr(_scope, "inside", False)
+
+
 def inside(function, *args, **kwargs):
     """Call a function as part of an operator whose arguments have been checked, on this thread."""
-    if getattr(_scope, "inside", False):
+    if is_inside():
         return function(*args, **kwargs)
     _scope.inside = True
     try:
