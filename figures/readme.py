@@ -1,31 +1,77 @@
-"""Put the generated tables into README.md, between their markers; nothing there is typed by hand.
+"""Put what is generated into README.md (tables) and figures/README.md (the index); nothing there is typed by hand.
 
-python figures/readme.py            rewrite README.md
-python figures/readme.py --check    only say whether it is up to date
+python figures/readme.py            rewrite both
+python figures/readme.py --check    only say whether they are up to date
 """
 
+import ast
 import re
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-MARKED = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end of table -->", re.DOTALL)
+from asap_ref.lab.gallery import FIGURES, ROOT, names, scripts
+from asap_ref.support.tables import markdown_table
+
+TABLE = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end of table -->", re.DOTALL)
+INDEX = re.compile(r"<!-- index -->\n.*?<!-- end of index -->", re.DOTALL)
+FOLDERS = {
+    "claims": "What the paper claims, and what is seen here.",
+    "choices": "What each choice buys: features, slices, calibrations, refining.",
+    "speed": "What it takes: time and memory, beside other libraries, on a GPU, on several workers. "
+    "`bench` writes its table of goals by itself too: [bars.md](speed/bars.md).",
+    "behaviour": "How it behaves: by depth, between sets of different sizes, when data drift, when trained on.",
+    "tests_quality": "What the checks are worth: what they catch, which lines they run, and where they ran.",
+}
 
 
-def filled(text):
+def with_tables(text):
     """README text with each marked block replaced by the file that its marker names."""
-    return MARKED.sub(
+    return TABLE.sub(
         lambda m: f"<!-- table: {m[1]} -->\n{(ROOT / m[1]).read_text().strip()}\n<!-- end of table -->", text
     )
 
 
+def with_index(text):
+    """Text of figures/README.md with its index, folder by folder, from the scripts' own first sentences."""
+    index = "\n".join(_of_folder(folder) for folder in FOLDERS)
+    return INDEX.sub(lambda m: f"<!-- index -->\n{index}<!-- end of index -->", text)
+
+
+def _of_folder(folder):
+    """Heading, sentence, and a table of the figures; then what they share."""
+    own = {name: path for name, path in scripts().items() if path.parent.name == folder}
+    drawn = [name for name in names() if name in own]
+    rows = [["figure", "what it shows", "how it is measured"]]
+    rows += [[_links(own[name]), _sentence(own[name]), _sentence(own[name], "measure")] for name in drawn]
+    shared = [f"\n`{path.name}`: {_sentence(path)}\n" for name, path in own.items() if name not in drawn]
+    return f"## {folder}\n\n{FOLDERS[folder]}\n\n{markdown_table(rows)}{''.join(shared)}"
+
+
+def _links(path):
+    """Links to the table and the picture of a figure, whichever it has."""
+    outputs = [path.with_suffix(suffix) for suffix in (".md", ".svg") if path.with_suffix(suffix).exists()]
+    links = [f"[{output.suffix[1:]}]({output.relative_to(FIGURES).as_posix()})" for output in outputs]
+    return f"`{path.stem}` ({', '.join(links)})"
+
+
+def _sentence(path, function=None):
+    """First line of the docstring of a script, or of one of its functions."""
+    tree = ast.parse(path.read_text())
+    if function is not None:
+        (tree,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return ast.get_docstring(tree).splitlines()[0]
+
+
+WRITTEN = {ROOT / "README.md": with_tables, FIGURES / "README.md": with_index}
+
+
 def main():
     """Rewrite or check."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    if "--check" in sys.argv:
-        sys.exit(0 if filled(text) == text else "README.md is out of date: run python figures/readme.py")
-    readme.write_text(filled(text))
+    for path, fill in WRITTEN.items():
+        text = path.read_text()
+        if "--check" not in sys.argv:
+            path.write_text(fill(text))
+        elif fill(text) != text:
+            sys.exit(f"{path.relative_to(ROOT)} is out of date: run python figures/readme.py")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The installed command: what it writes, how it resumes, and what it says of mistakes."""
 
+import inspect
 import json
 import os
 import signal
@@ -74,7 +75,7 @@ def test_compile_with_auto_says_how_many_slices_each_layer_has_and_why(short_run
     for layer, attention in enumerate(Transformer.load(compiled).attentions):
         amortizer = attention.settings["amortizer"]
         errors = ", ".join(f"{L:.0f} {error:.3f}" for L, error in amortizer.slice_errors)
-        chosen = amortizer.directions.shape[-1]
+        chosen = amortizer.family("slices").count
         assert f"layer {layer}: {chosen} slices; held-out error of the dual by slices: {errors}\n" in done.stdout
 
 
@@ -254,9 +255,11 @@ def test_the_command_line_offers_every_experiment():
     from asap_ref.lab import experiments
 
     assert set(cli.DATASETS) == set(experiments.EXPERIMENTS)
-    from asap_ref.model import mechanism
+    from asap_ref.model.mechanism import MECHANISMS, settings_of
 
-    assert set(cli.TRAINABLE) == {name for name in mechanism.FORMS if not mechanism.settings_of(name)[1]}
+    assert set(cli.TRAINABLE) == {
+        name for name, line in MECHANISMS.items() if inspect.Parameter.empty not in settings_of(line).values()
+    }
 
 
 def test_info_names_versions_and_array_modules():

@@ -5,7 +5,12 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
+from asap_ref.lab import gallery
+
 ROOT = Path(__file__).resolve().parent.parent
+CLAIMS = ROOT / "figures" / "claims"
 README = (ROOT / "README.md").read_text()
 
 
@@ -22,19 +27,19 @@ def test_the_library_example_runs_and_asap_comes_close_to_its_teacher(capsys):
     assert names["dq"].shape == names["q"][:2].shape
 
 
-def test_tables_are_generated(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "figures")
-    import readme
-
-    assert readme.filled(README) == README, "run python figures/readme.py"
-    table = (ROOT / "figures" / "reproduce.md").read_text()
+def test_tables_and_index_are_generated():
+    readme = gallery.load("readme")
+    for path, fill in readme.WRITTEN.items():
+        assert fill(path.read_text()) == path.read_text(), "run python figures/readme.py"
+    assert {path.parent.name for path in gallery.scripts().values()} == {*readme.FOLDERS, "figures"}
+    table = (CLAIMS / "reproduce.md").read_text()
     from asap_ref.lab.reproduce import markdown
 
-    assert markdown(json.loads((ROOT / "figures" / "reproduce.json").read_text())) == table
+    assert markdown(json.loads((CLAIMS / "reproduce.json").read_text())) == table
 
 
 def test_the_committed_run_shows_what_the_readme_claims():
-    report = json.loads((ROOT / "figures" / "reproduce.json").read_text())
+    report = json.loads((CLAIMS / "reproduce.json").read_text())
     rows = {row["attention"]: row for row in report["rows"]}
     assert rows["sinkhorn"]["accuracy"] >= 0.965
     assert rows["asap"]["accuracy"] >= 0.99 * rows["sinkhorn"]["accuracy"]
@@ -50,9 +55,10 @@ def test_both_commands_are_one_line_each():
     assert "asap-ref reproduce" in commands[0] and "pytest" in commands[1]
 
 
-def test_every_file_that_the_readme_names_is_there():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "figures/README.md", "asap_ref/oracle/README.md"])
+def test_every_file_that_a_page_links_to_is_there(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), target
 
 
 def test_importing_the_package_imports_no_framework():

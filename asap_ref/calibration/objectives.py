@@ -23,8 +23,16 @@ from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator
 
 
-@operator(scores="n m", query_dual="n", teacher_columns="m", query_mask="n", key_mask="m")
-def kl_loss_and_gradient(scores, query_dual, teacher_columns, *, epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def kl_loss_and_gradient(
+    scores: "... n m",
+    query_dual: "... n",
+    teacher_columns: "... m",
+    *,
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """KL divergence from teacher to student, up to a constant, and its gradient in the predicted query dual.
 
     Parameters
@@ -66,8 +74,15 @@ def kl_loss_and_gradient(scores, query_dual, teacher_columns, *, epsilon=1.0, qu
     return loss, _times(C, teacher_columns - columns) / (n * epsilon)
 
 
-@operator(scores="n m", query_dual="n", query_mask="n", key_mask="m")
-def dual_loss_and_gradient(scores, query_dual, *, epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def dual_loss_and_gradient(
+    scores: "... n m",
+    query_dual: "... n",
+    *,
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Minus the semi-dual a query, and its gradient in the predicted query dual; arguments as above, no teacher.
 
     Examples

@@ -1,6 +1,6 @@
 """Recalibration: new data is merged with what an amortizer was fitted from, instead of starting over.
 
-The sufficient statistics of ridge regression add up (statistics.py), and an amortizer keeps its own, so
+The sufficient statistics of ridge regression add up (method/regression.py), and an amortizer keeps its own, so
 calibrating on one half and then on the other gives what the whole gives.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from asap_ref.calibration.fit import regression_statistics
+from asap_ref.calibration.batch import regression_statistics
 from asap_ref.calibration.sources import in_process
 from asap_ref.method.amortizer import Amortizer
-from asap_ref.support.contracts import check_positive
+from asap_ref.support.settings import check_positive
 
 
 def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
@@ -21,8 +21,7 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
     Parameters
     ----------
     amortizer : Amortizer
-        As from `fit_amortizer` with the regression objective. Slices and feature families, a hidden layer among them,
-        stay as they are.
+        As from `fit_amortizer` with the regression objective. Its families of features stay as they are.
     batches
         New data, as in `fit_amortizer`; gone through once.
     ridge : float
@@ -72,12 +71,10 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
         )
     if forget > 1:
         raise ValueError(f"recalibrate: forget must be from 0 to 1, got {forget}")
-    one_batch = partial(
-        regression_statistics, amortizer.directions, amortizer.families, amortizer.n_iter, amortizer.epsilon
-    )
+    one_batch = partial(regression_statistics, amortizer.families, amortizer.n_iter, amortizer.epsilon)
     new = in_process(batches, restarts=False).total(one_batch)
     if new is None or new.count == 0:
         raise ValueError("recalibrate: batches is empty; give at least one (q, k)")
     merged = new if forget == 0 else amortizer.statistics.scaled(forget) + new
     weights = merged.ridge(ridge)
-    return replace(amortizer, weights=weights, r_squared=merged.r_squared(weights), statistics=merged, _placed={})
+    return replace(amortizer, weights=weights, r_squared=merged.r_squared(weights), statistics=merged)

@@ -1,4 +1,4 @@
-"""Features in which the quadratic form of a query follows the means and covariances of its sequence (derived).
+"""Moment features: a quadratic form of the query that follows the means and covariances of its sequence (derived).
 
 For normal distributions of queries and keys the dual is a quadratic form of the query whose matrix is a function of
 both covariances, and whose linear term is one of both means (initial_duals.py). The quadratic features have a
@@ -8,59 +8,57 @@ matrix that is the same for all sequences. These let it vary, to first order, en
     u_a u_b Cov(w)_ab    for a <= b
     u_a u_b Cov(u)_ab    for a <= b
 
-At inference they fold into one quadratic form a sequence, and cost next to nothing (prediction.py).
+At inference they fold into one quadratic form a sequence, and cost next to nothing.
 
-Shapes: u (..., r, n) queries and w (..., r, m) keys on a basis, zero at padding; features (..., 3 r² + r (r + 1), n).
+Shapes: q (..., n, d), k (..., m, d), on the basis u (..., r, n), w (..., r, m) -> features (..., F, n).
 """
 
 from __future__ import annotations
 
-from asap_ref.method.masks import centred, keep, token_count
+from dataclasses import dataclass
+
+import numpy as np
+
+from asap_ref.extensions.quadratic import OnBasis
+from asap_ref.fast.form import fast_form
+from asap_ref.fast.quadratic_form import Lifted, QuadraticForm
+from asap_ref.method.features import Family
+from asap_ref.method.masks import centred, keep, mean_and_covariance, of_features
 from asap_ref.support.arrays import array_namespace, transpose
 
 
-def count_moments(rank):
-    """Count the features.
+@dataclass(frozen=True)
+class Moments(OnBasis, Family, name="moments"):
+    """u_a s_b, then u_a u_b Cov(w)_ab and u_a u_b Cov(u)_ab for a <= b."""
 
-    Examples
-    --------
-    >>> count_moments(2)
-    18
-    """
-    return 3 * rank * rank + rank * (rank + 1)
+    @property
+    def count(self):
+        """F = 3 r² + r (r + 1)."""
+        r = self.basis.shape[-1]
+        return 3 * r * r + r * (r + 1)
+
+    def features_vjp(self, q, k, *, query_mask=None, key_mask=None):
+        """Features, and ``vjp(d_features) -> (d_q, d_k, {})``: the basis is a setting. O(n r (d + r))."""
+        u, w = self.project(q, query_mask), self.project(k, key_mask)
+        features, of_projected = _of_projected_vjp(u, w, query_mask, key_mask)
+
+        def vjp(d_features):
+            d_u, d_w = of_projected(d_features)
+            return self.lift(d_u), self.lift(d_w), {}
+
+        return features, vjp
 
 
-def moment_features(u, w, *, query_mask=None, key_mask=None):
-    """Features of queries u and keys w on the basis, centred over the valid queries.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> moment_features(np.ones((2, 5)), np.ones((2, 7))).shape
-    (18, 5)
-    """
-    return moment_features_vjp(u, w, query_mask=query_mask, key_mask=key_mask)[0]
-
-
-def moment_features_vjp(u, w, *, query_mask=None, key_mask=None):
-    """Features and their VJP, ``vjp(d_features) -> (d_u, d_w)``.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> features, vjp = moment_features_vjp(np.ones((2, 5)), np.ones((2, 7)))
-    >>> [d.shape for d in vjp(features)]
-    [(2, 5), (2, 7)]
-    """
+def _of_projected_vjp(u, w, query_mask, key_mask):
+    """Features of u (..., r, n) and w (..., r, m), and ``vjp(d_features) -> (d_u, d_w)``."""
     xp = array_namespace(u, w)
     r, n = u.shape[-2:]
-    of_queries, of_keys = (None if mask is None else mask[..., None, :] for mask in (query_mask, key_mask))
-    mean, z, Cu, n_ = _moments(u, of_queries)
-    _, y, Cw, m_ = _moments(w, of_keys)
+    of_queries, of_keys = of_features(query_mask), of_features(key_mask)
+    mean, z, Cu, n_ = mean_and_covariance(transpose(u), query_mask)  # (..., 1, r), (..., n, r), (..., r, r)
+    _, y, Cw, m_ = mean_and_covariance(transpose(w), key_mask)
     identity = xp.eye(r, dtype=u.dtype, device=u.device)
-    s = xp.concat(
-        [mean, *(xp.sum(C * identity, axis=-1, keepdims=True) for C in (Cw, Cu))], axis=-2
-    )  # (..., 3r, 1)
+    diagonals = (xp.sum(C * identity, axis=-1, keepdims=True) for C in (Cw, Cu))
+    s = xp.concat([transpose(mean), *diagonals], axis=-2)  # (..., 3r, 1)
     bilinear = xp.reshape(s[..., :, None, :] * u[..., None, :, :], (*u.shape[:-2], 3 * r * r, n))
     squares = [C[..., a, a:, None] * u[..., a : a + 1, :] * u[..., a:, :] for C in (Cw, Cu) for a in range(r)]
 
@@ -77,19 +75,12 @@ def moment_features_vjp(u, w, *, query_mask=None, key_mask=None):
             of_diagonal = d_s[..., (i + 1) * r : (i + 2) * r, None] * identity
             dC.append(xp.sum(upper * u[..., :, None, :] * u[..., None, :, :], axis=-1) + of_diagonal)
         # what a covariance sends through the mean vanishes, z and y being centred
-        d_w, d_spread = ((dc + transpose(dc)) @ x / N for dc, x, N in zip(dC, (y, z), (m_, n_), strict=True))
+        d_w, d_spread = (
+            (dc + transpose(dc)) @ transpose(x) / N for dc, x, N in zip(dC, (y, z), (m_, n_), strict=True)
+        )
         return keep(d_u + d_s[..., :r, None] / n_ + d_spread, of_queries), keep(d_w, of_keys)
 
     return centred(xp.concat([bilinear, *squares], axis=-2), of_queries), vjp
-
-
-def _moments(x, mask):
-    """Mean (..., r, 1), x less its mean (..., r, n), covariance (..., r, r), and n', over valid tokens."""
-    xp = array_namespace(x)
-    count = token_count(x, mask)  # an integer, or (..., 1, 1)
-    mean = xp.sum(x, axis=-1, keepdims=True) / count
-    spread = keep(x - mean, mask)
-    return mean, spread, spread @ transpose(spread) / count, count
 
 
 def _upper(d, start, r):
@@ -101,3 +92,15 @@ def _upper(d, start, r):
         rows.append(xp.concat([xp.zeros_like(d[..., :a, :]), d[..., start:stop, :]], axis=-2))
         start = stop
     return xp.stack(rows, axis=-3), start
+
+
+@fast_form.register
+def _(family: Moments, weights, d):
+    R = np.asarray(family.basis, dtype=np.float64)  # (d, r) or (H, d, r)
+    H, r = len(weights), R.shape[-1]
+    upper = np.triu_indices(r)
+    bilinear, of_keys, of_queries = np.split(weights, np.cumsum([3 * r * r, len(upper[0])]), axis=-1)
+    forms = np.zeros((2, H, r, r))
+    forms[0][:, *upper], forms[1][:, *upper] = of_keys, of_queries
+    scaled = np.zeros((H, 1, 1)) + d**-0.25 * R
+    return QuadraticForm.of(len(weights), d, lifted=(Lifted(scaled, *forms, bilinear.reshape(H, 3 * r, r)),))

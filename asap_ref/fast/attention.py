@@ -1,10 +1,9 @@
-"""The attentions of attention.py made fast; same names, arguments, errors and results.
+"""The attentions of method/attention.py made fast; same names, arguments, errors and results.
 
 Softmax and all that start from a query dual are "product, one exponential, product" over tiles of rows that stay in
-the cache: ASAP is prediction.py followed by two_sided.py, and so are its rivals with another dual. Sinkhorn runs in
-scaling form (scaling.py). On NumPy, problems are spread over threads (threads.py); on CuPy all of them are a few
-kernels (kernels/); on other array modules, and where the kernels cannot hold a problem, the same expressions run on
-whole arrays.
+the cache: ASAP is prediction.py followed by from_dual.py. Sinkhorn runs in scaling form (scaling.py). On NumPy,
+problems are spread over threads (threads.py); on CuPy all of them are a few kernels (kernels/); on other array modules,
+and where the kernels cannot hold a problem, the same expressions run on whole arrays.
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ import numpy as np
 
 from asap_ref.fast import kernels
 from asap_ref.fast.from_dual import attention_from_dual, divisor, tiles
-from asap_ref.fast.prediction import predict
+from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.scaling import scale, scaled_attention, scaled_attention_vjp
 from asap_ref.fast.threads import over_problems, over_problems_vjp, within_a_chunk
 from asap_ref.method import attention as readable
-from asap_ref.method.masks import below_top, keep_tokens
-from asap_ref.method.transport import attention_scores, attention_scores_vjp, column_mass, valid_pairs
-from asap_ref.rivals.initial_duals import initial_dual
+from asap_ref.method.masks import below_top, column_mass, keep_tokens, valid_pairs, without_padding
+from asap_ref.method.transport import attention_scores, attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, one_pass, transpose
-from asap_ref.support.contracts import inside, operator
+from asap_ref.support.contracts import fast_form_of
 
 
 def _on_numpy(x):
@@ -34,16 +32,9 @@ def _on_numpy(x):
 
 
 @kernels.on_device(kernels.softmax_attention)
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+@fast_form_of(readable.softmax_attention)
 def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
-    """Row-softmax attention in tiles: `attention.softmax_attention`, fast.
-
-    Examples
-    --------
-    >>> softmax_attention(np.zeros((2, 3)), np.zeros((2, 3)), np.asarray([[1.0], [3.0]]))
-    array([[2.],
-           [2.]])
-    """
+    """In tiles of rows, normalised after the second product."""
     if not _on_numpy(q):
         return _softmax_whole(q, k, v, query_mask, key_mask)
     if within_a_chunk(q, k):
@@ -54,7 +45,7 @@ def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
 def _softmax_whole(q, k, v, query_mask, key_mask):
     """In whole arrays: the rows are normalised after the second product, where they are narrow."""
     xp = array_namespace(q, k, v)
-    q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, valid = attention_scores(q, k), valid_pairs(query_mask, key_mask)
     S = S if valid is None else xp.where(valid, S, -xp.inf)
     top = xp.max(S, axis=-1, keepdims=True)
@@ -70,7 +61,7 @@ def _exp_of_difference(xp, x, y):
 
 def _softmax_tiles(q, k, v, query_mask, key_mask):
     """(B, n, d), (B, m, d), (B, m, p), masks (B, n) and (B, m) -> (B, n, p)."""
-    q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
     if key_mask is not None:  # padding takes the place of a token: the maximum of a row is that of its tokens
         a_token = np.take_along_axis(k, key_mask.argmax(-1)[:, None, None], axis=-2)
         k = np.where(key_mask[..., None], k, a_token)
@@ -86,20 +77,12 @@ def _softmax_tiles(q, k, v, query_mask, key_mask):
     return keep_tokens(out / divisor(total, key_mask), query_mask)
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+@fast_form_of(readable.softmax_attention_vjp)
 def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
-    """Softmax attention and its VJP on threads: `attention.softmax_attention_vjp`, fast.
-
-    Examples
-    --------
-    >>> q = np.zeros((2, 3))
-    >>> softmax_attention_vjp(q, q, q)[1](np.ones((2, 3)))[2].sum()
-    np.float64(6.0)
-    """
-    if kernels.can_launch(q):
-        masks = {"query_mask": query_mask, "key_mask": key_mask}
-        if made := kernels.sinkhorn_attention_vjp(q, k, v, n_iter=0, **masks):
-            return made
+    """On threads."""
+    masks = {"query_mask": query_mask, "key_mask": key_mask}
+    if kernels.can_launch(q) and (made := kernels.sinkhorn_attention_vjp(q, k, v, n_iter=0, **masks)):
+        return made
     if not _on_numpy(q) or within_a_chunk(q, k):
         return readable.softmax_attention_vjp(q, k, v, query_mask=query_mask, key_mask=key_mask)
 
@@ -113,19 +96,12 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
 
 
 @kernels.on_device(kernels.sinkhorn_attention)
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+@fast_form_of(readable.sinkhorn_attention)
 def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
-    """Sinkhorn attention in scaling form: `attention.sinkhorn_attention`, fast.
-
-    Examples
-    --------
-    >>> q = np.asarray([[1.0], [0.0]])
-    >>> sinkhorn_attention(q, q, np.eye(2), n_iter=50).sum(axis=0).round(6)
-    array([1., 1.])
-    """
+    """In scaling form (scaling.py)."""
 
     def part(q, k, v, query_mask, key_mask):
-        q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
+        q, k, v = without_padding(q, k, v, query_mask, key_mask)
         segments = scale(
             attention_scores(q, k), n_iter=n_iter, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask
         )
@@ -136,22 +112,13 @@ def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_
     return over_problems(part, [q, k, v], [query_mask, key_mask])
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+@fast_form_of(readable.sinkhorn_attention_vjp)
 def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
-    """Sinkhorn attention and its VJP in scaling form: `attention.sinkhorn_attention_vjp`, fast.
-
-    Examples
-    --------
-    >>> q = np.asarray([[1.0], [0.0]])
-    >>> out, vjp = sinkhorn_attention_vjp(q, q, q, n_iter=5)
-    >>> vjp(np.ones((2, 1)))[2].round(6)
-    array([[1.],
-           [1.]])
-    """
+    """In scaling form (scaling.py)."""
 
     def part(q, k, v, query_mask, key_mask):
         masks = {"query_mask": query_mask, "key_mask": key_mask}
-        q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
+        q, k, v = without_padding(q, k, v, query_mask, key_mask)
         S, scores_vjp = attention_scores_vjp(q, k)
         segments = scale(S, n_iter=n_iter, epsilon=epsilon, **masks)
         out = scaled_attention(segments, v)
@@ -175,34 +142,19 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 # ------------------------------------------------------------------------------------------------------ ASAP
 
 
-def _asap_from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=None, found=None):
+def _asap_from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, found=None):
     masks = {"query_mask": query_mask, "key_mask": key_mask}
-    f_hat = predict(q, k, amortizer, p=v.shape[-1], **masks)
+    f_hat = predicted_dual(q, k, amortizer, p=v.shape[-1], **masks)
     settings = {"epsilon": amortizer.epsilon, "refine": amortizer.refine, "found": found}
     return kernels.attention_from_query_dual(q, k, v, f_hat, **settings, **masks)
 
 
 @kernels.on_device(_asap_from_kernels)
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
-def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=None):
-    """ASAP attention, product, exponential, product: `attention.asap_attention`, fast.
-
-    Parameters
-    ----------
-    block : int, optional
-        Keys that are taken at a time; memory is O(n block). Chosen by size when not given.
-
-    Examples
-    --------
-    >>> from asap_ref.calibration.fit import fit_amortizer
-    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 64, 1, 8, 4))
-    >>> amortizer = fit_amortizer([(q, k)], n_slices=4)
-    >>> slow = readable.asap_attention(q, k, v, amortizer)
-    >>> bool(np.allclose(asap_attention(q, k, v, amortizer), slow))
-    True
-    """
-    q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
-    f_hat = predict(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)
+@fast_form_of(readable.asap_attention)
+def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+    """Product, exponential, product, in O(n) memory (from_dual.py), from a prediction in the fewest passes."""
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    f_hat = predicted_dual(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)
     epsilon = amortizer.epsilon
 
     def refined(q, k, v, f_hat, query_mask, key_mask):
@@ -213,7 +165,7 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
         return scaled_attention(segments, v)
 
     def transformed(q, k, v, f_hat, query_mask, key_mask):
-        return attention_from_dual(q, k, v, f_hat[..., 0], query_mask, key_mask, epsilon=epsilon, block=block)
+        return attention_from_dual(q, k, v, f_hat[..., 0], query_mask, key_mask, epsilon=epsilon)
 
     part, arrays = refined if amortizer.refine else transformed, [q, k, v, f_hat[..., None]]
     return (
@@ -223,58 +175,4 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None, block=
     )
 
 
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
-def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
-    """ASAP attention and its VJP: the readable one, which fine-tuning can afford."""
-    return inside(readable.asap_attention_vjp, q, k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
-
-
-# ---------------------------------------------------------------------------------------------------- rivals
-
-
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
-def initial_attention(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
-    """Attention from a closed-form dual: `initial_duals.initial_attention`, fast.
-
-    Examples
-    --------
-    >>> q, k = np.random.default_rng(0).standard_normal((2, 6, 3))
-    >>> initial_attention(q, k, np.ones((6, 1)), start="sorting")[:, 0].round(6)
-    array([1., 1., 1., 1., 1., 1.])
-    """
-
-    def part(q, k, v, query_mask, key_mask):
-        q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
-        f = initial_dual(q, k, start=start, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
-        return attention_from_dual(q, k, v, f, query_mask, key_mask, epsilon=epsilon)
-
-    if not _on_numpy(q):
-        return part(q, k, v, query_mask, key_mask)
-    return over_problems(part, [q, k, v], [query_mask, key_mask])
-
-
-def _one_sided_from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, found=None):
-    g = predict(k, q, amortizer, query_mask=key_mask, key_mask=query_mask, p=v.shape[-1])
-    settings = {"epsilon": amortizer.epsilon, "query_mask": query_mask, "key_mask": key_mask, "found": found}
-    return kernels.attention_from_key_dual(q, k, v, g, **settings)
-
-
-@kernels.on_device(_one_sided_from_kernels)
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
-def one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
-    """Softmax attention with a predicted key dual as bias: `one_sided.one_sided_attention`, fast.
-
-    Examples
-    --------
-    >>> from asap_ref.calibration.fit import fit_amortizer
-    >>> q, k = np.random.default_rng(0).standard_normal((2, 64, 1, 8, 4))
-    >>> one_sided_attention(q, k, k, fit_amortizer([(k, q)], n_slices=4)).shape
-    (64, 1, 8, 4)
-    """
-    xp, d = array_namespace(q, k, v), q.shape[-1]
-    q, k, v = readable.without_padding(q, k, v, query_mask, key_mask)
-    g = predict(k, q, amortizer, query_mask=key_mask, key_mask=query_mask)
-    # the bias rides inside the product as one more coordinate, whose scale softmax_attention divides away again
-    q1 = xp.concat([q / math.sqrt(d), xp.ones_like(q[..., :1])], axis=-1) * (math.sqrt(d + 1) / amortizer.epsilon)
-    k1 = xp.concat([k, g[..., None]], axis=-1)
-    return softmax_attention(q1, k1, v, query_mask=query_mask, key_mask=key_mask)
+asap_attention_vjp = readable.asap_attention_vjp  # which fine-tuning can afford

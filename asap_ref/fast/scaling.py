@@ -29,8 +29,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from asap_ref.method.transport import Duals, column_mass, entropic_c_transform, transport_plan, valid_pairs
-from asap_ref.support.arrays import array_namespace, one_pass, transpose
+from asap_ref.method.masks import column_mass, valid_pairs
+from asap_ref.method.transport import Duals, entropic_c_transform, transport_plan
+from asap_ref.support.arrays import array_namespace, matvec, one_pass, transpose, vecmat
 
 # Scalings may reach BIG before they are absorbed. An entry of K that underflows would at most have grown by BIG²:
 # 1e-38 * 1e16 in float32 and 1e-308 * 1e200 in float64 are nothing beside rows that sum to one.
@@ -74,9 +75,11 @@ def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None, init=None)
         _, a, b = segment.steps[-1]
         for side in sides:
             if side == "key":
-                b = r / _column_sums(segment.K, a, column_padding)
+                sums = vecmat(a, segment.K)
+                b = r / (sums if column_padding is None else sums + column_padding)
             else:
-                a = 1 / _row_sums(segment.K, b, row_padding)
+                sums = matvec(segment.K, b)
+                a = 1 / (sums if row_padding is None else sums + row_padding)
             yield side, a, b
 
     def in_log_domain(side, f, g):
@@ -165,11 +168,11 @@ def scaled_attention_vjp(segments, v, out, d_out, mass):
             if side == "query":
                 A.append(a * df)
                 B.append(b)
-                dg, df = dg - b * _column_sums(K, A[-1]), 0.0
+                dg, df = dg - b * vecmat(A[-1], K), 0.0
             else:
                 A.append(a)
                 B.append(b * dg / mass)
-                df, dg = df - a * _row_sums(K, B[-1]), 0.0
+                df, dg = df - a * matvec(K, B[-1]), 0.0
         A, B = -xp.stack(A, axis=-2), xp.stack(B, axis=-2)  # (..., half steps, n), (..., half steps, m)
         if d_scores is None:
             A, B = xp.concat([transpose(left), A], axis=-2), xp.concat([transpose(right), B], axis=-2)
@@ -177,15 +180,3 @@ def scaled_attention_vjp(segments, v, out, d_out, mass):
         else:
             d_scores = d_scores + K * (transpose(A) @ B)
     return d_scores, dv
-
-
-def _row_sums(K, b, padding=None):
-    """K b, (..., n, m), (..., m) -> (..., n), and one where padding is."""
-    sums = (K @ b[..., :, None])[..., :, 0]
-    return sums if padding is None else sums + padding
-
-
-def _column_sums(K, a, padding=None):
-    """Kᵀ a, (..., n, m), (..., n) -> (..., m), as aᵀ K: some modules would copy K to transpose it."""
-    sums = (a[..., None, :] @ K)[..., 0, :]
-    return sums if padding is None else sums + padding

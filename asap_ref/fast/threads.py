@@ -6,9 +6,11 @@ thread meanwhile: small products gain nothing from more, and ours are already in
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -34,9 +36,43 @@ def _pool(workers):
     return ThreadPoolExecutor(workers, thread_name_prefix="asap_ref")
 
 
-@functools.cache
-def _blas():
-    return ThreadpoolController().select(user_api="blas")
+class _BlasOnOneThread(contextlib.AbstractContextManager):
+    """Hold BLAS to one thread while anybody asks for it: the first in saves the limits, the last out restores them."""
+
+    def __init__(self):
+        self.lock, self.inside, self.limits = threading.Lock(), 0, None
+
+    @functools.cached_property
+    def blas(self):
+        return ThreadpoolController().select(user_api="blas")
+
+    def __enter__(self):
+        with self.lock:
+            if not self.inside:
+                self.limits = self.blas.limit(limits=1)
+            self.inside += 1
+
+    def __exit__(self, *error):
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.limits.restore_original_limits()
+
+
+_blas_on_one_thread = _BlasOnOneThread()
+
+
+def _begin_anew():
+    """Forget, in a forked child, the pool whose threads did not come along, and who held BLAS meanwhile."""
+    global _blas_on_one_thread
+    _pool.cache_clear()
+    if _blas_on_one_thread.inside:
+        _blas_on_one_thread.limits.restore_original_limits()
+    _blas_on_one_thread = _BlasOnOneThread()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def within_a_chunk(q, k):
@@ -58,7 +94,7 @@ def spread(function, pieces):
     """Call the function on each piece, on threads if there are several, and return the results in order."""
     if len(pieces) == 1 or worker_count() == 1:
         return [inside(function, piece) for piece in pieces]
-    with _blas().limit(limits=1):
+    with _blas_on_one_thread:
         return list(_pool(worker_count()).map(lambda piece: inside(function, piece), pieces))
 
 

@@ -12,16 +12,18 @@ Shapes: plan P and scores S (..., n, m), tokens X (..., n, w); results have one 
 
 from __future__ import annotations
 
+from asap_ref.method.masks import column_mass
 from asap_ref.method.sinkhorn import sinkhorn
-from asap_ref.method.transport import column_mass, transport_plan
+from asap_ref.method.transport import transport_plan
 from asap_ref.model.embedding import embed_vjp
 from asap_ref.model.transformer import block
 from asap_ref.support.arrays import array_namespace
-from asap_ref.support.contracts import check_count, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_count
 
 
-@operator(plan="n m", query_mask="n", key_mask="m")
-def sink_score(plan, *, query_mask=None, key_mask=None):
+@operator
+def sink_score(plan: "... n m", *, query_mask: "... n" = None, key_mask: "... m" = None):
     """Largest column sum of a plan, relative to the fair share n'/m'.
 
     Parameters
@@ -34,11 +36,6 @@ def sink_score(plan, *, query_mask=None, key_mask=None):
     -------
     array (...)
         1 for a doubly-stochastic plan, m' when every query attends to one key alone.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On wrong shapes or non-finite input.
 
     Notes
     -----
@@ -55,8 +52,8 @@ def sink_score(plan, *, query_mask=None, key_mask=None):
     return xp.max(columns / column_mass(plan, query_mask, key_mask), axis=-1)
 
 
-@operator(plan="n m", query_mask="n")
-def attention_entropy(plan, *, query_mask=None):
+@operator
+def attention_entropy(plan: "... n m", *, query_mask: "... n" = None):
     """Entropy of a plan's rows in nats, the mean over the valid queries.
 
     Parameters
@@ -69,11 +66,6 @@ def attention_entropy(plan, *, query_mask=None):
     -------
     array (...)
         0 when every query attends to one key, log m' when to all alike. 0 where no query is valid.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On wrong shapes or non-finite input.
 
     Examples
     --------
@@ -91,8 +83,8 @@ def attention_entropy(plan, *, query_mask=None):
     return xp.sum(valid * rows, axis=-1) / xp.where(count > 0, count, xp.ones_like(count))
 
 
-@operator(tokens="n w", mask="n")
-def rank_residual(tokens, *, mask=None):
+@operator
+def rank_residual(tokens: "... n w", *, mask: "... n" = None):
     """How far tokens are from being all the same: |X - 1 mean(X)ᵀ| / |X|, Frobenius norms.
 
     Parameters
@@ -105,11 +97,6 @@ def rank_residual(tokens, *, mask=None):
     -------
     array (...)
         Between 0, one vector n times over (X has rank one), and 1. 0 where the tokens are all zero.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On wrong shapes or non-finite input.
 
     Notes
     -----
@@ -165,8 +152,17 @@ def rank_residual_by_depth(model, inputs):
     return residuals
 
 
-@operator(scores="n m", plan="n m", reference="n m", query_mask="n", key_mask="m")
-def equivalent_iterations(scores, plan, reference, *, epsilon=1.0, most=50, query_mask=None, key_mask=None):
+@operator
+def equivalent_iterations(
+    scores: "... n m",
+    plan: "... n m",
+    reference: "... n m",
+    *,
+    epsilon=1.0,
+    most=50,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """How many Sinkhorn iterations from a zero dual come as close to a reference plan as the given plan is.
 
     Parameters
@@ -187,11 +183,6 @@ def equivalent_iterations(scores, plan, reference, *, epsilon=1.0, most=50, quer
     integer array (...)
         The smallest T whose plan has a Frobenius distance to the reference that is no larger; ``most`` where none
         up to there has. One is what the two-sided transform of a zero dual costs, and the least.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On wrong shapes, non-finite input, epsilon <= 0 or most < 1.
 
     Notes
     -----

@@ -14,12 +14,18 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from asap_ref.fidelity.report import FidelityReport
-from asap_ref.support.contracts import check_positive
+from asap_ref.support.settings import check_positive
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Whether there is drift, and the evidence, strongest first."""
+    """Whether there is drift, and the evidence, strongest first.
+
+    Examples
+    --------
+    >>> print(Drift(False, 0.05, []))
+    no drift found (level 0.05)
+    """
 
     drifted: bool
     level: float

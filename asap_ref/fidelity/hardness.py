@@ -8,7 +8,7 @@ from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores, marginal_error, transport_plan
 from asap_ref.model.recording import check_model, record
 from asap_ref.support.arrays import to_numpy
-from asap_ref.support.contracts import check_count, check_positive
+from asap_ref.support.settings import check_count, check_positive
 
 
 def hardness(model, batch, *, tolerance=0.05, most=100):
@@ -33,12 +33,12 @@ def hardness(model, batch, *, tolerance=0.05, most=100):
     check_count(most, "most", "hardness", least=1)
     check_model(model, "model", "hardness")
     for layer, attention in enumerate(model.attentions):
-        if attention.name != "sinkhorn":
+        if not attention.mechanism.teaches:
             raise ValueError(f"hardness: layer {layer} has {attention.name} attention, expected sinkhorn")
     report = []
     for layer, (q, k, _, query_mask, key_mask) in enumerate(record(model, batch)):
         settings = {"query_mask": query_mask, "key_mask": key_mask}
-        settings["epsilon"] = model.attentions[layer].settings.get("epsilon", 1.0)
+        settings["epsilon"] = model.attentions[layer].setting("epsilon")
         S = attention_scores(q, k)
         spread = to_numpy(S).max((-2, -1)) - to_numpy(S).min((-2, -1))
         needed = np.full(q.shape[1], most)

@@ -16,22 +16,23 @@ Shapes: q (B, H, n, d), k (B, H, m, d), v (B, H, m, p), plan (B, H, n, m).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from asap_ref.extensions.mixed import pick_heads
-from asap_ref.fidelity.comparison import as_float64, column_distance, plan_of, valid_tokens
+from asap_ref.extensions.mixed_heads import pick_heads
 from asap_ref.fidelity.diagnostics import equivalent_iterations
 from asap_ref.fidelity.hardness import hardness
 from asap_ref.method.masks import centred
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores
+from asap_ref.model.measures import as_float64, column_distance, plan_of, valid_tokens
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.recording import check_model, record
 from asap_ref.support import files
 from asap_ref.support.arrays import array_namespace, to_numpy
-from asap_ref.support.contracts import check_count
+from asap_ref.support.settings import check_count
 from asap_ref.support.tables import markdown_table
 
 COLUMNS = {
@@ -170,7 +171,7 @@ def fidelity_report(compiled, inputs, *, teacher=None, most=50):
             "give the model that was compiled"
         )
     for layer, attention in enumerate(teacher.attentions):
-        if attention.name != "sinkhorn":
+        if not attention.mechanism.teaches:
             raise ValueError(
                 f"fidelity_report: layer {layer} of teacher has {attention.name} attention, expected sinkhorn"
             )
@@ -186,7 +187,7 @@ def fidelity_report(compiled, inputs, *, teacher=None, most=50):
     hard = [hardness(teacher, batch) for batch in batches if len(batch)]
     rows = []
     for layer, attention in enumerate(compiled.attentions):
-        predicted = {h for _, heads in amortizers(attention) for h in heads}
+        attends = {h: part for part, heads in attention.by_head(compiled.architecture.n_heads) for h in heads}
         for head in range(compiled.architecture.n_heads):
             of = {name: x[:, layer, head] for name, x in by_name.items()}
             explained = 1 - of["dual_square"].sum() / max(of["target_square"].sum(), 1e-300)
@@ -194,8 +195,8 @@ def fidelity_report(compiled, inputs, *, teacher=None, most=50):
                 {
                     "layer": layer,
                     "head": head,
-                    "attention": _name(attention, head),
-                    "r_squared": float(explained) if head in predicted else None,
+                    "attention": attends[head].name,
+                    "r_squared": float(explained) if attends[head].mechanism.predicts else None,
                     "plan_kl": float(of["plan_kl"].mean()),
                     "output_error": float(np.sqrt(of["difference"].sum() / of["size"].sum())),
                     "column_error": float(of["column_error"].mean()),
@@ -211,37 +212,19 @@ def teacher_of(compiled):
     """Return the Sinkhorn model that a compiled one stands for: same parameters, iterations named by the amortizers."""
     attentions = []
     for layer, attention in enumerate(compiled.attentions):
-        found = amortizers(attention)
-        if attention.name == "sinkhorn":
-            attentions.append(attention)
-        elif found:
-            n_iter, epsilon = found[0][0].n_iter, found[0][0].epsilon
-            attentions.append(Attention("sinkhorn", {"n_iter": n_iter, "epsilon": epsilon}))
+        parts = attention.by_head(compiled.architecture.n_heads)
+        teachers = [part for part, _ in parts if part.mechanism.teaches]
+        amortizers = [part.settings["amortizer"] for part, _ in parts if part.mechanism.predicts]
+        if teachers:
+            attentions.append(teachers[0])
+        elif amortizers:
+            settings = {"n_iter": amortizers[0].n_iter, "epsilon": amortizers[0].epsilon}
+            attentions.append(Attention("sinkhorn", settings))
         else:
             raise ValueError(
                 f"layer {layer} has {attention.name} attention, which no Sinkhorn teacher stands behind"
             )
     return compiled.with_attention(*attentions)
-
-
-def amortizers(attention):
-    """List the (amortizer, heads) by which an attention predicts query duals."""
-    if attention.name == "mixed":
-        return [
-            (part.settings["amortizer"], heads)
-            for part, heads in attention.settings["parts"]
-            if part.name == "asap"
-        ]
-    if attention.name == "asap":
-        amortizer = attention.settings["amortizer"]
-        return [(amortizer, range(len(amortizer.weights)))]
-    return []
-
-
-def _name(attention, head):
-    if attention.name != "mixed":
-        return attention.name
-    return next(part.name for part, heads in attention.settings["parts"] if head in heads)
 
 
 # ---------------------------------------------------------------------------------------------- one batch of data
@@ -254,57 +237,64 @@ def measure(teacher, attentions, batch, *, most=50):
         teacher.attentions, attentions, record(teacher, batch), strict=True
     ):
         masks = dict(zip(("query_mask", "key_mask"), masks, strict=True))
-        epsilon, n_iter = given.settings.get("epsilon", 1.0), given.settings.get("n_iter", 20)
         expected, found = (as_float64(a(q, k, v, **masks)) for a in (given, attention))
         P_expected, P_found = (plan_of(a, q, k, **masks) for a in (given, attention))
-        S = attention_scores(q, k)
-        xp = array_namespace(S)
-        place = dict(dtype=S.dtype, device=S.device)
-        plans = (xp.asarray(P, **place) for P in (P_found, P_expected))
+        epsilon, S = given.setting("epsilon"), attention_scores(q, k)
+        place = partial(array_namespace(S).asarray, dtype=S.dtype, device=S.device)
         valid = valid_tokens(q, masks["query_mask"])
-        duals = sinkhorn(S, n_iter=max(n_iter - 1, 0), epsilon=epsilon, **masks)
-        target = as_float64(centred(duals.query, masks["query_mask"]))
-        dual = predicted(attention, q, k, **masks)
         spread = _score_range(as_float64(S), valid, valid_tokens(k, masks["key_mask"])) / epsilon
-        dual_square, target_square = (
-            np.sum((dual - target) ** 2, -1),
-            np.sum(target**2, -1),
-        )  # NaN if not predicted
+        dual_square, target_square, tokens = _dual_error(given, attention, q, k, **masks)
         difference, size = np.sum((found - expected) ** 2, (-2, -1)), np.sum(expected**2, (-2, -1))
-        n_valid = np.maximum(valid.sum(-1), 1)
         layers.append(
             {
                 "difference": difference,
                 "size": size,
                 "output_error": np.sqrt(difference / np.maximum(size, 1e-300)),
                 "column_error": column_distance(P_found, **masks),
-                "plan_kl": _divergence(P_expected, P_found) / n_valid,
+                "plan_kl": _divergence(P_expected, P_found) / np.maximum(valid.sum(-1), 1),
                 "equivalent_iterations": to_numpy(
-                    equivalent_iterations(S, *plans, epsilon=epsilon, most=most, **masks)
+                    equivalent_iterations(
+                        S, place(P_found), place(P_expected), epsilon=epsilon, most=most, **masks
+                    )
                 ),
                 "dual_square": dual_square,
                 "target_square": target_square,
-                "dual_error": np.sqrt(dual_square / n_valid),
+                "dual_error": np.sqrt(dual_square / tokens),
                 "score_range": spread,
             }
         )
     return {name: np.stack([layer[name] for layer in layers], axis=1) for name in layers[0]}
 
 
-def predicted(attention, q, k, *, query_mask=None, key_mask=None):
-    """Query duals that an attention predicts, NumPy (B, H, n); NaN for heads without a prediction."""
+def _dual_error(teacher, attention, q, k, *, query_mask=None, key_mask=None):
+    """|dual - target|², |target|² and tokens of each sequence and head, NumPy (B, H); NaN without a prediction.
+
+    The dual is the one that the attention predicts, the target that of `fit_amortizer`: on exchanged sides both, where
+    it is the key dual.
+    """
     xp = array_namespace(q, k)
-    dual = np.full(q.shape[:-1], np.nan)
-    for amortizer, heads in amortizers(attention):
-        masks = {
-            name: None
-            if mask is None
-            else pick_heads(xp.broadcast_to(mask, x.shape[:-1])[..., None], heads)[..., 0]
-            for name, mask, x in (("query_mask", query_mask, q), ("key_mask", key_mask, k))
-        }
-        found = amortizer.predict(pick_heads(q, heads), pick_heads(k, heads), **masks)
-        dual[:, list(heads)] = as_float64(found)
-    return dual
+    found = np.full((3, *q.shape[:-2]), np.nan)
+    for part, heads in attention.by_head(q.shape[-3]):
+        if not part.mechanism.predicts:
+            continue
+        sides = [
+            (pick_heads(x, heads), mask if mask is None else _pick(xp.broadcast_to(mask, x.shape[:-1]), heads))
+            for x, mask in ((q, query_mask), (k, key_mask))
+        ]
+        (x, mask), (y, other) = sides if part.mechanism.predicts == "query" else reversed(sides)
+        masks = {"query_mask": mask, "key_mask": other}
+        before = max(teacher.setting("n_iter") - 1, 0)  # iterations of the closure-ready dual
+        duals = sinkhorn(attention_scores(x, y), n_iter=before, epsilon=teacher.setting("epsilon"), **masks)
+        target = as_float64(centred(duals.query, mask))
+        dual = as_float64(part.settings["amortizer"].predict(x, y, **masks))
+        tokens = np.maximum(valid_tokens(x, mask).sum(-1), 1)
+        found[:, :, list(heads)] = np.sum((dual - target) ** 2, -1), np.sum(target**2, -1), tokens
+    return found
+
+
+def _pick(mask, heads):
+    """(B, H, n) -> (B, H', n)."""
+    return pick_heads(mask[..., None], heads)[..., 0]
 
 
 def _score_range(S, valid_queries, valid_keys):

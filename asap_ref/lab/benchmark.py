@@ -11,7 +11,7 @@
     memory      peak beyond the inputs, in a process of its own
     reproduce   the main job, and the layers of the model that it trains
 
-The record holds every raw time; bars.py reads it, and figures/bench.py draws it. Sections can be measured apart:
+The record holds every raw time; bars.py reads it, and figures/speed/bench.py draws it. Sections can be measured apart:
 what is already in the record stays.
 """
 
@@ -45,7 +45,7 @@ from asap_ref.model.training import train
 from asap_ref.model.transformer import Transformer
 from asap_ref.support import files
 from asap_ref.support.arrays import array_module, to_numpy
-from asap_ref.support.contracts import check_choice
+from asap_ref.support.settings import check_choice
 
 PARETO = 1024  # tokens at which slice counts are compared
 TRUNCATIONS = (1, 2, 3, 5, 7)
@@ -152,7 +152,7 @@ class Benchmark:
         self.left_out = []
         self.peers = load_peers()
         if self.peers is None:
-            self.left_out.append("other libraries: figures/peers.py, which holds them, is in the repository only")
+            self.left_out.append("other libraries: figures/speed/peers.py is in the repository only")
         else:
             self.left_out += [f"{name}, not installed" for name in self.peers.missing()]
         self.device = "cuda" if backend == "cupy" else "cpu"
@@ -286,7 +286,7 @@ class Benchmark:
             return []
         races = []
         for n in self.extent.long:
-            racers = {**ours.SOFTMAX, ASAP: ours.asap(n, KINDS["frozen"], 2, 16, block=256)}
+            racers = {**ours.SOFTMAX, ASAP: ours.asap(n, KINDS["frozen"], 2, 16)}
             if n <= 4096:
                 racers[SCALING] = ours.sinkhorn()
             racers[TILES] = Competitor("sinkhorn", ours.calls(ours.sinkhorn_in_tiles))
@@ -397,14 +397,14 @@ def memory_job(what, name, n, heads):
     else:
         racers = {**ours.SOFTMAX, SCALING: ours.sinkhorn()}
         if name == ASAP:
-            racers[ASAP] = ours.asap(n, KINDS["frozen"], heads, 16, block=256)
+            racers[ASAP] = ours.asap(n, KINDS["frozen"], heads, 16)
     call = racers[name].prepare(*ours.layer(n, heads=heads))
     return racers[name].prepare(*ours.layer(64, heads=heads)), call
 
 
 def load_peers():
-    """The competitors from other libraries: None where there is no figures/peers.py, as in an installed package."""
-    return gallery.load("peers") if (gallery.FIGURES / "peers.py").exists() else None
+    """The competitors from other libraries: None where there are no figures, as in an installed package."""
+    return gallery.load("peers") if gallery.FIGURES.is_dir() else None
 
 
 def threads(peers):

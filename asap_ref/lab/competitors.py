@@ -1,7 +1,8 @@
 """What the benchmark times: layers to run on, our attentions, and the floors that nobody can be faster than.
 
 A competitor is prepared with q, k, v and gives a call without arguments, which computes and returns the attention
-output, or the output and its gradients. The competitors from other libraries are in the repository, figures/peers.py.
+output, or the output and its gradients. The competitors from other libraries are in figures/speed/peers.py, in the
+repository.
 
 Shapes: q, k, v (heads, n, d).
 """
@@ -18,9 +19,12 @@ import numpy as np
 from asap_ref.calibration.fit import fit_amortizer
 from asap_ref.fast import attention as fast
 from asap_ref.fast.from_dual import attention_from_dual, tiles
-from asap_ref.fast.prediction import predict, sorted_with_places
+from asap_ref.fast.prediction import predicted_dual
+from asap_ref.fast.slices import sorted_with_places
 from asap_ref.fast.threads import over_problems, spread
 from asap_ref.method import attention as readable
+from asap_ref.rivals.initial_duals import fast_initial_attention
+from asap_ref.rivals.one_sided import fast_one_sided_attention
 from asap_ref.rivals.sliced_attention import sliced_attention
 from asap_ref.support.arrays import array_namespace, to_numpy, transpose
 
@@ -205,18 +209,18 @@ def sinkhorn(n_iter=N_ITER):
 
 def one_sided(n, kind, n_slices):
     """ASAP on the key side alone: a softmax with a bias."""
-    return Competitor("asap", calls(fast.one_sided_attention, amortizer=key_amortizer(n, kind, n_slices)))
+    return Competitor("asap", calls(fast_one_sided_attention, amortizer=key_amortizer(n, kind, n_slices)))
 
 
 def prediction(n, kind, heads, n_slices):
     """Only the prediction of the query dual."""
     fitted = amortizer(n, kind, heads, n_slices)
-    return Competitor("other", lambda q, k, v: lambda: predict(q, k, fitted))
+    return Competitor("other", lambda q, k, v: lambda: predicted_dual(q, k, fitted))
 
 
 def sorts(n, kind, heads, n_slices):
     """Only the sorts of the prediction: projected queries with their places, projected keys without. NumPy."""
-    theta = transpose(amortizer(n, kind, heads, n_slices).directions)
+    theta = transpose(amortizer(n, kind, heads, n_slices).family("slices").directions)
 
     def prepare(q, k, v):
         x, y = theta @ transpose(q), theta @ transpose(k)  # (heads, L, n)
@@ -234,7 +238,7 @@ def from_dual(n, kind, heads, n_slices):
     """ASAP without its prediction, which is made beforehand. NumPy."""
 
     def prepare(q, k, v):
-        f_hat = predict(q, k, amortizer(n, kind, heads, n_slices))
+        f_hat = predicted_dual(q, k, amortizer(n, kind, heads, n_slices))
 
         def part(q, k, v, f_hat):
             return attention_from_dual(q, k, v, f_hat[..., 0], None, None, epsilon=1.0)
@@ -250,7 +254,7 @@ FLOORS = {
 }
 SOFTMAX = {"softmax": Competitor("softmax", calls(fast.softmax_attention))}
 INITIAL = {
-    f"dual from {start}": Competitor("initial", calls(fast.initial_attention, start=start))
+    f"dual from {start}": Competitor("initial", calls(fast_initial_attention, start=start))
     for start in ("gaussian", "sorting")
 }
 LOG_DOMAIN = {"Sinkhorn, log domain": Competitor("sinkhorn", calls(readable.sinkhorn_attention, n_iter=N_ITER))}

@@ -1,12 +1,14 @@
 """Regenerate the figures and tables of the repository: ``asap-ref figures``.
 
-Each is a script figures/NAME.py with ``measure() -> record`` and ``draw(record, folder) -> paths``; the record is
-committed as figures/NAME.json and the outputs beside it. figures/README.md says it in full.
+Each is a script NAME.py somewhere below figures/, with ``measure() -> record`` and ``draw(record, folder) -> paths``;
+the record is committed as NAME.json beside it, and so are the outputs. A name says all, since it is there once.
+figures/README.md lists them, and says in full what a script holds.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import json
 import sys
@@ -14,18 +16,37 @@ from pathlib import Path
 
 from asap_ref.support import files
 
-FIGURES = Path(__file__).resolve().parents[2] / "figures"
+ROOT = Path(__file__).resolve().parents[2]  # of the repository, where the package lies in one
+FIGURES = ROOT / "figures"
 
 
-def names(folder=FIGURES):
-    """List the figures of a folder: the scripts that define ``draw``, by name."""
+def scripts(folder=FIGURES):
+    """Find every script below a folder, what figures share included: {name: path}, by name.
+
+    Raises
+    ------
+    ValueError
+        If two have the same name.
+    FileNotFoundError
+        If there is no such folder, as where the package was installed without its repository.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}: an installed package has no figures; clone the repository, "
             "pip install -e it, and run asap-ref figures there"
         )
-    return [script.stem for script in sorted(folder.glob("*.py")) if "draw" in _functions(script)]
+    found = {}
+    for path in sorted(folder.rglob("*.py"), key=lambda path: path.stem):
+        if path.stem in found:
+            raise ValueError(f"two scripts are called {path.stem}: {found[path.stem]} and {path}; rename one")
+        found[path.stem] = path
+    return found
+
+
+def names(folder=FIGURES):
+    """List the figures below a folder: the scripts that define ``draw``, by name."""
+    return [name for name, path in scripts(folder).items() if "draw" in _functions(path)]
 
 
 def regenerate(chosen=(), *, measure=False, folder=FIGURES, out=None, say=print):
@@ -36,11 +57,11 @@ def regenerate(chosen=(), *, measure=False, folder=FIGURES, out=None, say=print)
     chosen : sequence of str
         Names, as of `names`; all when empty.
     measure : bool
-        Run the measurements again and rewrite the records. Scripts that draw from another's record have none.
+        Run the measurements again and rewrite the records.
     folder : path
-        Where the scripts and their records are.
+        Below which the scripts and their records are.
     out : path, optional
-        Where to write, instead of ``folder``.
+        Where to write, instead of beside each script.
     say : callable
         Where lines for people go.
 
@@ -52,45 +73,53 @@ def regenerate(chosen=(), *, measure=False, folder=FIGURES, out=None, say=print)
     Raises
     ------
     ValueError
-        If a name is unknown, or a record is missing.
+        If a name is unknown or there twice, or a record is missing.
     FileNotFoundError
         If there is no such folder, as where the package was installed without its repository.
     """
-    folder, out = Path(folder), Path(folder if out is None else out)
     known = names(folder)
     unknown = sorted(set(chosen) - set(known))
     if unknown:
         raise ValueError(f"no figure {', '.join(unknown)}; there are: {', '.join(known)}")
-    scripts = {name: load(name, folder) for name in (chosen or known)}
+    paths = scripts(folder)
+    figures = [(name, load(name, folder), paths[name].parent) for name in (chosen or known)]
     written = []
     if measure:
-        for name, script in scripts.items():
-            if hasattr(script, "measure"):
-                say(f"{name}: measuring")
-                path = out / f"{name}.json"
-                files.save_text(path, json.dumps(script.measure(), indent=1) + "\n")
-                written.append(path)
-    for name, script in scripts.items():
-        source = getattr(script, "RECORD", f"{name}.json")
-        record = out / source if (out / source).exists() else folder / source
+        for name, script, home in figures:
+            say(f"{name}: measuring")
+            path = Path(out or home) / f"{name}.json"
+            files.save_text(path, json.dumps(script.measure(), indent=1) + "\n")
+            written.append(path)
+    for name, script, home in figures:
+        target, source = Path(out or home), f"{name}.json"
+        record = target / source if (target / source).exists() else home / source
         if not record.exists():
             raise ValueError(f"{name}: no record {source}; make it with: asap-ref figures {name} --measure")
-        paths = script.draw(json.loads(record.read_text()), out)
-        written += paths
-        say(f"{name}: {', '.join(path.name for path in paths)}")
+        drawn = script.draw(json.loads(record.read_text()), target)
+        written += drawn
+        say(f"{name}: {', '.join(path.name for path in drawn)}")
     return written
 
 
 def load(name, folder=FIGURES):
-    """Import figures/NAME.py, with its folder importable for what scripts share."""
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location(f"figures_{name}", Path(folder) / f"{name}.py")
+    """Import the script of that name, with its own folder importable for what scripts share."""
+    path = scripts(folder)[name]
+    with importable(path.parent):
+        spec = importlib.util.spec_from_file_location(f"figures_{name}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
     return module
+
+
+@contextlib.contextmanager
+def importable(*folders):
+    """Let modules of these folders be imported by their bare names, for a while."""
+    before = list(sys.path)
+    sys.path[:0] = map(str, folders)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _functions(script):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asap_ref.fidelity.comparison import fidelity
+from asap_ref.fidelity.comparison import compare_attentions
 from asap_ref.fidelity.hardness import hardness
 from asap_ref.fidelity.report import fidelity_report
 from asap_ref.lab.experiments import experiment
@@ -184,7 +184,7 @@ def rivals(teacher, data, run):
         for start in STARTS
     }
     found["one-sided"], _ = compile_model(
-        teacher, calibration_batches(run, data), one_sided=True, **run.compilation
+        teacher, calibration_batches(run, data), into="one-sided", **run.compilation
     )
     return found
 
@@ -201,7 +201,7 @@ def compare(variants, inputs, labels, *, rounds):
     for name, model in variants.items():
         found = np.argmax(predict(model, inputs), axis=-1)
         same_parameters = model.params is teacher.params
-        by_layer = fidelity(teacher if same_parameters else model, model.attentions, sample(inputs))
+        by_layer = compare_attentions(teacher if same_parameters else model, model.attentions, sample(inputs))
         errors = np.concatenate([layer["output_error"] for layer in by_layer])
         rows.append(
             {

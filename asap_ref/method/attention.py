@@ -9,39 +9,32 @@ Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading 
 
 from __future__ import annotations
 
+from asap_ref.method.masks import valid_pairs, without_padding
 from asap_ref.method.sinkhorn import sinkhorn, sinkhorn_vjp
-from asap_ref.method.transport import (
-    attention_scores,
-    attention_scores_vjp,
-    transport_plan,
-    transport_plan_vjp,
-    valid_pairs,
-)
+from asap_ref.method.transport import attention_scores, attention_scores_vjp, transport_plan, transport_plan_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
-from asap_ref.support.contracts import operator
+from asap_ref.support.contracts import operator, vjp_of
 
 # --------------------------------------------------------------------------------------------------- softmax
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
-def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
+@operator
+def softmax_attention(
+    q: "... n d", k: "... m d", v: "... m p", *, query_mask: "... n" = None, key_mask: "... m" = None
+):
     """Row-softmax attention: half of a Sinkhorn iteration.
 
     Parameters
     ----------
-    q, k, v : arrays (..., n, d), (..., m, d), (..., m, p)
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    q, k, v
+        Queries, keys and values.
+    query_mask, key_mask
         True at valid tokens.
 
     Returns
     -------
     array (..., n, p)
         Zero at masked queries.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, or non-finite input.
 
     Notes
     -----
@@ -58,9 +51,9 @@ def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
     return _softmax_plan(attention_scores(q, k), query_mask, key_mask) @ v
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+@vjp_of(softmax_attention)
 def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
-    """Softmax attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; arguments as `softmax_attention`.
+    """Softmax attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``.
 
     Examples
     --------
@@ -89,39 +82,37 @@ def _softmax_plan(S, query_mask, key_mask):
     return softmax(S if valid is None else xp.where(valid, S, -xp.inf), axis=-1)
 
 
-def without_padding(q, k, v, query_mask, key_mask):
-    """Zero masked tokens: their plan entries are 0, but 0 times what padding holds (NaN, say) need not be."""
-    xp = array_namespace(q, k, v)
-
-    def kept(x, mask):
-        return x if mask is None else xp.where(mask[..., None], x, xp.zeros_like(x))
-
-    return kept(q, query_mask), kept(k, key_mask), kept(v, key_mask)
-
-
 # -------------------------------------------------------------------------------------------------- Sinkhorn
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
-def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def sinkhorn_attention(
+    q: "... n d",
+    k: "... m d",
+    v: "... m p",
+    *,
+    n_iter=20,
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Doubly-stochastic attention by Sinkhorn's iteration, the teacher of ASAP.
 
     Parameters
     ----------
-    q, k, v : arrays (..., n, d), (..., m, d), (..., m, p)
+    q, k, v
+        Queries, keys and values.
     n_iter : int
         T; 0 is softmax attention at temperature epsilon.
     epsilon : float
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+        Regularisation, in the units of the scores.
+    query_mask, key_mask
+        True at valid tokens.
 
     Returns
     -------
     array (..., n, p)
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, non-finite input, epsilon <= 0 or n_iter < 0.
+        Zero at masked queries.
 
     Notes
     -----
@@ -142,9 +133,9 @@ def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_
     return P @ v
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+@vjp_of(sinkhorn_attention)
 def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
-    """Sinkhorn attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; arguments as `sinkhorn_attention`.
+    """Sinkhorn attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``.
 
     Unrolled through all iterations on both sides (the Sinkformer's text model stops the gradient on the key
     side; we do not). O(n m) memory beyond the O((n + m) T) duals.
@@ -176,26 +167,31 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 # ------------------------------------------------------------------------------------------------------ ASAP
 
 
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
-def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+@operator
+def asap_attention(
+    q: "... H n d",
+    k: "... H m d",
+    v: "... H m p",
+    amortizer,
+    *,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Doubly-stochastic attention without a loop: predict the query dual, rebuild the plan from it.
 
     Parameters
     ----------
-    q, k, v : arrays (..., H, n, d), (..., H, m, d), (..., H, m, p)
+    q, k, v
+        Queries, keys and values of H heads.
     amortizer : Amortizer
-        As from `fit_amortizer`; its epsilon is used.
-    query_mask, key_mask : boolean arrays, optional
+        Of as many heads, as from `fit_amortizer`; its epsilon is used.
+    query_mask, key_mask
+        True at valid tokens.
 
     Returns
     -------
     array (..., H, n, p)
         Rows of the plan are exact; columns are as good as the prediction.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, non-finite input, or an amortizer of another head count.
 
     Notes
     -----
@@ -213,17 +209,14 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """
     masks = dict(query_mask=query_mask, key_mask=key_mask)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
-    S = attention_scores(q, k)
     f_hat = amortizer.predict(q, k, **masks)
     # the two-sided transform is one iteration; an amortizer may ask for some more
-    duals = sinkhorn(S, n_iter=1 + amortizer.refine, init=f_hat, epsilon=amortizer.epsilon, **masks)
-    P = transport_plan(S, duals, epsilon=amortizer.epsilon, **masks)
-    return P @ v
+    return attention_from_dual(q, k, v, f_hat, n_iter=1 + amortizer.refine, epsilon=amortizer.epsilon, **masks)
 
 
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
+@vjp_of(asap_attention)
 def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
-    """ASAP attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; arguments as `asap_attention`.
+    """ASAP attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``.
 
     The gradient follows the scores, the two-sided transform, and the sorts behind the prediction; the
     amortizer itself is held fixed (`amortized_query_dual_vjp` has the gradients of its weights). Derived.
@@ -237,19 +230,32 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     >>> [d.shape for d in vjp(out)]
     [(8, 1, 5, 4), (8, 1, 5, 4), (8, 1, 5, 4)]
     """
+    settings = dict(n_iter=1 + amortizer.refine, epsilon=amortizer.epsilon)
     masks = dict(query_mask=query_mask, key_mask=key_mask)
-    settings = dict(epsilon=amortizer.epsilon, **masks)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    dual, predict_vjp = amortizer.predict_vjp(q, k, **masks)
+    return attention_from_dual_vjp(q, k, v, dual, predict_vjp, **settings, **masks)
+
+
+def attention_from_dual(q, k, v, f_hat, *, n_iter=1, epsilon=1.0, query_mask=None, key_mask=None):
+    """Attention by n_iter Sinkhorn iterations from a query dual (..., n); one is the two-sided transform."""
+    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    S = attention_scores(q, k)
+    return transport_plan(S, sinkhorn(S, n_iter=n_iter, init=f_hat, **settings), **settings) @ v
+
+
+def attention_from_dual_vjp(q, k, v, f_hat, dual_vjp, *, n_iter=1, epsilon=1.0, query_mask=None, key_mask=None):
+    """The same and its VJP, where ``dual_vjp(d_f_hat) -> (dq, dk)`` is that of the query dual."""
+    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
-    f_hat, predict_vjp = amortizer.predict_vjp(q, k, **masks)
-    duals, duals_vjp = sinkhorn_vjp(S, n_iter=1 + amortizer.refine, init=f_hat, **settings)
+    duals, duals_vjp = sinkhorn_vjp(S, n_iter=n_iter, init=f_hat, **settings)
     P, plan_vjp = transport_plan_vjp(S, duals, **settings)
 
     def vjp(d_out):
         dS_direct, d_duals = plan_vjp(d_out @ transpose(v))
         dS_through_duals, d_f_hat = duals_vjp(d_duals)
         dq, dk = scores_vjp(dS_direct + dS_through_duals)
-        dq_features, dk_features = predict_vjp(d_f_hat)
-        return dq + dq_features, dk + dk_features, transpose(P) @ d_out
+        dq_dual, dk_dual = dual_vjp(d_f_hat)
+        return dq + dq_dual, dk + dk_dual, transpose(P) @ d_out
 
     return P @ v, vjp

@@ -1,265 +1,211 @@
-"""Features of queries and keys from which the query dual is predicted.
+"""Features of queries and keys from which the query dual is predicted, family by family.
 
-Five families, all but the first optional and derived:
+A *family* of features is one object. It has its arrays as fields, knows how many features it makes, makes them, and
+has their gradient. Amortizer, files, placement on a device and calibration know families by what stands here alone,
+so that a new one is a class in a file of extensions/, and one line that imports it.
 
-    slices      the L slice potentials (paper)
-    cumulants   q·mean(k), |q|² and qᵀ Cov(k) q: ``LSE_j(S_ij)`` to second order in the spread of this sequence's keys
-    quadratic   u, u uᵀ and u mean(w)ᵀ, entry by entry, with u and w the queries and keys on a basis of r directions:
-                the same expansion where the moments are not measured in the sequence but learned, one a head
-    moments     the same with coefficients that follow the sequence's means and covariances (moments.py)
-    hidden      units of a trained layer whose inputs are the features before it (mlp.py)
+The paper's family, `Slices`, stands here: the L slice potentials. Ours are in extensions/. A dual has a free
+constant, so every feature is centred over the valid tokens of its sequence; padding has features zero.
 
-A dual has a free constant, so each feature is centred over the valid tokens of its sequence; padding has features
-zero.
-
-Shapes: q (..., n, d), k (..., m, d), directions (d, L) and basis (d, r), either of them with an axis H of heads before;
-features Phi (..., F, n).
+Shapes: q (..., n, d), k (..., m, d), features Phi (..., F, n). Arrays of a family are directions: (d, r) shared by all
+heads, or (H, d, r), one set a head.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, fields
+from typing import Any
 
-from asap_ref.extensions.mlp import hidden_units, hidden_units_vjp
-from asap_ref.extensions.moments import count_moments, moment_features, moment_features_vjp
-from asap_ref.method.masks import centred, keep_tokens, token_count
 from asap_ref.method.slices import check_directions, sliced_potentials, sliced_potentials_vjp
-from asap_ref.support.arrays import array_namespace, transpose
-from asap_ref.support.contracts import operator
+from asap_ref.support.arrays import array_namespace
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.trees import map_leaves
 
-N_CUMULANTS = 3
+FAMILIES = {}  # its name in files, and as a setting of `fit_amortizer` -> the class of a family
 
 
-@operator(q="n d", k="m d", directions=None, basis=None, hidden=(None, None), query_mask="n", key_mask="m")
+class Family:
+    """What a family of features has to say of itself; subclasses are frozen dataclasses whose fields are arrays.
+
+    Examples
+    --------
+    A family of one feature, |q|². It may then be asked for by name, as in ``fit_amortizer(batches, length=True)``:
+
+    >>> import numpy as np
+    >>> from asap_ref.method.masks import centred, keep_tokens
+    >>> @dataclass(frozen=True)
+    ... class Length(Family, name="length"):
+    ...     count = 1
+    ...
+    ...     def features_vjp(self, q, k, *, query_mask=None, key_mask=None):
+    ...         xp, q = array_namespace(q), keep_tokens(q, query_mask)
+    ...         of_features = None if query_mask is None else query_mask[..., None, :]
+    ...
+    ...         def vjp(d_features):
+    ...             return 2 * q * xp.matrix_transpose(centred(d_features, of_features)), 0 * k, {}
+    ...
+    ...         return centred(xp.sum(q * q, axis=-1)[..., None, :], of_features), vjp
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 1, 5, 4))
+    >>> dual_features(q, k, [Length()]).shape
+    (1, 1, 5)
+    >>> del FAMILIES["length"]
+    """
+
+    default = False  # the setting of `fit_amortizer` when none is given; what is false leaves the family out
+
+    def __init_subclass__(cls, *, name):
+        cls.name = name
+        FAMILIES[name] = cls
+
+    @classmethod
+    def fitted(cls, setting, axes):
+        """Make the family that a setting of `fit_amortizer` asks for.
+
+        ``axes(r)`` gives r leading principal directions of the calibration data, (d, r) or (H, d, r).
+        """
+        return cls()
+
+    @property
+    def count(self):
+        """F, how many features there are; it must not depend on the tokens."""
+        raise NotImplementedError
+
+    def features(self, q, k, *, query_mask=None, key_mask=None):
+        """Make the features: (..., n, d), (..., m, d) -> (..., F, n), centred, zero at padding."""
+        return self.features_vjp(q, k, query_mask=query_mask, key_mask=key_mask)[0]
+
+    def features_vjp(self, q, k, *, query_mask=None, key_mask=None):
+        """Features and ``vjp(d_features) -> (d_q, d_k, {array: its gradient})``, without arrays that are settings."""
+        raise NotImplementedError
+
+    def check(self, q):
+        """Raise ValueError unless the arrays fit queries (..., H, n, d)."""
+        for field in fields(self):
+            check_directions(field.name, getattr(self, field.name), q)
+
+
+@dataclass(frozen=True)
+class Slices(Family, name="slices"):
+    """The L slice potentials (paper): queries as samples on the line, along each direction (slices.py)."""
+
+    directions: Any  # (d, L) or (H, d, L)
+
+    @property
+    def count(self):
+        """L."""
+        return self.directions.shape[-1]
+
+    def features(self, q, k, **masks):
+        """(..., n, d), (..., m, d) -> (..., L, n)."""
+        return sliced_potentials(q, k, self.directions, **masks)[0]
+
+    def features_vjp(self, q, k, **masks):
+        """Potentials phi, and their VJP; psi gets no gradient."""
+        xp = array_namespace(q, k)
+        (phi, psi), potentials_vjp = sliced_potentials_vjp(q, k, self.directions, **masks)
+
+        def vjp(d_phi):
+            d_q, d_k, d_directions = potentials_vjp((d_phi, xp.zeros_like(psi)))
+            return d_q, d_k, {"directions": d_directions}
+
+        return phi, vjp
+
+
+# ------------------------------------------------------------------------------------------- several families
+
+
+@operator
 def dual_features(
-    q, k, directions, *, cumulants=True, basis=None, moments=False, hidden=None, query_mask=None, key_mask=None
+    q: "... n d", k: "... m d", families: "...", *, query_mask: "... n" = None, key_mask: "... m" = None
 ):
-    """Features from which the query dual is predicted, each centred over its valid tokens.
+    """Features from which the query dual is predicted: those of each family, one below the other.
 
     Parameters
     ----------
-    q : array (..., n, d)
-    k : array (..., m, d)
-    directions : array (d, L) or (H, d, L)
-    cumulants : bool
-        Whether to append q·mean(k), |q|² and qᵀ Cov(k) q (derived).
-    basis : array (d, r) or (H, d, r), optional
-        Directions on which the quadratic family is formed (derived); without it there is none.
-    moments : bool
-        Whether the moment family is formed on that basis too (derived).
-    hidden : Hidden(weight (H, U, F'), bias (H, U)), optional
-        The layer that makes the hidden family of the first F' features before it (derived); q and k then have an axis
-        of heads.
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    q, k : arrays
+    families : sequence of Family
+        Their arrays are of the module, device and dtype of q.
+    query_mask, key_mask : boolean arrays, optional
         True at valid tokens.
 
     Returns
     -------
     array (..., F, n)
-        F = L, and 3 more with cumulants, r + r (r + 1) / 2 + r² more with a basis, 3 r² + r (r + 1) more
-        with moments, U more with a hidden layer. Zero at
-        masked queries.
+        Each centred over its valid tokens, zero at masked queries.
 
     Raises
     ------
     TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, or non-finite input.
+        If something is no family, or its arrays do not fit q.
 
     Notes
     -----
-    O(L (n + m) (d + log(n + m))), O((n + m) d²) for the cumulants, O(n r (d + r)) for the quadratic and the
-    moment family and O(n U F') for the hidden one.
+    The cost is that of the families; slices: O(L (n + m) (d + log(n + m))).
     Source: slices: paper and asap_ref/oracle/README.md, "Slices".
 
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.method.slices import slice_directions
-    >>> rng = np.random.default_rng(0)
-    >>> q, k = rng.standard_normal((2, 1, 5, 4))
-    >>> dual_features(q, k, slice_directions(4, 8)).shape
+    >>> from asap_ref import Cumulants, slice_directions
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 1, 5, 4))
+    >>> dual_features(q, k, [Slices(slice_directions(4, 8)), Cumulants()]).shape
     (1, 11, 5)
     """
-    xp = array_namespace(q, k, directions)
-    masks = dict(query_mask=query_mask, key_mask=key_mask)
-    families = [sliced_potentials(q, k, directions, **masks)[0]]
-    if cumulants:
-        families.append(_cumulant_features(q, k, **masks))
-    if basis is not None:
-        families.append(_quadratic_features(q, k, basis, **masks))
-        if moments:
-            u, w = (_projected(x, basis, mask) for x, mask in ((q, query_mask), (k, key_mask)))
-            families.append(moment_features(u, w, **masks))
-    features = xp.concat(families, axis=-2) if len(families) > 1 else families[0]
-    if hidden is None:
-        return features
-    return xp.concat([features, hidden_units(features, hidden, mask=query_mask)], axis=-2)
+    check_families(families, q)
+    features = [family.features(q, k, query_mask=query_mask, key_mask=key_mask) for family in families]
+    return array_namespace(q).concat(features, axis=-2) if len(features) > 1 else features[0]
 
 
-@operator(q="n d", k="m d", directions=None, basis=None, hidden=(None, None), query_mask="n", key_mask="m")
-def dual_features_vjp(
-    q, k, directions, *, cumulants=True, basis=None, moments=False, hidden=None, query_mask=None, key_mask=None
-):
-    """Features and their VJP, ``vjp(d_features) -> (d_q, d_k, d_directions)``.
+@vjp_of(dual_features)
+def dual_features_vjp(q, k, families, *, query_mask=None, key_mask=None):
+    """Features and their VJP, ``vjp(d_features) -> (d_q, d_k, d_families)``, a dict of gradients for each family.
 
-    Same arguments, errors and cost as `dual_features`; the basis and the hidden layer, which are settings, have no
-    gradient. Derived.
+    Same arguments, errors and cost as `dual_features`. Derived.
 
     Examples
     --------
     >>> import numpy as np
     >>> q, k = np.ones((2, 1, 3, 2))
-    >>> features, vjp = dual_features_vjp(q, k, np.eye(2))
-    >>> [d.shape for d in vjp(features)]
-    [(1, 3, 2), (1, 3, 2), (2, 2)]
+    >>> features, vjp = dual_features_vjp(q, k, [Slices(np.eye(2))])
+    >>> d_q, d_k, (d_slices,) = vjp(features)
+    >>> d_q.shape, d_k.shape, d_slices["directions"].shape
+    ((1, 3, 2), (1, 3, 2), (2, 2))
     """
-    xp = array_namespace(q, k, directions)
-    masks = dict(query_mask=query_mask, key_mask=key_mask)
-    (phi, psi), potentials_vjp = sliced_potentials_vjp(q, k, directions, **masks)
-    families, backward = [phi], []  # backward: of the families beside the slices
-    if cumulants:
-        families.append(_cumulant_features(q, k, **masks))
-        backward.append(_cumulant_features_vjp(q, k, **masks))
-    if basis is not None:
-        families.append(_quadratic_features(q, k, basis, **masks))
-        backward.append(_quadratic_features_vjp(q, k, basis, **masks))
-        if moments:
-            family, family_vjp = _moment_features_vjp(q, k, basis, **masks)
-            families.append(family)
-            backward.append(family_vjp)
-    features = xp.concat(families, axis=-2) if backward else phi
-    if hidden is not None:
-        units, units_vjp = hidden_units_vjp(features, hidden, mask=query_mask)
+    check_families(families, q)
+    made = [family.features_vjp(q, k, query_mask=query_mask, key_mask=key_mask) for family in families]
 
     def vjp(d_features):
-        if hidden is not None:
-            F = features.shape[-2]
-            d_features = d_features[..., :F, :] + units_vjp(d_features[..., F:, :])[0]
-        start = phi.shape[-2]
-        d_q, d_k, d_directions = potentials_vjp((d_features[..., :start, :], xp.zeros_like(psi)))
-        for family, family_vjp in zip(families[1:], backward, strict=True):
-            stop = start + family.shape[-2]
-            d_q_more, d_k_more = family_vjp(d_features[..., start:stop, :])
+        d_q, d_k, d_families, start = 0, 0, [], 0
+        for family, (_, family_vjp) in zip(families, made, strict=True):
+            stop = start + family.count
+            d_q_more, d_k_more, d_family = family_vjp(d_features[..., start:stop, :])
             d_q, d_k, start = d_q + d_q_more, d_k + d_k_more, stop
-        return d_q, d_k, d_directions
+            d_families.append(d_family)
+        return d_q, d_k, tuple(d_families)
 
-    return features if hidden is None else xp.concat([features, units], axis=-2), vjp
+    features = [features for features, _ in made]
+    return array_namespace(q).concat(features, axis=-2) if len(made) > 1 else features[0], vjp
 
 
-def count_features(n_slices, cumulants, rank, moments=False, units=0):
-    """F, the number of features.
+def check_families(families, q):
+    """Raise unless these are families of features for queries (..., H, n, d), at least one."""
+    if not isinstance(families, list | tuple) or not families:
+        raise TypeError(f"families must be a list of at least one family of features, got {families!r:.60}")
+    for family in families:
+        if not isinstance(family, Family):
+            raise TypeError(
+                f"families must hold families of features, such as Slices(directions), got {type(family).__name__}"
+            )
+        family.check(q)
+
+
+def of_heads(arrays, heads):
+    """Cut anything that holds arrays to some of the heads: an array with three axes has one entry a head.
 
     Examples
     --------
-    >>> count_features(16, True, 0), count_features(16, True, 2)
-    (19, 28)
+    >>> import numpy as np
+    >>> [x.shape for x in of_heads([np.ones((4, 2)), np.ones((3, 4, 2))], [0, 2])]
+    [(4, 2), (2, 4, 2)]
     """
-    quadratic = rank + rank * (rank + 1) // 2 + rank * rank + count_moments(rank) * moments
-    return n_slices + N_CUMULANTS * cumulants + quadratic + units
-
-
-# ----------------------------------------------------------------------------------------------- cumulants
-
-
-def _cumulant_features(q, k, query_mask, key_mask):
-    """(..., n, d), (..., m, d) -> (..., 3, n)."""
-    xp = array_namespace(q, k)
-    u = keep_tokens(q, query_mask) / math.sqrt(q.shape[-1])
-    mean, _, cov, _ = key_moments(k, key_mask)
-    features = [xp.sum(u * mean, axis=-1), xp.sum(u * u, axis=-1), xp.sum((u @ cov) * u, axis=-1)]
-    return centred(xp.stack(features, axis=-2), _of_features(query_mask))
-
-
-def _cumulant_features_vjp(q, k, query_mask, key_mask):
-    xp = array_namespace(q, k)
-    scale = 1 / math.sqrt(q.shape[-1])
-
-    def vjp(d_features):
-        d = centred(d_features, _of_features(query_mask))
-        d_dot, d_square, d_cov = (d[..., i, :, None] for i in range(N_CUMULANTS))  # (..., n, 1)
-        u = scale * keep_tokens(q, query_mask)
-        mean, spread, cov, m = key_moments(k, key_mask)
-        d_u = d_dot * mean + 2 * d_square * u + 2 * d_cov * (u @ cov)
-        # cov's gradient is sum_i d_i u_i u_iᵀ; what it sends through the mean of k vanishes, k being centred
-        d_k = 2 / m * spread @ (transpose(u * d_cov) @ u) + xp.sum(d_dot * u, axis=-2, keepdims=True) / m
-        return scale * d_u, keep_tokens(d_k, key_mask)
-
-    return vjp
-
-
-def key_moments(k, mask):
-    """Mean (..., 1, d), k less its mean (..., m, d), covariance (..., d, d), and m', over valid keys."""
-    xp = array_namespace(k)
-    k = keep_tokens(k, mask)
-    m = k.shape[-2] if mask is None else token_count(k[..., 0], mask)[..., None]  # an integer, or (..., 1, 1)
-    mean = xp.ones_like(k[..., None, :, 0]) @ k / m  # a product is the fastest sum of rows
-    spread = keep_tokens(k - mean, mask)
-    return mean, spread, transpose(spread) @ spread / m, m
-
-
-# ----------------------------------------------------------------------------------------------- quadratic
-
-
-def _quadratic_features(q, k, basis, query_mask, key_mask):
-    """u, then u_a u_b for a <= b, then u_a w_b: (..., n, d), (..., m, d) -> (..., r + r (r + 1) / 2 + r², n)."""
-    xp = array_namespace(q, k, basis)
-    u, w = _on_basis(q, k, basis, query_mask, key_mask)
-    r = u.shape[-2]
-    squares = [u[..., a : a + 1, :] * u[..., a:, :] for a in range(r)]
-    mixed = [u * w[..., b : b + 1, :] for b in range(r)]
-    return centred(xp.concat([u, *squares, *mixed], axis=-2), _of_features(query_mask))
-
-
-def _quadratic_features_vjp(q, k, basis, query_mask, key_mask):
-    xp = array_namespace(q, k, basis)
-
-    def vjp(d_features):
-        d = centred(d_features, _of_features(query_mask))
-        u, w = _on_basis(q, k, basis, query_mask, key_mask)
-        r = u.shape[-2]
-        d_u, start = d[..., :r, :], r
-        rows = []  # what the squares send to their first factor, one row of u at a time
-        for a in range(r):
-            d_square = d[..., start : start + r - a, :]
-            rows.append(xp.sum(d_square * u[..., a:, :], axis=-2))
-            d_second = d_square * u[..., a : a + 1, :]
-            d_u = d_u + xp.concat([xp.zeros_like(u[..., :a, :]), d_second], axis=-2)
-            start += r - a
-        d_u = d_u + xp.stack(rows, axis=-2)
-        d_w = []
-        for b in range(r):
-            d_mixed = d[..., start + b * r : start + (b + 1) * r, :]
-            d_u = d_u + d_mixed * w[..., b : b + 1, :]
-            d_w.append(xp.sum(d_mixed * u, axis=(-2, -1)))
-        scale, m = q.shape[-1] ** -0.25, token_count(k[..., 0], key_mask)
-        d_mean = xp.stack(d_w, axis=-1)[..., None, :] / (m if key_mask is None else m[..., None])  # (..., 1, r)
-        d_k = scale * (d_mean @ transpose(basis)) + xp.zeros_like(k)
-        return scale * keep_tokens(transpose(d_u) @ transpose(basis), query_mask), keep_tokens(d_k, key_mask)
-
-    return vjp
-
-
-def _on_basis(q, k, basis, query_mask, key_mask):
-    """Queries on the basis, (..., r, n), and the mean key on it, (..., r, 1); scaled as slices are."""
-    check_directions("basis", basis, q)
-    scale = q.shape[-1] ** -0.25
-    mean, *_ = key_moments(k, key_mask)
-    project = scale * transpose(basis)
-    return project @ transpose(keep_tokens(q, query_mask)), project @ transpose(mean)
-
-
-def _moment_features_vjp(q, k, basis, query_mask, key_mask):
-    u, w = (_projected(x, basis, mask) for x, mask in ((q, query_mask), (k, key_mask)))
-    features, of_projected = moment_features_vjp(u, w, query_mask=query_mask, key_mask=key_mask)
-    project = q.shape[-1] ** -0.25 * transpose(basis)
-    return features, lambda d_features: tuple(transpose(d) @ project for d in of_projected(d_features))
-
-
-def _projected(x, basis, mask):
-    """Tokens on the basis, scaled as slices are: (..., n, d) -> (..., r, n)."""
-    return x.shape[-1] ** -0.25 * transpose(basis) @ transpose(keep_tokens(x, mask))
-
-
-def _of_features(mask):
-    """(..., n) -> (..., 1, n): one mask for all features."""
-    return mask if mask is None else mask[..., None, :]
+    return map_leaves(lambda x: x[heads] if x.ndim == 3 else x, arrays)

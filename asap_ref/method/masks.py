@@ -1,7 +1,7 @@
 """What a mask means: True is a token, False is padding, which must not be seen in any result or gradient.
 
-Masks are boolean, (..., n), and broadcast along leading axes. None masks nothing. What padding holds (NaN, say)
-does not matter: it is set to zero before anything is computed from it.
+Masks are boolean, (..., n) for queries and (..., m) for keys, and broadcast along leading axes. None masks nothing.
+What padding holds (NaN, say) does not matter: it is set to zero before anything is computed from it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,39 @@ def keep(x, mask):
 def keep_tokens(x, mask):
     """Keep the rows of x (..., n, d) where the mask (..., n) is True, zero at padding."""
     return x if mask is None else keep(x, mask[..., None])
+
+
+def without_padding(q, k, v, query_mask, key_mask):
+    """Zero masked tokens: their plan entries are 0, but 0 times what padding holds (NaN, say) need not be."""
+    return keep_tokens(q, query_mask), keep_tokens(k, key_mask), keep_tokens(v, key_mask)
+
+
+def valid_pairs(query_mask, key_mask):
+    """(..., n), (..., m) -> (..., n, m): where query and key are both valid; None if nothing is masked."""
+    if query_mask is None:
+        return None if key_mask is None else key_mask[..., None, :]
+    queries = query_mask[..., :, None]
+    return queries if key_mask is None else queries & key_mask[..., None, :]
+
+
+def column_mass(scores, query_mask=None, key_mask=None):
+    """n'/m', what each valid column of a plan sums to: a float, or (..., 1) where masks differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> column_mass(np.zeros((2, 4))), column_mass(np.zeros((2, 4)), None, np.asarray([True, False, False, False]))
+    (0.5, array([2.]))
+    """
+    xp = array_namespace(scores)
+    n, m = scores.shape[-2:]
+    if query_mask is None and key_mask is None:
+        return n / m
+    like = xp.asarray(0.0, dtype=scores.dtype, device=scores.device)
+    one = like[None] + 1
+    queries = n * one if query_mask is None else xp.sum(xp.astype(query_mask, like.dtype), axis=-1, keepdims=True)
+    keys = m * one if key_mask is None else xp.sum(xp.astype(key_mask, like.dtype), axis=-1, keepdims=True)
+    return xp.where((queries > 0) & (keys > 0), queries / xp.where(keys > 0, keys, one), one)
 
 
 def token_count(x, mask):
@@ -64,3 +97,26 @@ def below_top(x, mask):
     xp = array_namespace(x)
     tokens = x if mask is None else xp.where(mask, x, -xp.inf)
     return keep(x - xp.max(tokens, axis=-1, keepdims=True), mask)
+
+
+def of_features(mask):
+    """One mask for all features: (..., n) -> (..., 1, n)."""
+    return None if mask is None else mask[..., None, :]
+
+
+def mean_and_covariance(x, mask):
+    """Mean and covariance over tokens: (..., n, d) -> mean (..., 1, d), x less its mean, Cov (..., d, d), and n'.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean, _, cov, count = mean_and_covariance(np.asarray([[1.0], [3.0], [np.nan]]), np.asarray([True, True, False]))
+    >>> float(mean[0, 0]), float(cov[0, 0])
+    (2.0, 1.0)
+    """
+    xp = array_namespace(x)
+    x = keep_tokens(x, mask)
+    count = x.shape[-2] if mask is None else token_count(x[..., 0], mask)[..., None]  # an integer, or (..., 1, 1)
+    mean = xp.ones_like(x[..., None, :, 0]) @ x / count  # a product is the fastest sum of rows
+    spread = keep_tokens(x - mean, mask)
+    return mean, spread, xp.matrix_transpose(spread) @ spread / count, count

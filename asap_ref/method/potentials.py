@@ -20,37 +20,39 @@ from __future__ import annotations
 from asap_ref.method.masks import keep
 from asap_ref.method.staircase import staircase_potentials, staircase_potentials_vjp
 from asap_ref.support.arrays import array_namespace
-from asap_ref.support.contracts import check_choice, operator
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.settings import check_choice
 
-SHAPES = dict(x="n", y="m", x_weights="n", y_weights="m", x_mask="n", y_mask="m")
 
-
-@operator(**SHAPES)
-def kantorovich_potentials_1d(x, y, *, cost="bilinear", x_weights=None, y_weights=None, x_mask=None, y_mask=None):
+@operator
+def kantorovich_potentials_1d(
+    x: "... n",
+    y: "... m",
+    *,
+    cost="bilinear",
+    x_weights: "... n" = None,
+    y_weights: "... m" = None,
+    x_mask: "... n" = None,
+    y_mask: "... m" = None,
+):
     """Exact Kantorovich potentials between two samples on the line.
 
     Parameters
     ----------
-    x, y : arrays (..., n) and (..., m)
+    x, y
         The samples; leading axes are independent problems.
     cost : {"bilinear", "sqeuclidean"}
         ``c(x, y) = -x y`` or ``(x - y)² / 2`` (mind the half). They differ by terms in x and y alone.
-    x_weights, y_weights : arrays (..., n) and (..., m), optional
-        Mass of each sample, not negative, up to a factor; uniform when not given. Settings: no gradient.
-    x_mask, y_mask : boolean arrays (..., n) and (..., m), optional
-        True at samples, False at padding. Weights and masks may lack leading axes, or have them of size 1.
+    x_weights, y_weights
+        Mass of each sample, not negative, not all zero, up to a factor; uniform when not given. Settings: no gradient.
+    x_mask, y_mask
+        True at samples, False at padding.
 
     Returns
     -------
     (phi, psi) : arrays (..., n) and (..., m)
         phi has (weighted) mean zero and ``phi_i + psi_j <= c(x_i, y_j)``, with equality on pairs that meet: no
         duality gap. Samples of weight zero get values that keep this true, padding gets zero.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, an unknown cost, non-finite input, weights that are negative
-        or sum to zero.
 
     Notes
     -----
@@ -82,15 +84,14 @@ def kantorovich_potentials_1d(x, y, *, cost="bilinear", x_weights=None, y_weight
     return staircase_potentials(x, y, cost, *extra)
 
 
-@operator(**SHAPES)
+@vjp_of(kantorovich_potentials_1d)
 def kantorovich_potentials_1d_vjp(
     x, y, *, cost="bilinear", x_weights=None, y_weights=None, x_mask=None, y_mask=None
 ):
     """Exact potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_x, d_y)``.
 
     Sorting is locally a fixed permutation, so the gradient follows the order of the samples; where two
-    samples tie it is one of the one-sided derivatives. Same arguments, errors and cost as
-    `kantorovich_potentials_1d`. Derived.
+    samples tie it is one of the one-sided derivatives. Derived.
 
     Examples
     --------

@@ -26,37 +26,41 @@ Where duals wander so far that a or b could overflow, K is formed anew from the 
 
 from __future__ import annotations
 
-from asap_ref.method.transport import Duals, column_mass, entropic_c_transform, transport_plan
-from asap_ref.support.arrays import array_namespace, transpose
-from asap_ref.support.contracts import operator
+from asap_ref.method.masks import column_mass
+from asap_ref.method.transport import Duals, entropic_c_transform, transport_plan
+from asap_ref.support.arrays import array_namespace, matvec, transpose, vecmat
+from asap_ref.support.contracts import operator, vjp_of
 
 
-@operator(scores="n m", query_mask="n", key_mask="m", init="n")
-def sinkhorn(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init=None):
+@operator
+def sinkhorn(
+    scores: "... n m",
+    *,
+    n_iter=20,
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+    init: "... n" = None,
+):
     """Sinkhorn's algorithm in the log domain: the duals of a doubly-stochastic plan.
 
     Parameters
     ----------
-    scores : array (..., n, m)
+    scores
         Similarity S, the negative of the transport cost; any size.
     n_iter : int
         T, the number of iterations; 0 is row-softmax attention.
     epsilon : float
         Regularisation, in the units of the scores; positive.
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    query_mask, key_mask
         True at valid tokens.
-    init : array (..., n), optional
+    init
         Query dual to start from, instead of softmax.
 
     Returns
     -------
     Duals
         f (..., n) and g (..., m). `marginal_error` of their `transport_plan` says how far they converged.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, non-finite input, epsilon <= 0 or n_iter < 0.
 
     Notes
     -----
@@ -75,11 +79,11 @@ def sinkhorn(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, 
     return _half_steps(scores, n_iter, epsilon, query_mask, key_mask, init)[-1][1]
 
 
-@operator(scores="n m", query_mask="n", key_mask="m", init="n")
+@vjp_of(sinkhorn)
 def sinkhorn_vjp(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init=None):
     """Sinkhorn and its VJP, unrolled: ``vjp(Duals(df, dg)) -> (d_scores,)``, or ``(d_scores, d_init)``.
 
-    The derivation is at the top of the file. Same arguments and errors as `sinkhorn`; O(T n m) time and
+    The derivation is at the top of the file. O(T n m) time and
     O(n m + (n + m) T) memory, where keeping every iteration's matrix would take O(T n m). Derived.
 
     Examples
@@ -108,11 +112,11 @@ def sinkhorn_vjp(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=No
                 if onto == "query":
                     A.append(a * df)
                     B.append(b)
-                    dg, df = dg - b * _product(transpose(K), A[-1]), 0.0
+                    dg, df = dg - b * vecmat(A[-1], K), 0.0
                 else:
                     A.append(a)
                     B.append(b * dg / mass)
-                    df, dg = df - a * _product(K, B[-1]), 0.0
+                    df, dg = df - a * matvec(K, B[-1]), 0.0
             d_scores = d_scores - K * (xp.stack(A, axis=-1) @ transpose(xp.stack(B, axis=-1)))
         return (d_scores,) if init is None else (d_scores, df)
 
@@ -158,8 +162,3 @@ def _exceed(duals, reference, limit):
     xp = array_namespace(*duals)
     far = [xp.any(xp.abs(now - then) > limit) for now, then in zip(duals, reference, strict=True)]
     return bool(far[0] | far[1])  # joined first: one wait for the device
-
-
-def _product(matrix, vector):
-    """(..., n, m), (..., m) -> (..., n)."""
-    return (matrix @ vector[..., None])[..., 0]

@@ -14,7 +14,8 @@ import numpy as np
 from asap_ref.method.masks import centred, keep_tokens
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.support.arrays import array_namespace, transpose
-from asap_ref.support.contracts import check_choice, check_count, operator
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.settings import check_choice, check_count
 
 
 def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
@@ -64,28 +65,25 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
     return np.concatenate(list(blocks), axis=-1)[:, :n_slices]
 
 
-@operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
-def sliced_potentials(q, k, directions, *, query_mask=None, key_mask=None):
+@operator
+def sliced_potentials(
+    q: "... n d", k: "... m d", directions: "d L | H d L", *, query_mask: "... n" = None, key_mask: "... m" = None
+):
     """Kantorovich potentials of queries and keys on each slice: the raw features of ASAP.
 
     Parameters
     ----------
-    q : array (..., n, d)
-    k : array (..., m, d)
-    directions : array (d, L) or (H, d, L)
+    q, k
+        Queries and keys; of H heads where each has its own directions.
+    directions
         As from `slice_directions`, converted to the module and dtype of q.
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    query_mask, key_mask
         True at valid tokens.
 
     Returns
     -------
     (phi, psi) : arrays (..., L, n) and (..., L, m)
         Potentials for the bilinear cost, each of mean zero over its valid tokens, zero at the others.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, or non-finite input.
 
     Notes
     -----
@@ -105,11 +103,11 @@ def sliced_potentials(q, k, directions, *, query_mask=None, key_mask=None):
     return phi, centred(psi, masks["y_mask"])
 
 
-@operator(q="n d", k="m d", directions=None, query_mask="n", key_mask="m")
+@vjp_of(sliced_potentials)
 def sliced_potentials_vjp(q, k, directions, *, query_mask=None, key_mask=None):
     """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_q, d_k, d_directions)``.
 
-    Same arguments, errors and cost as `sliced_potentials`. Derived.
+    Derived.
 
     Examples
     --------

@@ -18,72 +18,52 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from asap_ref.method.masks import column_mass, keep, valid_pairs
 from asap_ref.support.arrays import array_namespace, logsumexp, softmax, transpose
-from asap_ref.support.contracts import check_choice, operator
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.settings import check_choice
 
 
 class Duals(NamedTuple):
-    """The two dual vectors of an entropic transport problem: query (..., n) and key (..., m)."""
+    """The two dual vectors of an entropic transport problem: query (..., n) and key (..., m).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Duals(np.zeros((64, 100)), np.zeros((64, 80)))  # short ones are printed as they are
+    Duals(query=(64, 100) of float64, key=(64, 80) of float64)
+    """
 
     query: Any
     key: Any
 
-
-# ---------------------------------------------------------------------------------------------- masks
-
-
-def valid_pairs(query_mask, key_mask):
-    """(..., n), (..., m) -> (..., n, m): where query and key are both valid; None if nothing is masked."""
-    if query_mask is None or key_mask is None:
-        return (
-            None
-            if query_mask is key_mask
-            else (key_mask[..., None, :] if query_mask is None else query_mask[..., :, None])
-        )
-    return query_mask[..., :, None] & key_mask[..., None, :]
-
-
-def column_mass(scores, query_mask=None, key_mask=None):
-    """n'/m', what each valid column of a plan sums to: a float, or (..., 1) where masks differ."""
-    xp = array_namespace(scores)
-    n, m = scores.shape[-2:]
-    if query_mask is None and key_mask is None:
-        return n / m
-    like = xp.asarray(0.0, dtype=scores.dtype, device=scores.device)
-    one = like[None] + 1
-    queries = n * one if query_mask is None else xp.sum(xp.astype(query_mask, like.dtype), axis=-1, keepdims=True)
-    keys = m * one if key_mask is None else xp.sum(xp.astype(key_mask, like.dtype), axis=-1, keepdims=True)
-    return xp.where((queries > 0) & (keys > 0), queries / xp.where(keys > 0, keys, one), one)
-
-
-def _log(mass):
-    return math.log(mass) if isinstance(mass, float) else array_namespace(mass).log(mass)
-
-
-def _negative_lse(exponents, axis, valid):
-    """-LSE over the valid pairs, and 0 where there are none, so that the duals of padding are 0."""
-    if valid is None:
-        return -logsumexp(exponents, axis=axis)
-    xp = array_namespace(exponents)
-    lse = logsumexp(xp.where(valid, exponents, -xp.inf), axis=axis)
-    return xp.where(xp.any(valid, axis=axis), -lse, xp.zeros_like(lse))
-
-
-def _keep(x, mask):
-    """Zero at masked tokens."""
-    xp = array_namespace(x)
-    return x if mask is None else xp.where(mask, x, xp.zeros_like(x))
+    def __repr__(self):
+        values = f"Duals(query={self.query!r}, key={self.key!r})"
+        if len(values) <= 200:
+            return values
+        query, key = (f"{tuple(x.shape)} of {x.dtype}" for x in self)
+        return f"Duals(query={query}, key={key})"
 
 
 # ----------------------------------------------------------------------------------------------- scores
 
 
-@operator(q="n d", k="m d")
-def attention_scores(q, k):
-    """Scaled dot products ``S = q kᵀ / sqrt(d)``, (..., n, d), (..., m, d) -> (..., n, m).
+@operator
+def attention_scores(q: "... n d", k: "... m d"):
+    """Scaled dot products ``S = q kᵀ / sqrt(d)``, (..., n, m).
 
-    Raises TypeError or ValueError on mixed modules or dtypes, wrong shapes, or non-finite input. O(n m d).
-    Source: Vaswani et al. 2017, equation 1.
+    Parameters
+    ----------
+    q, k
+        Queries and keys.
+
+    Returns
+    -------
+    array (..., n, m)
+
+    Notes
+    -----
+    O(n m d). Source: Vaswani et al. 2017, equation 1.
 
     Examples
     --------
@@ -95,9 +75,9 @@ def attention_scores(q, k):
     return (q / math.sqrt(q.shape[-1])) @ transpose(k)
 
 
-@operator(q="n d", k="m d")
+@vjp_of(attention_scores)
 def attention_scores_vjp(q, k):
-    """Scores and their VJP, ``vjp(dS) -> (dq, dk)``; arguments, errors and cost as `attention_scores`.
+    """Scores and their VJP, ``vjp(dS) -> (dq, dk)``.
 
     Examples
     --------
@@ -117,8 +97,16 @@ def attention_scores_vjp(q, k):
 # ------------------------------------------------------------------------------ the entropic c-transform
 
 
-@operator(scores="n m", dual=None, query_mask="n", key_mask="m")
-def entropic_c_transform(scores, dual, *, onto="key", epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def entropic_c_transform(
+    scores: "... n m",
+    dual: "...",
+    *,
+    onto="key",
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     r"""Transform one dual into the best other one: half a Sinkhorn iteration.
 
     Onto keys, ``g_j = epsilon log(n'/m') - epsilon LSE_i((f_i + S_ij) / epsilon)``: the columns of the plan
@@ -126,26 +114,21 @@ def entropic_c_transform(scores, dual, *, onto="key", epsilon=1.0, query_mask=No
 
     Parameters
     ----------
-    scores : array (..., n, m)
+    scores
         Similarity S, the negative of the transport cost.
-    dual : array (..., n) if onto="key", (..., m) if onto="query"
-        The dual that is known.
+    dual
+        The dual that is known: (..., n) if onto="key", (..., m) if onto="query".
     onto : {"key", "query"}
         The side whose dual is computed.
     epsilon : float
         Regularisation, in the units of the scores; positive.
-    query_mask, key_mask : boolean array (..., n) and (..., m), optional
+    query_mask, key_mask
         True at valid tokens.
 
     Returns
     -------
-    array (..., m) if onto="key", (..., n) if onto="query"
+    array (..., m) or (..., n)
         The other dual, zero at masked tokens.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, non-finite input, or epsilon <= 0.
 
     Notes
     -----
@@ -164,18 +147,18 @@ def entropic_c_transform(scores, dual, *, onto="key", epsilon=1.0, query_mask=No
     if onto == "key":
         log_mass = _log(column_mass(scores, query_mask, key_mask))
         g = epsilon * (log_mass + _negative_lse((dual[..., :, None] + scores) / epsilon, -2, valid))
-        return _keep(g, key_mask)
+        return keep(g, key_mask)
     f = epsilon * _negative_lse((dual[..., None, :] + scores) / epsilon, -1, valid)
-    return _keep(f, query_mask)
+    return keep(f, query_mask)
 
 
-@operator(scores="n m", dual=None, query_mask="n", key_mask="m")
+@vjp_of(entropic_c_transform)
 def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mask=None, key_mask=None):
     """Entropic c-transform and its VJP, ``vjp(d_out) -> (d_scores, d_dual)``.
 
     The derivative of a log-sum-exp is a softmax W (over queries if onto="key", over keys if onto="query"):
     ``d_scores = -W * d_out`` and ``d_dual = -W d_out``, W multiplied along the axis that was summed.
-    Same arguments, errors and cost as `entropic_c_transform`. Derived (asap_ref/oracle/README.md, "Sinkhorn").
+    Derived (asap_ref/oracle/README.md, "Sinkhorn").
 
     Examples
     --------
@@ -201,6 +184,19 @@ def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mas
     return out, vjp
 
 
+def _log(mass):
+    return math.log(mass) if isinstance(mass, float) else array_namespace(mass).log(mass)
+
+
+def _negative_lse(exponents, axis, valid):
+    """-LSE over the valid pairs, and 0 where there are none, so that the duals of padding are 0."""
+    if valid is None:
+        return -logsumexp(exponents, axis=axis)
+    xp = array_namespace(exponents)
+    lse = logsumexp(xp.where(valid, exponents, -xp.inf), axis=axis)
+    return xp.where(xp.any(valid, axis=axis), -lse, xp.zeros_like(lse))
+
+
 def _check_dual(scores, dual, onto):
     check_choice(onto, "onto", "entropic_c_transform", ("key", "query"))
     *leading, n, m = scores.shape
@@ -216,17 +212,23 @@ def _check_dual(scores, dual, onto):
 # --------------------------------------------------------------------------------------------- the plan
 
 
-@operator(scores="n m", duals=("n", "m"), query_mask="n", key_mask="m")
-def transport_plan(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def transport_plan(
+    scores: "... n m",
+    duals: ("... n", "... m"),
+    *,
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """The plan that a pair of duals stands for, ``P_ij = exp((f_i + g_j + S_ij) / epsilon)``.
 
     Parameters
     ----------
-    scores : array (..., n, m)
-    duals : Duals
-        Query dual (..., n) and key dual (..., m).
-    epsilon, query_mask, key_mask
+    scores, epsilon, query_mask, key_mask
         As in `entropic_c_transform`, and the same as the duals were computed with.
+    duals : Duals
+        Query dual and key dual.
 
     Returns
     -------
@@ -261,12 +263,11 @@ def transport_plan(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=None
     return xp.exp(exponents if valid is None else xp.where(valid, exponents, -xp.inf))
 
 
-@operator(scores="n m", duals=("n", "m"), query_mask="n", key_mask="m")
+@vjp_of(transport_plan)
 def transport_plan_vjp(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=None):
     """Plan and its VJP, ``vjp(dP) -> (d_scores, Duals(df, dg))``.
 
     With ``M = P * dP``: ``d_scores = M / epsilon``, df and dg are its row and column sums.
-    Same arguments, errors and cost as `transport_plan`.
 
     Examples
     --------
@@ -289,27 +290,23 @@ def transport_plan_vjp(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=
 # ------------------------------------------------------------------------ the two-sided entropic c-transform
 
 
-@operator(scores="n m", query_dual="n", query_mask="n", key_mask="m")
-def two_sided_c_transform(scores, query_dual, *, epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def two_sided_c_transform(
+    scores: "... n m", query_dual: "... n", *, epsilon=1.0, query_mask: "... n" = None, key_mask: "... m" = None
+):
     """Rebuild both duals from a (predicted) query dual: one Sinkhorn iteration from a good start.
 
     Parameters
     ----------
-    scores : array (..., n, m)
-    query_dual : array (..., n)
+    query_dual
         A prediction of f, up to a constant.
-    epsilon, query_mask, key_mask
+    scores, epsilon, query_mask, key_mask
         As in `entropic_c_transform`.
 
     Returns
     -------
     Duals
         g = c-transform of the prediction onto keys, then f = c-transform of g onto queries: rows are exact.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, non-finite input, or epsilon <= 0.
 
     Notes
     -----
@@ -331,12 +328,12 @@ def two_sided_c_transform(scores, query_dual, *, epsilon=1.0, query_mask=None, k
     return Duals(f, g)
 
 
-@operator(scores="n m", query_dual="n", query_mask="n", key_mask="m")
+@vjp_of(two_sided_c_transform)
 def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=None, key_mask=None):
     """Two-sided c-transform and its VJP, ``vjp(Duals(df, dg)) -> (d_scores, d_query_dual)``.
 
     The two half steps backwards: f depends on g, so its gradient first joins that of g.
-    Same arguments, errors and cost as `two_sided_c_transform`. Derived.
+    Derived.
 
     Examples
     --------
@@ -359,14 +356,14 @@ def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=Non
     return Duals(f, g), vjp
 
 
-@operator(plan="n m", query_mask="n", key_mask="m")
-def marginal_error(plan, *, query_mask=None, key_mask=None):
+@operator
+def marginal_error(plan: "... n m", *, query_mask: "... n" = None, key_mask: "... m" = None):
     """Largest deviation of a plan's row sums from 1 and of its column sums from n'/m'.
 
     Parameters
     ----------
-    plan : array (..., n, m)
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    plan, query_mask, key_mask
+        As `transport_plan` gives and takes them.
 
     Returns
     -------
@@ -384,7 +381,12 @@ def marginal_error(plan, *, query_mask=None, key_mask=None):
     0.00 0.93
     """
     xp = array_namespace(plan)
+    rows = keep(xp.abs(xp.sum(plan, axis=-1) - 1), query_mask)
+    return xp.max(rows, axis=-1), xp.max(column_error(plan, query_mask, key_mask), axis=-1)
+
+
+def column_error(plan, query_mask, key_mask):
+    """Deviation of each column sum of a plan from n'/m', (..., n, m) -> (..., m); zero at padding."""
+    xp = array_namespace(plan)
     mass = column_mass(plan, query_mask, key_mask)
-    rows = _keep(xp.abs(xp.sum(plan, axis=-1) - 1), query_mask)
-    columns = _keep(xp.abs(xp.sum(plan, axis=-2) - mass), key_mask)
-    return xp.max(rows, axis=-1), xp.max(columns, axis=-1)
+    return keep(xp.abs(xp.sum(plan, axis=-2) - mass), key_mask)

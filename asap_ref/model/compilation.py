@@ -5,8 +5,7 @@
     swap        give the same parameters to ASAP attention
     fidelity    compare the two on other data, layer by layer and head by head
 
-Layers are calibrated on the activations of the trained model, or in order, each on what the compiled layers below
-produce.
+Every layer is calibrated on the activations of the trained model.
 """
 
 from __future__ import annotations
@@ -14,23 +13,23 @@ from __future__ import annotations
 from functools import partial
 
 from asap_ref.calibration.fit import fit_amortizer
+from asap_ref.calibration.holding_out import split
 from asap_ref.calibration.sources import Mapped
-from asap_ref.fidelity.comparison import output_error
-from asap_ref.model.mechanism import Attention
-from asap_ref.model.recording import activations, check_model, record, split
-from asap_ref.support.contracts import check_choice, check_positive
+from asap_ref.model.measures import output_error
+from asap_ref.model.mechanism import MECHANISMS, Attention
+from asap_ref.model.recording import activations, check_model, record
+from asap_ref.support.settings import check_choice, check_positive
 
 
 def compile_model(
     model,
     batches,
     *,
-    order="parallel",
+    into="asap",
     n_slices=16,
     quadratic=8,
     candidates=None,
     fallback=None,
-    one_sided=False,
     client=None,
     progress=False,
     **settings,
@@ -44,17 +43,14 @@ def compile_model(
     batches : list of inputs
         Calibration data (no labels needed); gone through once for each layer, one batch in memory. Also paths of
         .npy files, a batch each, or a zarr or dask array, a batch a chunk of its first axis.
-    order : {"parallel", "sequential"}
-        Calibrate every layer on the activations of the trained model, or each on those that the layers below
-        produce once they are compiled.
+    into : str
+        The mechanism that takes the place of Sinkhorn's; "one-sided" is an ablation, which predicts the key dual.
     n_slices, quadratic, candidates, **settings
         As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer. Whole data sets have tokens
         enough for the quadratic features, so they are on here.
     fallback : float, optional
-        Heads whose attention output is off by more than this (relative to the teacher's, on every tenth example,
-        which then does not calibrate) stay with Sinkhorn. The report names them.
-    one_sided : bool
-        Predict the key dual instead, for one-sided attention (one_sided.py), an ablation.
+        Heads whose attention output is off by more than this (relative to the teacher's, on every tenth example
+        of a batch, or the last of fewer, which then do not calibrate) stay with Sinkhorn. The report names them.
     client, progress
         As in `fit_amortizer`: the model runs on the workers of a Dask cluster, and its activations stay there.
 
@@ -96,22 +92,20 @@ def compile_model(
         raise TypeError(
             "compile_model: batches can be gone through only once, but every layer needs them; give a list"
         )
-    check_choice(order, "order", "compile_model", ("parallel", "sequential"))
+    targets = {name: mechanism.predicts for name, mechanism in MECHANISMS.items() if mechanism.predicts}
+    check_choice(into, "into", "compile_model", tuple(targets))
     calibration = batches
     if fallback is not None:
         fallback = check_positive(fallback, "fallback", "compile_model", or_zero=True)
         calibration, held_out = (Mapped(partial(split, side), batches) for side in ("fit", "held out"))
         if not any(len(batch) for batch in held_out):
-            raise ValueError("compile_model: batches of fewer than 10 examples leave none to hold out")
+            raise ValueError("compile_model: batches of one example each leave none to hold out")
     attentions, report = [], []
     for layer, attention in enumerate(model.attentions):
-        below = model
-        if order == "sequential":
-            below = model.with_attention(*attentions, *model.attentions[layer:])
-        if attention.name != "sinkhorn":
+        if not attention.mechanism.teaches:
             raise ValueError(f"compile_model: layer {layer} has {attention.name} attention, expected sinkhorn")
         amortizer = fit_amortizer(
-            Mapped(partial(activations, below, layer, one_sided), calibration),
+            Mapped(partial(activations, model, layer, targets[into] == "key"), calibration),
             n_slices=n_slices,
             quadratic=quadratic,
             candidates=candidates,
@@ -120,14 +114,14 @@ def compile_model(
             **attention.settings,
             **settings,
         )
-        replaced = Attention("one-sided" if one_sided else "asap", {"amortizer": amortizer})
+        replaced = Attention(into, {"amortizer": amortizer})
         told = {"layer": layer, "r_squared": amortizer.r_squared.tolist()}
         if amortizer.slice_errors is not None:
-            told["n_slices"] = amortizer.directions.shape[-1]
+            told["n_slices"] = amortizer.family("slices").count
             told["slice_errors"] = [[int(L), error] for L, error in amortizer.slice_errors.tolist()]
         if fallback is not None:
             errors = output_error(
-                attention, replaced, (record(below, batch)[layer] for batch in held_out if len(batch))
+                attention, replaced, (record(model, batch)[layer] for batch in held_out if len(batch))
             )
             bad = [h for h, error in enumerate(errors) if error > fallback]
             replaced = leave_heads(replaced, attention, bad)

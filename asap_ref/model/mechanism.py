@@ -1,5 +1,8 @@
 """Attention as an argument of a model: a name and its settings, forward and backward, in the fast forms.
 
+A mechanism is one line of a table that says all of it; nothing else asks for a mechanism by its name. To add one,
+write its forward and its VJP, and a line.
+
 Inside a model the slices of sliced-transport attention are the coordinates of the head, which the projections
 that make queries and keys learn; it takes no directions there.
 """
@@ -8,43 +11,54 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from asap_ref.extensions.mixed import mixed_attention, mixed_attention_vjp
+from asap_ref.extensions.mixed_heads import mixed_attention, mixed_attention_vjp
 from asap_ref.fast.attention import (
     asap_attention,
     asap_attention_vjp,
-    initial_attention,
-    one_sided_attention,
     sinkhorn_attention,
     sinkhorn_attention_vjp,
     softmax_attention,
     softmax_attention_vjp,
 )
 from asap_ref.method.amortizer import Amortizer
+from asap_ref.rivals.initial_duals import fast_initial_attention as initial_attention
 from asap_ref.rivals.initial_duals import initial_attention_vjp
+from asap_ref.rivals.one_sided import fast_one_sided_attention as one_sided_attention
 from asap_ref.rivals.one_sided import one_sided_attention_vjp
 from asap_ref.rivals.sliced_attention import sliced_attention, sliced_attention_vjp
-from asap_ref.support.contracts import check_choice, check_settings
+from asap_ref.support.settings import check_choice, check_settings
 
-FORMS = {
-    "softmax": (softmax_attention, softmax_attention_vjp),
-    "sinkhorn": (sinkhorn_attention, sinkhorn_attention_vjp),
-    "asap": (asap_attention, asap_attention_vjp),
-    "sliced": (sliced_attention, sliced_attention_vjp),
-    "initial": (initial_attention, initial_attention_vjp),
-    "one-sided": (one_sided_attention, one_sided_attention_vjp),
-    "mixed": (mixed_attention, mixed_attention_vjp),
+
+@dataclass(frozen=True)
+class Mechanism:
+    """All that is to be known of an attention: ``forward(q, k, v, **settings, query_mask, key_mask)``, and more."""
+
+    forward: Callable
+    vjp: Callable
+    predicts: str | None = None  # "query" or "key": the side whose dual its amortizer predicts
+    teaches: bool = False  # whether amortizers are calibrated against it: it has n_iter and epsilon
+
+
+MECHANISMS = {
+    "softmax": Mechanism(softmax_attention, softmax_attention_vjp),
+    "sinkhorn": Mechanism(sinkhorn_attention, sinkhorn_attention_vjp, teaches=True),
+    "asap": Mechanism(asap_attention, asap_attention_vjp, predicts="query"),
+    "one-sided": Mechanism(one_sided_attention, one_sided_attention_vjp, predicts="key"),
+    "sliced": Mechanism(sliced_attention, sliced_attention_vjp),
+    "initial": Mechanism(initial_attention, initial_attention_vjp),
+    "mixed": Mechanism(mixed_attention, mixed_attention_vjp),
 }
+GIVEN = ("q", "k", "v", "directions", "query_mask", "key_mask")  # parameters that are no settings
 
 
 @functools.cache
-def settings_of(name):
-    """(names of all settings, of those without a default) of a mechanism."""
-    given = ("q", "k", "v", "directions", "query_mask", "key_mask")
-    found = [p for p in inspect.signature(FORMS[name][0]).parameters.values() if p.name not in given]
-    return tuple(p.name for p in found), tuple(p.name for p in found if p.default is p.empty)
+def settings_of(mechanism):
+    """{setting: its default, or `inspect.Parameter.empty`} of a mechanism."""
+    found = inspect.signature(mechanism.forward).parameters.values()
+    return {p.name: p.default for p in found if p.name not in GIVEN}
 
 
 @dataclass(frozen=True)
@@ -65,26 +79,40 @@ class Attention:
     settings: Mapping = field(default_factory=dict)
 
     def __post_init__(self):
-        check_choice(self.name, "name", "Attention", tuple(FORMS))
+        check_choice(self.name, "name", "Attention", tuple(MECHANISMS))
         if not isinstance(self.settings, Mapping):
             raise TypeError(f"Attention: settings must be a dict, got {type(self.settings).__name__}")
-        known, required = settings_of(self.name)
+        known = settings_of(self.mechanism)
         unknown = [name for name in self.settings if name not in known]
-        missing = [name for name in required if name not in self.settings]
+        missing = [name for name, default in known.items() if default is inspect.Parameter.empty]
+        missing = [name for name in missing if name not in self.settings]
         if unknown or missing:
             wrong = f"has no setting {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
             raise ValueError(f"Attention: {self.name} attention {wrong}; its settings are: {', '.join(known)}")
         check_settings("Attention", dict(self.settings))
 
+    @property
+    def mechanism(self):
+        """The line of the table."""
+        return MECHANISMS[self.name]
+
     def __call__(self, q, k, v, *, query_mask=None, key_mask=None):
         """Return the attention output (..., n, p)."""
-        forward, _ = FORMS[self.name]
-        return forward(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)
+        return self.mechanism.forward(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)
 
     def vjp(self, q, k, v, *, query_mask=None, key_mask=None):
         """Return (out, vjp) with ``vjp(d_out) -> (dq, dk, dv)``."""
-        _, forward_vjp = FORMS[self.name]
-        return forward_vjp(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)
+        return self.mechanism.vjp(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)
+
+    def setting(self, name):
+        """Return the value of a setting, the default where it was not given."""
+        return self.settings.get(name, settings_of(self.mechanism)[name])
+
+    def by_head(self, n_heads):
+        """List the (attention, heads) that attend: the parts, or itself for all heads."""
+        return [*self.settings["parts"]] if "parts" in self.settings else [(self, range(n_heads))]
+
+    # ------------------------------------------------------------------------------------------------ files
 
     def state(self):
         """(nested dict of arrays, JSON-ready name and settings), from which `from_state` rebuilds the attention."""

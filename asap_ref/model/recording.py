@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from asap_ref.model.mechanism import Attention
 
 
@@ -35,6 +33,7 @@ def record(model, batch):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from asap_ref.model.transformer import Architecture, Transformer
     >>> model = Transformer.create(Architecture(), Attention("softmax"))
     >>> [call[0].shape for call in record(model, np.zeros((3, 8, 8)))]
@@ -54,15 +53,3 @@ def activations(model, layer, exchanged, batch):
     if exchanged:
         q, k, query_mask, key_mask = k, q, key_mask, query_mask
     return (q, k) if query_mask is None and key_mask is None else (q, k, query_mask, key_mask)
-
-
-def split(side, batch, *, every=10):
-    """Return the examples of a batch that are held out, every tenth, or those left to fit.
-
-    Examples
-    --------
-    >>> split("held out", np.arange(12)).tolist(), split("fit", np.arange(3)).tolist()
-    ([9], [0, 1, 2])
-    """
-    held_out = np.arange(len(batch)) % every == every - 1
-    return batch[held_out if side == "held out" else ~held_out]

@@ -21,13 +21,20 @@ from asap_ref.model.text import batches, shuffled_batches, trimmed
 from asap_ref.model.transformer import transformer_vjp
 from asap_ref.support import files, trees
 from asap_ref.support.arrays import array_namespace, to_numpy
-from asap_ref.support.contracts import check_count, check_positive, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_count, check_positive
 from asap_ref.support.trees import tree_map
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What a training run depends on, besides the model and the data."""
+    """What a training run depends on, besides the model and the data.
+
+    Examples
+    --------
+    >>> TrainingSettings(epochs=5).batch_size
+    64
+    """
 
     epochs: int = 30
     batch_size: int = 64
@@ -118,8 +125,8 @@ def dropout_noise(share, architecture, inputs, rng):
     return {"embedding": draw(), **blocks}
 
 
-@operator(inputs=None)
-def loss_and_gradients(model, inputs, labels, *, noise=None):
+@operator
+def loss_and_gradients(model, inputs: "...", labels, *, noise=None):
     """Mean cross-entropy of a batch and its gradient in the parameters: (0-d array, nested dict)."""
     logits, model_vjp = transformer_vjp(model.params, inputs, model.architecture, model.attentions, noise=noise)
     loss, loss_vjp = cross_entropy_vjp(logits, labels)
@@ -169,6 +176,18 @@ def train(
     ------
     ValueError
         If the checkpoint comes from other settings, or labels do not fit.
+
+    Examples
+    --------
+    >>> from asap_ref.model.mechanism import Attention
+    >>> from asap_ref.model.transformer import Architecture, Transformer
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(2, size=64)
+    >>> images = rng.standard_normal((64, 8, 8)) + labels[:, None, None]
+    >>> model = Transformer.create(Architecture(n_layers=1, n_classes=2), Attention("softmax"))
+    >>> model, history = train(model, images, labels, TrainingSettings(epochs=3), label=None)
+    >>> history[-1]["loss"] < history[0]["loss"], accuracy(model, images, labels) > 0.9
+    (True, True)
     """
     _check_examples(inputs, labels, model.architecture.n_classes)
     like = model.params["head"]["weight"]
@@ -271,7 +290,33 @@ def epochs_with_progress(start, stop, label, history):
 
 
 def predict(model, inputs, *, batch_size=256):
-    """Logits of many inputs, batch by batch, as NumPy: (N, n_classes)."""
+    """Logits of many inputs, batch by batch.
+
+    Parameters
+    ----------
+    model : Transformer
+    inputs : numpy.ndarray (N, ...)
+        Images, or token ids padded with 0.
+    batch_size : int
+        How many go through the model at a time.
+
+    Returns
+    -------
+    numpy.ndarray (N, n_classes)
+
+    Raises
+    ------
+    ValueError
+        If there are no inputs, or they do not fit the model.
+
+    Examples
+    --------
+    >>> from asap_ref.model.mechanism import Attention
+    >>> from asap_ref.model.transformer import Architecture, Transformer
+    >>> model = Transformer.create(Architecture(n_layers=1), Attention("softmax"))
+    >>> predict(model, np.zeros((300, 8, 8))).shape
+    (300, 10)
+    """
     check_count(batch_size, "batch_size", "predict", least=1)
     if not len(inputs):
         raise ValueError("predict: inputs is empty; give at least one")
@@ -281,7 +326,32 @@ def predict(model, inputs, *, batch_size=256):
 
 
 def accuracy(model, inputs, labels):
-    """Share of inputs whose largest logit is that of their label."""
+    """Share of inputs whose largest logit is that of their label.
+
+    Parameters
+    ----------
+    model : Transformer
+    inputs : numpy.ndarray (N, ...)
+    labels : numpy.ndarray (N,)
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If there are not as many inputs as labels.
+
+    Examples
+    --------
+    >>> from asap_ref.model.mechanism import Attention
+    >>> from asap_ref.model.transformer import Architecture, Transformer
+    >>> model = Transformer.create(Architecture(n_layers=1), Attention("softmax"))
+    >>> images = np.zeros((3, 8, 8))
+    >>> accuracy(model, images, np.argmax(predict(model, images), axis=-1))
+    1.0
+    """
     if len(inputs) != len(labels):
         raise ValueError(f"accuracy: {len(inputs)} inputs and {len(labels)} labels; expected as many")
     return float(np.mean(np.argmax(predict(model, inputs), axis=-1) == labels))

@@ -21,7 +21,8 @@ from asap_ref.model.layers import layer_norm, layer_norm_vjp, linear, linear_vjp
 from asap_ref.model.mechanism import Attention
 from asap_ref.support import files, trees
 from asap_ref.support.arrays import array_module, array_namespace
-from asap_ref.support.contracts import check_count, operator
+from asap_ref.support.contracts import operator
+from asap_ref.support.settings import check_count
 
 # ------------------------------------------------------------------------- attention heads: (B, n, w) -> (B, n, w)
 
@@ -119,6 +120,11 @@ class Architecture:
 
     Text is token ids below ``vocabulary``, at most ``length`` a sequence, 0 for padding; an image is cut into
     square patches of ``patch`` pixels a side.
+
+    Examples
+    --------
+    >>> Architecture(image=(8, 8), patch=2).n_tokens, Architecture(vocabulary=1000, length=30).n_tokens
+    (17, 31)
     """
 
     image: tuple[int, int] = (8, 8)
@@ -198,8 +204,8 @@ def initialise(architecture, *, seed=0, dtype=np.float32):
     return {"embedding": embedding, **blocks, "norm": norm(), "head": affine(w, a.n_classes)}
 
 
-@operator(params=None, inputs=None)
-def transformer(params, inputs, architecture, attentions):
+@operator
+def transformer(params: "...", inputs: "...", architecture, attentions):
     """Logits of a batch: images (B, height, width) or token ids (B, n) -> (B, n_classes).
 
     Parameters
@@ -223,8 +229,8 @@ def transformer(params, inputs, architecture, attentions):
     return linear(layer_norm(x[:, 0, :], **params["norm"]), **params["head"])
 
 
-@operator(params=None, inputs=None)
-def transformer_vjp(params, inputs, architecture, attentions, *, noise=None):
+@operator
+def transformer_vjp(params: "...", inputs: "...", architecture, attentions, *, noise=None):
     """Logits and their VJP in the parameters, ``vjp(d_logits) -> d_params``, a dict like params.
 
     Noise, as from `training.dropout_noise`, multiplies the embedded tokens and what each branch of a block writes.
@@ -285,11 +291,19 @@ class Transformer:
     >>> model = Transformer.create(Architecture(n_layers=1), Attention("softmax"))
     >>> model(np.zeros((2, 8, 8), np.float32)).shape
     (2, 10)
+    >>> model
+    <Transformer on images of (8, 8): 1 x 12 heads, width 48, 20650 parameters, softmax attention>
     """
 
     architecture: Architecture
     params: dict
     attentions: tuple
+
+    def __repr__(self):
+        a, names = self.architecture, ", ".join(dict.fromkeys(attention.name for attention in self.attentions))
+        tokens = f"images of {a.image}" if a.vocabulary is None else f"text of {a.vocabulary} words"
+        sizes = f"{a.n_layers} x {a.n_heads} heads, width {a.width}, {trees.count(self.params)} parameters"
+        return f"<Transformer on {tokens}: {sizes}, {names} attention>"
 
     @classmethod
     def create(cls, architecture, attention, *, seed=0, xp=np, dtype=np.float32):
@@ -341,3 +355,34 @@ class Transformer:
         if backend != "numpy":
             params = trees.place(params, array_module(backend))
         return cls(Architecture(**architecture), params, attentions)
+
+
+def load_model(path, *, backend="numpy"):
+    """Read a model that `Transformer.save` wrote, its attentions and amortizers included.
+
+    Parameters
+    ----------
+    path : path
+        An .npz file; nothing in it is executed.
+    backend : {"numpy", "cupy", "torch", "jax", "array_api_strict"}
+        Where its parameters are put.
+
+    Returns
+    -------
+    Transformer
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it is no sound file of a model.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> model = Transformer.create(Architecture(n_layers=1), Attention("softmax"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/model.npz")
+    ...     load_model(f"{folder}/model.npz")
+    <Transformer on images of (8, 8): 1 x 12 heads, width 48, 20650 parameters, softmax attention>
+    """
+    return Transformer.load(path, backend=backend)

@@ -11,14 +11,13 @@ import numpy as np
 import asap_ref
 from asap_ref import (
     Amortizer,
+    Cumulants,
     Duals,
+    Quadratic,
+    Slices,
     SufficientStatistics,
-    amortized_query_dual,
-    amortized_query_dual_vjp,
     attention_scores,
     attention_scores_vjp,
-    dual_features,
-    dual_features_vjp,
     entropic_c_transform,
     entropic_c_transform_vjp,
     kantorovich_potentials_1d,
@@ -102,15 +101,54 @@ def transport_plan_vjp(scores, query_dual, key_dual, **settings):
     return plan, flat
 
 
+def families(directions, basis=None, *, cumulants=True):
+    """The families of features that version 1 of the oracle has: slices, cumulants, quadratic."""
+    found = [Slices(directions)]
+    found += [Cumulants()] if cumulants else []
+    return [*found, Quadratic(basis)] if basis is not None else found
+
+
+def dual_features(q, k, directions, basis=None, *, cumulants=True, **masks):
+    """(..., n, d), (..., m, d), (d, L), (d, r) -> (..., F, n)."""
+    return asap_ref.dual_features(q, k, families(directions, basis, cumulants=cumulants), **masks)
+
+
+def dual_features_vjp(q, k, directions, basis=None, *, cumulants=True, **masks):
+    """Features and ``vjp(d_features) -> (d_q, d_k, d_directions)``; the basis is held fixed."""
+    features, vjp = asap_ref.dual_features_vjp(q, k, families(directions, basis, cumulants=cumulants), **masks)
+    return features, lambda d_features: _of_directions(*vjp(d_features))
+
+
+def amortized_query_dual(q, k, directions, weights, basis=None, *, cumulants=True, **masks):
+    """(..., H, n, d), (..., H, m, d), (d, L), (H, F) -> (..., H, n)."""
+    of = families(directions, basis, cumulants=cumulants)
+    return asap_ref.amortized_query_dual(q, k, of, weights, **masks)
+
+
+def amortized_query_dual_vjp(q, k, directions, weights, basis=None, *, cumulants=True, **masks):
+    """Predicted dual and ``vjp(d_dual) -> (d_q, d_k, d_directions, d_weights)``."""
+    of = families(directions, basis, cumulants=cumulants)
+    dual, vjp = asap_ref.amortized_query_dual_vjp(q, k, of, weights, **masks)
+    return dual, lambda d_dual: _of_directions(*vjp(d_dual))
+
+
+def _of_directions(d_q, d_k, d_families, *others):
+    return d_q, d_k, d_families[0]["directions"], *others
+
+
+def _amortizer(directions, weights, basis=None, *, cumulants=True, **settings):
+    return Amortizer(tuple(families(directions, basis, cumulants=cumulants)), weights, **settings)
+
+
 def asap_attention(q, k, v, directions, weights, basis=None, *, query_mask=None, key_mask=None, **settings):
     """(..., H, n, d), (..., H, m, d), (..., H, m, p), (d, L), (H, F) -> (..., H, n, p)."""
-    amortizer = Amortizer(directions, weights, basis=basis, **settings)
+    amortizer = _amortizer(directions, weights, basis, **settings)
     return asap_ref.asap_attention(q, k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
 
 
 def asap_attention_vjp(q, k, v, directions, weights, basis=None, *, query_mask=None, key_mask=None, **settings):
     """ASAP attention and ``vjp(d_out) -> (dq, dk, dv)``; the amortizer is held fixed."""
-    amortizer = Amortizer(directions, weights, basis=basis, **settings)
+    amortizer = _amortizer(directions, weights, basis, **settings)
     return asap_ref.asap_attention_vjp(q, k, v, amortizer, query_mask=query_mask, key_mask=key_mask)
 
 
@@ -181,7 +219,7 @@ def compile_model(images, directions, *, ridge, cumulants, attention=Attention, 
     weights, compiled = [], []
     for q, k, *_ in record(model, images):
         w, _ = fit(q, k, directions, ridge=ridge, cumulants=cumulants, **hyper)
-        amortizer = Amortizer(directions, w, cumulants=cumulants, epsilon=settings["epsilon"])
+        amortizer = _amortizer(directions, w, cumulants=cumulants, epsilon=settings["epsilon"])
         compiled.append(attention("asap", {"amortizer": amortizer}))
         weights.append(w)
     return np.stack(weights), model(images), model.with_attention(*compiled)(images)

@@ -24,44 +24,47 @@ from __future__ import annotations
 
 import math
 
-from asap_ref.method.attention import without_padding
+import numpy as np
+
+from asap_ref.fast.from_dual import attention_from_dual
+from asap_ref.fast.threads import over_problems
+from asap_ref.method import attention as readable
+from asap_ref.method.masks import without_padding
 from asap_ref.method.slices import sliced_potentials_vjp
-from asap_ref.method.transport import (
-    attention_scores,
-    attention_scores_vjp,
-    transport_plan,
-    transport_plan_vjp,
-    two_sided_c_transform,
-    two_sided_c_transform_vjp,
-)
 from asap_ref.support.arrays import array_namespace, transpose
-from asap_ref.support.contracts import check_choice, operator
+from asap_ref.support.contracts import fast_form_of, operator, vjp_of
+from asap_ref.support.settings import check_choice
 
 STARTS = ("zero", "gaussian", "sorting")
 RIDGE = 1e-5  # added to Sb, relative to its mean variance: the gradient divides by Sb
 
 
-@operator(q="n d", k="m d", query_mask="n", key_mask="m")
-def initial_dual(q, k, *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def initial_dual(
+    q: "... n d",
+    k: "... m d",
+    *,
+    start="gaussian",
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Query dual from a closed form, up to a constant.
 
     Parameters
     ----------
-    q, k : arrays (..., n, d) and (..., m, d)
+    q, k
+        Queries and keys.
     start : {"zero", "gaussian", "sorting"}
     epsilon : float
         Regularisation; the sorting start is the limit epsilon -> 0 and does not use it.
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    query_mask, key_mask
+        True at valid tokens.
 
     Returns
     -------
     array (..., n)
         Zero at masked queries.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, non-finite input, an unknown start or epsilon <= 0.
 
     Notes
     -----
@@ -81,9 +84,9 @@ def initial_dual(q, k, *, start="gaussian", epsilon=1.0, query_mask=None, key_ma
     return initial_dual_vjp(q, k, start=start, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)[0]
 
 
-@operator(q="n d", k="m d", query_mask="n", key_mask="m")
+@vjp_of(initial_dual)
 def initial_dual_vjp(q, k, *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
-    """Closed-form query dual and its VJP, ``vjp(df) -> (dq, dk)``; arguments and errors as `initial_dual`.
+    """Closed-form query dual and its VJP, ``vjp(df) -> (dq, dk)``.
 
     Examples
     --------
@@ -194,13 +197,23 @@ def _weights(x, mask):
 # --------------------------------------------------------------------------------------------------- attention
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
-def initial_attention(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
+@operator
+def initial_attention(
+    q: "... n d",
+    k: "... m d",
+    v: "... m p",
+    *,
+    start="gaussian",
+    epsilon=1.0,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Attention from a closed-form dual and its two-sided transform: ASAP without an amortizer.
 
     Parameters
     ----------
-    q, k, v : arrays (..., n, d), (..., m, d), (..., m, p)
+    q, k, v
+        Queries, keys and values.
     start, epsilon, query_mask, key_mask
         As in `initial_dual`.
 
@@ -208,11 +221,6 @@ def initial_attention(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=None
     -------
     array (..., n, p)
         Rows of the plan are exact; columns are as good as the start.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `initial_dual`.
 
     Notes
     -----
@@ -227,16 +235,12 @@ def initial_attention(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=None
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
-    S = attention_scores(q, k)
-    duals = two_sided_c_transform(S, initial_dual(q, k, start=start, **settings), **settings)
-    return transport_plan(S, duals, **settings) @ v
+    return readable.attention_from_dual(q, k, v, initial_dual(q, k, start=start, **settings), **settings)
 
 
-@operator(q="n d", k="m d", v="m p", query_mask="n", key_mask="m")
+@vjp_of(initial_attention)
 def initial_attention_vjp(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
     """Attention from a closed-form dual and its VJP, ``vjp(d_out) -> (dq, dk, dv)``. Derived.
-
-    Same arguments, errors and cost as `initial_attention`.
 
     Examples
     --------
@@ -248,16 +252,19 @@ def initial_attention_vjp(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
-    S, scores_vjp = attention_scores_vjp(q, k)
-    f, start_vjp = initial_dual_vjp(q, k, start=start, **settings)
-    duals, duals_vjp = two_sided_c_transform_vjp(S, f, **settings)
-    P, plan_vjp = transport_plan_vjp(S, duals, **settings)
+    dual, start_vjp = initial_dual_vjp(q, k, start=start, **settings)
+    return readable.attention_from_dual_vjp(q, k, v, dual, start_vjp, **settings)
 
-    def vjp(d_out):
-        dS, d_duals = plan_vjp(d_out @ transpose(v))
-        dS_through_duals, df = duals_vjp(d_duals)
-        dq, dk = scores_vjp(dS + dS_through_duals)
-        dq_start, dk_start = start_vjp(df)
-        return dq + dq_start, dk + dk_start, transpose(P) @ d_out
 
-    return P @ v, vjp
+@fast_form_of(initial_attention)
+def fast_initial_attention(q, k, v, *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
+    """Product, exponential, product (fast/from_dual.py)."""
+
+    def part(q, k, v, query_mask, key_mask):
+        q, k, v = without_padding(q, k, v, query_mask, key_mask)
+        f = initial_dual(q, k, start=start, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+        return attention_from_dual(q, k, v, f, query_mask, key_mask, epsilon=epsilon)
+
+    if not isinstance(q, np.ndarray):
+        return part(q, k, v, query_mask, key_mask)
+    return over_problems(part, [q, k, v], [query_mask, key_mask])

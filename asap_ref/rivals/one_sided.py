@@ -14,31 +14,41 @@ Shapes: q (..., H, n, d), k (..., H, m, d), v (..., H, m, p).
 
 from __future__ import annotations
 
-from asap_ref.method.attention import without_padding
-from asap_ref.method.transport import attention_scores, attention_scores_vjp, valid_pairs
+import math
+
+from asap_ref.fast import kernels
+from asap_ref.fast.attention import softmax_attention
+from asap_ref.fast.prediction import predicted_dual
+from asap_ref.method.masks import valid_pairs, without_padding
+from asap_ref.method.transport import attention_scores, attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
-from asap_ref.support.contracts import operator
+from asap_ref.support.contracts import fast_form_of, operator, vjp_of
 
 
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
-def one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+@operator
+def one_sided_attention(
+    q: "... H n d",
+    k: "... H m d",
+    v: "... H m p",
+    amortizer,
+    *,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
+):
     """Softmax attention with a predicted key dual as bias.
 
     Parameters
     ----------
-    q, k, v : arrays (..., H, n, d), (..., H, m, d), (..., H, m, p)
+    q, k, v
+        Queries, keys and values of H heads.
     amortizer : Amortizer
-        Fitted on exchanged pairs (k, q).
-    query_mask, key_mask : boolean arrays, optional
+        Of as many heads, fitted on exchanged pairs (k, q).
+    query_mask, key_mask
+        True at valid tokens.
 
     Returns
     -------
     array (..., H, n, p)
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, non-finite input, or an amortizer of another head count.
 
     Notes
     -----
@@ -59,11 +69,9 @@ def one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     return _biased_softmax(attention_scores(q, k), g, amortizer.epsilon, query_mask, key_mask) @ v
 
 
-@operator(q="H n d", k="H m d", v="H m p", query_mask="n", key_mask="m")
+@vjp_of(one_sided_attention)
 def one_sided_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """One-sided attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``; the amortizer is held fixed. Derived.
-
-    Same arguments, errors and cost as `one_sided_attention`.
 
     Examples
     --------
@@ -95,3 +103,22 @@ def _biased_softmax(S, g, epsilon, query_mask, key_mask):
     valid = valid_pairs(query_mask, key_mask)
     exponents = (S + g[..., None, :]) / epsilon
     return softmax(exponents if valid is None else xp.where(valid, exponents, -xp.inf), axis=-1)
+
+
+def _from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, found=None):
+    g = predicted_dual(k, q, amortizer, query_mask=key_mask, key_mask=query_mask, p=v.shape[-1])
+    settings = {"epsilon": amortizer.epsilon, "query_mask": query_mask, "key_mask": key_mask, "found": found}
+    return kernels.attention_from_key_dual(q, k, v, g, **settings)
+
+
+@kernels.on_device(_from_kernels)
+@fast_form_of(one_sided_attention)
+def fast_one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+    """Fast softmax attention, with the bias as one more coordinate of the keys."""
+    xp, d = array_namespace(q, k, v), q.shape[-1]
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    g = predicted_dual(k, q, amortizer, query_mask=key_mask, key_mask=query_mask)
+    # the bias rides inside the product as one more coordinate, whose scale softmax_attention divides away again
+    q1 = xp.concat([q / math.sqrt(d), xp.ones_like(q[..., :1])], axis=-1) * (math.sqrt(d + 1) / amortizer.epsilon)
+    k1 = xp.concat([k, g[..., None]], axis=-1)
+    return softmax_attention(q1, k1, v, query_mask=query_mask, key_mask=key_mask)

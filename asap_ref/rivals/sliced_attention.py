@@ -24,33 +24,34 @@ from __future__ import annotations
 import numpy as np
 
 from asap_ref.fast.threads import over_problems, over_problems_vjp
-from asap_ref.method.attention import without_padding
-from asap_ref.method.transport import column_mass
+from asap_ref.method.masks import column_mass, without_padding
 from asap_ref.rivals.soft_sort import soft_sort_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
-from asap_ref.support.contracts import check_count, check_positive, operator
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.settings import check_count, check_positive
 
 
-@operator(q="n d", k="m d", v="m p", directions=None, query_mask="n", key_mask="m")
+@operator
 def sliced_attention(
-    q,
-    k,
-    v,
-    directions=None,
+    q: "... n d",
+    k: "... m d",
+    v: "... m p",
+    directions: "d L | H d L" = None,
     *,
-    temperature=1e-3,
+    temperature=0.001,
     inverse_temperature=1.0,
     hard=False,
     slices_at_once=None,
-    query_mask=None,
-    key_mask=None,
+    query_mask: "... n" = None,
+    key_mask: "... m" = None,
 ):
     """Sliced-transport attention with soft sorting, as ESPFormer has it.
 
     Parameters
     ----------
-    q, k, v : arrays (..., n, d), (..., m, d), (..., m, p)
-    directions : array (d, L) or (H, d, L), optional
+    q, k, v
+        Queries, keys and values.
+    directions
         Slices, for all heads or for each. The coordinates of the head when not given: the projections that
         make queries and keys then learn the slices.
     temperature : float
@@ -61,17 +62,12 @@ def sliced_attention(
         Sort exactly, the limit t -> 0.
     slices_at_once : int, optional
         How many slices to hold in memory: all when not given.
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    query_mask, key_mask
+        True at valid tokens.
 
     Returns
     -------
     array (..., n, p)
-
-    Raises
-    ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, non-finite input, a temperature that is not positive or an
-        inverse temperature below 0.
 
     Notes
     -----
@@ -107,14 +103,14 @@ def sliced_attention(
     return over_problems(part, arrays, [query_mask, key_mask])
 
 
-@operator(q="n d", k="m d", v="m p", directions=None, query_mask="n", key_mask="m")
+@vjp_of(sliced_attention)
 def sliced_attention_vjp(
     q,
     k,
     v,
     directions=None,
     *,
-    temperature=1e-3,
+    temperature=0.001,
     inverse_temperature=1.0,
     hard=False,
     slices_at_once=None,
@@ -130,8 +126,7 @@ def sliced_attention_vjp(
 
     Without ``slices_at_once`` the soft permutations and plans of all slices are kept for the backward pass, as
     automatic differentiation would: O(L n²) memory. With it they are formed again, group by group: O(n²) memory
-    for a third more products, and up to twice the time (measured). Same arguments and errors as
-    `sliced_attention`. Derived.
+    for a third more products, and up to twice the time (measured). Derived.
 
     Examples
     --------

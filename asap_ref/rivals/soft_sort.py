@@ -11,32 +11,29 @@ Shapes: x (..., n), U (..., n, n) with ranks along the rows and tokens along the
 from __future__ import annotations
 
 from asap_ref.support.arrays import array_namespace, softmax
-from asap_ref.support.contracts import check_positive, operator
+from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.settings import check_positive
 
 
-@operator(x="n", mask="n")
-def soft_sort(x, *, temperature=1e-3, hard=False, mask=None):
+@operator
+def soft_sort(x: "... n", *, temperature=0.001, hard=False, mask: "... n" = None):
     """Soft permutation that sorts x in ascending order, ``U @ x`` being the softly sorted sample.
 
     Parameters
     ----------
-    x : array (..., n)
+    x
+        The sample.
     temperature : float
         t, in the units of x²; positive. The default is that of the ESPFormer code.
     hard : bool
         The limit t -> 0, exactly: a permutation, ties in the order of the tokens.
-    mask : boolean array (..., n), optional
+    mask
         True at valid tokens. They hold the first ranks; rows and columns beyond are zero.
 
     Returns
     -------
     array (..., n, n)
         Rows (ranks) of valid tokens sum to one.
-
-    Raises
-    ------
-    TypeError, ValueError
-        On integers, non-finite input, or a temperature that is not positive.
 
     Notes
     -----
@@ -57,9 +54,9 @@ def soft_sort(x, *, temperature=1e-3, hard=False, mask=None):
     return _soft_sort(x, temperature, hard, mask)[0]
 
 
-@operator(x="n", mask="n")
-def soft_sort_vjp(x, *, temperature=1e-3, hard=False, mask=None):
-    """Soft permutation and its VJP, ``vjp(dU) -> (dx,)``; arguments, errors and cost as `soft_sort`.
+@vjp_of(soft_sort)
+def soft_sort_vjp(x, *, temperature=0.001, hard=False, mask=None):
+    """Soft permutation and its VJP, ``vjp(dU) -> (dx,)``.
 
     The gradient follows the tokens and their sorted copies, whose order is locally fixed; at a tie it is a
     one-sided derivative. The hard permutation is locally constant: its gradient is zero. Derived.

@@ -29,6 +29,10 @@ def array_module(name):
     ----------
     name : {"numpy", "cupy", "torch", "jax", "array_api_strict"}
 
+    Returns
+    -------
+    module
+
     Raises
     ------
     ValueError
@@ -80,6 +84,10 @@ def array_namespace(*arrays):
     *arrays : array or None
         None stands for an argument that was not given, and is passed over.
 
+    Returns
+    -------
+    module
+
     Raises
     ------
     TypeError
@@ -115,6 +123,14 @@ BEFORE_COPYING = []  # called before a copy is made: errors that a device has fo
 
 def to_numpy(x):
     """Copy an array of any module to the host, as a NumPy array.
+
+    Parameters
+    ----------
+    x : array
+
+    Returns
+    -------
+    numpy.ndarray
 
     Examples
     --------
@@ -216,6 +232,16 @@ def softmax(x, *, axis):
 def transpose(x):
     """Swap the last two axes: (..., n, m) -> (..., m, n)."""
     return array_namespace(x).matrix_transpose(x)
+
+
+def matvec(matrix, vector):
+    """Matrix times vector: (..., n, m), (..., m) -> (..., n)."""
+    return (matrix @ vector[..., :, None])[..., :, 0]
+
+
+def vecmat(vector, matrix):
+    """Vector times matrix: (..., n), (..., n, m) -> (..., m); the transposed product, without a transposed copy."""
+    return (vector[..., None, :] @ matrix)[..., 0, :]
 
 
 def sum_rows(rows, index, size):

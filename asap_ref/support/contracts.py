@@ -1,13 +1,28 @@
-"""What every public operator promises about its arguments, written on its ``def`` line and checked.
+"""What every public operator promises about its arguments: written on its ``def`` line, and checked.
 
-``@operator(q="n d", k="m d", v="m p")`` states the trailing axes of each array; equal letters are equal
-sizes, and the leading (batch, head) axes agree. The decorator makes the promises that would otherwise
-clutter the mathematics:
+    @operator
+    def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask: "... n" = None, init: "... n" = None):
 
-- one array module and one device; real floating point (masks: boolean);
+An annotation is the shape of an array; a parameter without one is a setting.
+
+    "... n m"           an array of trailing axes n and m; ``...`` are the leading (batch, head) axes
+    "a b"               exactly these axes
+    "d L | H d L"       one or the other
+    "..."               any array, or a nested dict of arrays: the operator looks at them itself
+    ("... n", "... m")  a tuple of arrays, such as Duals
+    = None              the argument may be left out
+
+Within a call equal letters are equal sizes, none is zero, and all ``...`` agree; those of masks and weights, parameters
+whose names end so, may also broadcast to them, so that ``(B, 1, n)`` masks ``(B, H, n)``. The decorator makes the
+promises that would otherwise stand in every docstring and clutter the mathematics:
+
+- TypeError unless all arrays are of one module, one device and one real floating-point dtype (a mask is boolean, and
+  ``inputs``, those of a model, may be integers); ValueError where a shape is not the one promised;
+- settings that many operators share are checked as well: epsilon is positive, n_iter a count (settings.py);
 - float16 and bfloat16 are computed in float32 and come back as they came;
-- non-finite results are never silent: the cause is looked for only then, so that the check costs one pass
-  over the (small) output instead of one over every input, and one wait for the device;
+- non-finite results are never silent: ValueError if an input was not finite, FloatingPointError if the dtype
+  overflowed. The cause is looked for only then, so that the check costs one pass over the (small) output instead of
+  one over every input, and one wait for the device;
 - no floating-point warning escapes: what matters is raised, the rest is meant (exp of -large is 0).
 
 An operator that another one calls is not checked again: the outermost speaks for those it calls.
@@ -15,64 +30,109 @@ An operator that another one calls is not checked again: the outermost speaks fo
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
-import math
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
 from asap_ref.support.arrays import array_namespace, is_array, is_half
-from asap_ref.support.trees import flatten
+from asap_ref.support.settings import check_settings
+from asap_ref.support.trees import map_leaves, named_leaves
 
 _scope = threading.local()  # whether this thread is inside an operator
 
 
-def operator(**shapes):
-    """Decorate an operator with the shapes of its array arguments; see the module docstring.
+CONTRACT = """Contract
+--------
+Shapes, module, device and dtype of arrays are checked, and that results are finite: TypeError, ValueError or
+FloatingPointError, as of every operator (asap_ref.support.contracts)."""
 
-    A value is the trailing axes, as in ``"n m"``; a tuple of such strings is a tuple of arrays (duals).
-    An argument whose name ends in ``mask`` is boolean; it and ``weights`` may broadcast along the leading axes.
-    ``None`` leaves the trailing axes to the operator, and allows a nested dict of arrays (parameters).
-    ``inputs``, those of a model, may also be integers: the model knows whether it takes token ids.
-    """
-    contracts = {name: _axes(contract) for name, contract in shapes.items()}
+
+def operator(function=None, /, **shapes):
+    """Decorate an operator, whose ``def`` line says the shapes of its arrays; see the module docstring."""
+    if function is None:  # the shapes beside the name of each parameter, all of them behind leading axes
+        return lambda function: _checked(function, {name: _behind(x) for name, x in shapes.items()}, CONTRACT)
+    return _checked(function, {name: _literal(x) for name, x in function.__annotations__.items()}, CONTRACT)
+
+
+def vjp_of(forward):
+    """Decorate the VJP of an operator, which takes the same arguments: their shapes are those of its ``def`` line."""
 
     def decorate(function):
-        name, signature = function.__name__, inspect.signature(function)
-        bind = signature.bind
-        required = {key for key in contracts if signature.parameters[key].default is inspect.Parameter.empty}
-
-        def examined(*args, **kwargs):
-            """The arguments by name, settings converted; [(name, array, axes)]; their module."""
-            arguments = bind(*args, **kwargs).arguments
-            arrays = _named_arrays(name, arguments, contracts, required)
-            xp = _check_kind(name, arrays)
-            _check_shapes(name, arrays)
-            check_settings(name, arguments)
-            return arguments, arrays, xp
-
-        @functools.wraps(function)
-        def checked(*args, **kwargs):
-            if is_inside():
-                return function(*args, **kwargs)
-            arguments, arrays, xp = examined(*args, **kwargs)
-            half = next((x.dtype for _, x, _ in arrays if _kind(xp, x.dtype) == "half"), None)
-            if half is not None:
-                arguments |= {key: _cast_half(xp, arguments[key]) for key in contracts if key in arguments}
-            result = inside(function, **arguments)
-            if isinstance(result, tuple) and callable(result[-1]):
-                value, vjp = result
-                _explain_non_finite(xp, name, value, arrays)
-                value = _cast_back(xp, value, half)
-                return value, _checked_vjp(xp, name, value, vjp, half)
-            _explain_non_finite(xp, name, result, arrays)
-            return _cast_back(xp, result, half)
-
-        checked.examined = examined
-        return checked
+        annotations = _of_same_parameters(function, forward).__annotations__
+        return _checked(function, annotations, f"Parameters\n----------\nThose of `{forward.__name__}`.", CONTRACT)
 
     return decorate
+
+
+def fast_form_of(definition):
+    """Decorate a faster form of an operator, which takes over its name, contract and docstring.
+
+    What the two promise is said once, at the definition; the docstring of the fast form says how it keeps it.
+    """
+
+    def decorate(function):
+        readable = _of_same_parameters(function, definition)
+        home, how = f"{readable.__module__}.{readable.__name__}", inspect.cleandoc(function.__doc__)
+        function.__name__ = readable.__name__  # in messages; __qualname__ still says where it stands
+        function.__doc__ = definition.__doc__
+        see = f"See Also\n--------\n{home} : the definition, against which this form is tested.\n    {how}"
+        return _checked(function, readable.__annotations__, see)
+
+    return decorate
+
+
+def _of_same_parameters(function, operator):
+    """Return what an operator decorates; raise TypeError unless the function takes the same parameters."""
+    other = inspect.unwrap(operator)
+    ours, theirs = (
+        [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()] for f in (function, other)
+    )
+    if ours != theirs:
+        raise TypeError(f"{function.__qualname__} must have the parameters of {other.__qualname__}")
+    return other
+
+
+def _checked(function, annotations, *more):
+    """Check the arguments of a function against annotations; `help` shows these, and more behind its docstring."""
+    function.__annotations__ = dict(annotations)
+    function.__doc__ = "\n\n".join((inspect.cleandoc(function.__doc__ or ""), *more))
+    name, signature = function.__name__, inspect.signature(function)
+    bind = signature.bind
+    contracts = {key: _contract(shape) for key, shape in function.__annotations__.items()}
+    required = {key for key in contracts if signature.parameters[key].default is inspect.Parameter.empty}
+
+    def examined(*args, **kwargs):
+        """Arguments by name, checked, with settings converted; [(name, array, forms)]; their module."""
+        arguments = bind(*args, **kwargs).arguments
+        arrays = _named_arrays(name, arguments, contracts, required)
+        xp = _check_kind(name, arrays)
+        _check_shapes(name, arrays)
+        check_settings(name, arguments)
+        return arguments, arrays, xp
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        if is_inside():
+            return function(*args, **kwargs)
+        arguments, arrays, xp = examined(*args, **kwargs)
+        half = next((x.dtype for _, x, _ in arrays if _kind(xp, x.dtype) == "half"), None)
+        if half is not None:
+            arguments |= {key: _cast_half(xp, arguments[key]) for key in contracts if key in arguments}
+        result = inside(function, **arguments)
+        if isinstance(result, tuple) and callable(result[-1]):
+            value, vjp = result
+            _explain_non_finite(xp, name, value, arrays)
+            value = _cast_back(xp, value, half)
+            return value, _checked_vjp(xp, name, value, vjp, half)
+        _explain_non_finite(xp, name, result, arrays)
+        return _cast_back(xp, result, half)
+
+    checked.examined = examined
+    return checked
 
 
 def _checked_vjp(xp, name, value, vjp, half):
@@ -125,30 +185,54 @@ def inside(function, *args, **kwargs):
 # ------------------------------------------------------------------------------------------------- the arrays
 
 
-def _axes(contract):
-    """Split ``"n m"`` into its letters, and a tuple of such strings into a list of them."""
-    if isinstance(contract, tuple):
-        return [_axes(part) for part in contract]
-    return None if contract is None else tuple(contract.split())
+class Form(NamedTuple):
+    """One way an array may be shaped: its axes, and whether leading ones may come before them."""
+
+    leading: bool
+    axes: tuple[str, ...]
+
+    def __str__(self):
+        written = ("...",) * self.leading + self.axes
+        return f"({', '.join(written)}{',' * (len(written) == 1)})"
+
+
+def _literal(annotation):
+    """What was written: with ``from __future__ import annotations`` it comes as source, ``"'... n m'"``."""
+    return ast.literal_eval(annotation) if isinstance(annotation, str) and annotation[0] in "'\"(" else annotation
+
+
+def _behind(shape):
+    """``"n m"`` -> ``"... n m"``, ``None`` -> ``"..."``, and so in a tuple."""
+    return tuple(map(_behind, shape)) if isinstance(shape, tuple) else f"... {shape or ''}".rstrip()
+
+
+def _contract(shape):
+    """The forms of an array, None where any will do; a list of these for a tuple of arrays."""
+    if isinstance(shape, tuple):
+        return [_contract(part) for part in shape]
+    if shape == "...":
+        return None
+    forms = [form.split() for form in shape.split("|")]
+    return tuple(Form(axes[0] == "...", tuple(axis for axis in axes if axis != "...")) for axes in forms)
 
 
 def _named_arrays(function, arguments, contracts, required):
-    """[(name, array, axes or None)]; a tuple such as Duals, or a dict, counts as several arrays."""
+    """[(name, array, forms or None)]; a tuple such as Duals, or a dict, counts as several arrays."""
     arrays = []
-    for name, axes in contracts.items():
+    for name, forms in contracts.items():
         value = arguments.get(name)
         if value is None and name not in required:
             continue
-        if isinstance(axes, list):
-            if not isinstance(value, tuple | list) or len(value) != len(axes):
+        if isinstance(forms, list):
+            if not isinstance(value, tuple | list) or len(value) != len(forms):
                 raise TypeError(
-                    f"{function}: {name} must be a tuple of {len(axes)} arrays, got {type(value).__name__}"
+                    f"{function}: {name} must be a tuple of {len(forms)} arrays, got {type(value).__name__}"
                 )
-            arrays += [(f"{name}[{i}]", x, a) for i, (x, a) in enumerate(zip(value, axes, strict=True))]
-        elif axes is None and isinstance(value, dict):
-            arrays += [(f"{name}/{key}", x, None) for key, x in flatten(value).items()]
+            arrays += [(f"{name}[{i}]", x, f) for i, (x, f) in enumerate(zip(value, forms, strict=True))]
+        elif forms is None and value is not None:
+            arrays += [(label, x, None) for label, x in named_leaves(name, value)]
         else:
-            arrays.append((name, value, axes))
+            arrays.append((name, value, forms))
     return arrays
 
 
@@ -198,15 +282,15 @@ def _kind(xp, dtype):
 
 def _check_shapes(function, arrays):
     sizes, leading, first, problems = {}, None, None, None
-    for name, x, axes in arrays:
-        if axes is None:
+    for name, x, forms in arrays:
+        if forms is None:
             continue
         shape = tuple(x.shape)
-        split = len(shape) - len(axes)
-        if split < 0:
-            raise ValueError(
-                f"{function}: {name} has shape {shape}, expected at least {len(axes)} axes {_written(axes)}"
-            )
+        form = forms[0] if len(forms) == 1 else next((f for f in forms if len(f.axes) == len(shape)), forms[0])
+        axes, split = form.axes, len(shape) - len(form.axes)
+        if split < 0 or (split and not form.leading):
+            expected = f"at least {len(axes)} axes {form}" if form.leading else " or ".join(map(str, forms))
+            raise ValueError(f"{function}: {name} has shape {shape}, expected {expected}")
         if name.endswith("mask") and "n" in sizes and "m" in sizes:  # queries and keys
             alone = sum(other.endswith("mask") for other, _, _ in arrays) == 1
             _refuse_mask_of_pairs(function, name, x, (sizes["n"][0], sizes["m"][0]), problems, alone)
@@ -214,11 +298,12 @@ def _check_shapes(function, arrays):
             known, owner = sizes.setdefault(axis, (size, name))
             if size != known:
                 raise ValueError(
-                    f"{function}: {name} has shape {shape}, "
-                    f"expected {_written(axes)} with {axis} = {known} as in {owner}"
+                    f"{function}: {name} has shape {shape}, expected {form} with {axis} = {known} as in {owner}"
                 )
             if size == 0:
                 raise ValueError(f"{function}: {name} has shape {shape}; its axis {axis} must not be empty")
+        if not form.leading:
+            continue
         if leading is None:
             leading, first = shape[:split], name
             problems = shape[: -min(len(axes), 2)]  # batch and heads, whether the contract names H or not
@@ -230,8 +315,7 @@ def _check_shapes(function, arrays):
                 )
         elif shape[:split] != leading:
             raise ValueError(
-                f"{function}: {name} has shape {shape}, "
-                f"expected {_written(axes)} with leading axes {leading} as in {first}"
+                f"{function}: {name} has shape {shape}, expected {form} with leading axes {leading} as in {first}"
             )
 
 
@@ -256,61 +340,10 @@ def _refuse_mask_of_pairs(function, name, mask, pairs, problems, alone):
     )
 
 
-def _written(axes):
-    return f"(..., {', '.join(axes)})"
-
-
 def _broadcasts(shape, onto):
     return len(shape) <= len(onto) and all(
         s in (1, o) for s, o in zip(reversed(shape), reversed(onto), strict=False)
     )
-
-
-# ----------------------------------------------------------------------------------------------- the settings
-
-LEAST = {"n_iter": 0, "block": 1}  # counts that operators take, and how small they may be
-
-
-def check_settings(function, arguments):
-    """Check the settings among the arguments; epsilon becomes a Python float there."""
-    if "epsilon" in arguments:
-        # a Python float: a NumPy scalar would turn float32 arrays into float64
-        arguments["epsilon"] = check_epsilon(arguments["epsilon"], function)
-    for name, least in LEAST.items():
-        if arguments.get(name) is not None:
-            check_count(arguments[name], name, function, least=least)
-    if "amortizer" in arguments and not hasattr(arguments["amortizer"], "predict"):
-        got = type(arguments["amortizer"]).__name__
-        raise TypeError(f"{function}: amortizer must be an Amortizer, as from fit_amortizer, got {got}")
-
-
-def check_epsilon(epsilon, function):
-    """Return epsilon as a float; raise unless it is a positive finite number."""
-    return check_positive(epsilon, "epsilon", function)
-
-
-def check_positive(value, name, function, *, or_zero=False):
-    """Return value as a float; raise unless it is a positive (or zero, where that is allowed) finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
-        bound = "at least 0" if or_zero else "positive"
-        raise ValueError(f"{function}: {name} must be {bound} and finite, got {value}")
-    return float(value)
-
-
-def check_count(value, name, function, *, least):
-    """Raise unless value is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{function}: {name} must be an integer, got {type(value).__name__} {value!r}")
-    if value < least:
-        raise ValueError(f"{function}: {name} must be at least {least}, got {value}")
-
-
-def check_choice(value, name, function, choices):
-    """Raise unless value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{function}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 # ------------------------------------------------------------------------------------------------- the results
@@ -318,34 +351,18 @@ def check_choice(value, name, function, choices):
 
 def _cast_half(xp, x):
     """Float16 and bfloat16 arrays to float32; everything else as it is."""
-    return _map(lambda leaf: xp.astype(leaf, xp.float32) if is_array(leaf) and is_half(leaf.dtype) else leaf, x)
+    return map_leaves(
+        lambda leaf: xp.astype(leaf, xp.float32) if is_array(leaf) and is_half(leaf.dtype) else leaf, x
+    )
 
 
 def _cast_back(xp, x, half):
-    return x if half is None else _map(lambda leaf: None if leaf is None else xp.astype(leaf, half), x)
-
-
-def _map(change, x):
-    """Apply a change to every array of an array, a tuple (named or not), a list or a dict."""
-    if isinstance(x, dict):
-        return {key: _map(change, item) for key, item in x.items()}
-    if isinstance(x, tuple | list):
-        parts = [_map(change, item) for item in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
-    return change(x)
-
-
-def _leaves(x):
-    if isinstance(x, dict):
-        x = x.values()
-    elif not isinstance(x, tuple | list):
-        return [] if x is None else [x]
-    return [leaf for item in x for leaf in _leaves(item)]
+    return x if half is None else map_leaves(lambda leaf: xp.astype(leaf, half), x)
 
 
 def _explain_non_finite(xp, function, result, arrays):
     """If a result is not finite, say which input is to blame, or that the dtype overflowed."""
-    floats = [x for x in _leaves(result) if _kind(xp, x.dtype) in ("float", "half")]
+    floats = [x for _, x in named_leaves(function, result) if _kind(xp, x.dtype) in ("float", "half")]
     # joined first: one wait for the device
     if floats and bool(functools.reduce(lambda a, b: a & b, [xp.all(xp.isfinite(x)) for x in floats])):
         return

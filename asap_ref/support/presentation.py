@@ -109,7 +109,7 @@ def source(*functions):
     --------
     >>> from asap_ref.method.transport import attention_scores
     >>> print(source(attention_scores).text)
-    def attention_scores(q, k):
+    def attention_scores(q: "... n d", k: "... m d"):
         return (q / math.sqrt(q.shape[-1])) @ transpose(k)
     """
     return Source("\n\n".join(_without_docstring(inspect.unwrap(f)) for f in functions))

@@ -1,6 +1,11 @@
-"""Parameters are nested dicts of arrays; these are the few things one does with all of them at once."""
+"""Parameters are nested dicts of arrays; these are the few things one does with all of them at once.
+
+`map_leaves` and `named_leaves` go through tuples, lists and dataclasses as well: duals, families of features.
+"""
 
 from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 
@@ -72,3 +77,44 @@ def unflatten(flat):
             node = node.setdefault(key, {})
         node[leaf] = value
     return tree
+
+
+def map_leaves(change, x):
+    """Apply a change to every leaf of nested dicts, tuples (named or not), lists and dataclasses; None is no leaf.
+
+    Examples
+    --------
+    >>> map_leaves(lambda x: 2 * x, {"a": (1, [2, None])})
+    {'a': (2, [4, None])}
+    """
+    if x is None:
+        return None
+    if isinstance(x, dict):
+        return {key: map_leaves(change, item) for key, item in x.items()}
+    if isinstance(x, tuple | list):
+        parts = [map_leaves(change, item) for item in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+    if is_dataclass(x):
+        return replace(x, **{field.name: map_leaves(change, getattr(x, field.name)) for field in fields(x)})
+    return change(x)
+
+
+def named_leaves(name, x):
+    """List the (name, leaf) of what `map_leaves` goes through: "name/key", "name[0]", "name.field".
+
+    Examples
+    --------
+    >>> named_leaves("p", {"a": (1, 2)})
+    [('p/a[0]', 1), ('p/a[1]', 2)]
+    """
+    if x is None:
+        return []
+    if isinstance(x, dict):
+        parts = [(f"{name}/{key}", item) for key, item in x.items()]
+    elif isinstance(x, tuple | list):
+        parts = [(f"{name}[{i}]", item) for i, item in enumerate(x)]
+    elif is_dataclass(x):
+        parts = [(f"{name}.{field.name}", getattr(x, field.name)) for field in fields(x)]
+    else:
+        return [(name, x)]
+    return [leaf for part in parts for leaf in named_leaves(*part)]

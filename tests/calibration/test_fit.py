@@ -2,17 +2,17 @@
 
 import numpy as np
 import pytest
+from families import dual_features, dual_features_vjp
 from gradients import check_against_torch, check_vjp
 from problems import masks, qkv, scores
 
 from asap_ref import (
     Amortizer,
+    Quadratic,
     SufficientStatistics,
     asap_attention,
     asap_attention_vjp,
     attention_scores,
-    dual_features,
-    dual_features_vjp,
     fit_amortizer,
     marginal_error,
     sinkhorn,
@@ -22,11 +22,11 @@ from asap_ref import (
 )
 from asap_ref.calibration.fit import principal_directions
 from asap_ref.calibration.objectives import dual_loss_and_gradient, kl_loss_and_gradient
-from asap_ref.extensions.moments import moment_features_vjp
+from asap_ref.calibration.slice_choice import select
+from asap_ref.extensions.moments import _of_projected_vjp
 from asap_ref.fast import prediction
 from asap_ref.method import attention as readable
 from asap_ref.method.masks import centred, keep_tokens
-from asap_ref.method.regression import select
 
 rng = np.random.default_rng(0)
 PLACES = rng.standard_normal((2, 3, 12, 4))
@@ -162,7 +162,9 @@ def test_moment_features_and_their_gradients_are_torchs():
         features = torch.stack([*bilinear, *squares])
         return features - features.mean(-1, keepdim=True)
 
-    check_against_torch(moment_features_vjp, formula, [scores(3, 6), scores(3, 5, seed=1)])
+    check_against_torch(
+        lambda u, w: _of_projected_vjp(u, w, None, None), formula, [scores(3, 6), scores(3, 5, seed=1)]
+    )
 
 
 def test_with_moments_a_form_that_follows_the_covariances_is_found_exactly():
@@ -185,7 +187,7 @@ def test_with_moments_a_form_that_follows_the_covariances_is_found_exactly():
 
 def test_quadratic_features_are_the_products_they_are_called():
     q, k, _ = qkv(1, n=7, d=4)
-    found = dual_features(q, k, np.eye(4), cumulants=False, basis=np.eye(4))[0, 4:]
+    found = Quadratic(np.eye(4)).features(q, k)[0]
     u, w = q[0] / 4**0.25, k[0].mean(0) / 4**0.25
     expected = [
         *u.T,
@@ -202,11 +204,10 @@ def test_quadratic_features_are_the_products_they_are_called():
         {"quadratic": 2},
         {"cumulants": False, "quadratic": 3},
         {"candidates": 12},
-        {"kind": "pca", "n_slices": 3},
         {"cumulants": False},
-        {"hidden": 3, "quadratic": 2, "max_iter": 3},
-        {"quadratic": 3, "moments": True},
-        {"quadratic": 4, "moments": True, "cumulants": False, "candidates": 9},
+        {"moments": 2},
+        {"quadratic": 3, "moments": 3},
+        {"quadratic": 4, "moments": 2, "cumulants": False, "candidates": 9},
     ],
 )
 def test_the_fast_prediction_knows_every_feature(options):
@@ -226,7 +227,7 @@ def test_the_fast_prediction_knows_every_feature(options):
         masks = {"query_mask": query_mask, "key_mask": key_mask}
         q_, k_ = keep_tokens(q, query_mask), keep_tokens(keys, key_mask)
         expected = amortizer.predict(q_, k_, **masks)
-        found = centred(prediction.predict(q_, k_, amortizer, **masks), query_mask)
+        found = centred(prediction.predicted_dual(q_, k_, amortizer, **masks), query_mask)
         valid = np.ones(q.shape[:-1], bool) if query_mask is None else np.broadcast_to(query_mask, q.shape[:-1])
         assert not found[~valid].any()
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
@@ -297,21 +298,22 @@ def test_more_refinement_is_nearer_to_the_converged_plan():
 
 def test_every_field_survives_a_file(tmp_path):
     amortizer = fit_amortizer(
-        [sequences(30)], n_slices=3, n_iter=5, quadratic=2, moments=True, candidates=6, objective="dual", refine=2
+        [sequences(30)], n_slices=3, n_iter=5, quadratic=2, moments=3, candidates=6, objective="dual", refine=2
     )
     amortizer.save(tmp_path / "a.npz")
     loaded = Amortizer.load(tmp_path / "a.npz")
     np.testing.assert_array_equal(loaded.predict(*sequences(3)), amortizer.predict(*sequences(3)))
-    assert (loaded.objective, loaded.refine, loaded.basis.shape, loaded.moments) == ("dual", 2, (3, 4, 2), True)
+    assert (loaded.objective, loaded.refine) == ("dual", 2)
+    assert [family.name for family in loaded.families] == ["slices", "cumulants", "quadratic", "moments"]
+    assert [loaded.family(name).basis.shape for name in ("quadratic", "moments")] == [(3, 4, 2), (3, 4, 3)]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"quadratic": -1}, "quadratic must be at least 0"),
-        ({"moments": True}, "moments=True needs quadratic features; give quadratic=r"),
+        ({"moments": -2}, "moments must be at least 0"),
         ({"candidates": 2, "n_slices": 4}, "candidates must be at least 4"),
-        ({"kind": "pca", "n_slices": 5}, "there are 4 pca directions"),
         ({"max_iter": 0}, "max_iter must be at least 1"),
         ({"refine": -1}, "refine must be at least 0"),
     ],

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from families import dual_features, families
 from problems import masks
 
-from asap_ref import Amortizer, attention_scores, dual_features, fit_amortizer, sinkhorn
-from asap_ref.calibration.fit import regression_statistics
+from asap_ref import Amortizer, attention_scores, fit_amortizer, sinkhorn
+from asap_ref.calibration.batch import regression_statistics
 from asap_ref.calibration.slice_choice import COUNTS, split_statistics
 from asap_ref.method.masks import centred
 from asap_ref.method.regression import SufficientStatistics
@@ -49,7 +50,7 @@ def brute_force(batches, counts, **options):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"candidates": 20}, {"kind": "gaussian", "quadratic": 4}, {"cumulants": False, "candidates": 70}],
+    [{}, {"candidates": 20}, {"quadratic": 4}, {"cumulants": False, "candidates": 70}],
 )
 @pytest.mark.parametrize("made", [sequences, padded])
 def test_errors_are_those_of_fitting_each_number_alone(options, made):
@@ -62,20 +63,15 @@ def test_errors_are_those_of_fitting_each_number_alone(options, made):
     chosen = int(min(L for L, error in zip(counts, expected, strict=True) if error <= 1.05 * min(expected)))
     # and the amortizer is that of this many slices, fitted on everything
     alone = fit_amortizer(batches, n_slices=chosen, **FIT, **options)
-    np.testing.assert_array_equal(amortizer.directions, alone.directions)
+    np.testing.assert_array_equal(amortizer.family("slices").directions, alone.family("slices").directions)
     np.testing.assert_allclose(amortizer.weights, alone.weights, rtol=1e-6, atol=1e-9)
     assert amortizer.statistics.count == alone.statistics.count and alone.slice_errors is None
-
-
-def test_pca_has_no_more_candidates_than_directions():
-    amortizer = fit_amortizer([sequences(30)], n_slices="auto", kind="pca", **FIT)
-    assert amortizer.slice_errors[:, 0].tolist() == [4] and amortizer.directions.shape == (3, 4, 4)
 
 
 def test_a_dual_made_of_four_slices_gets_four(monkeypatch):
     """One of four slices, and one that needs them all, in place of the teacher's."""
     from asap_ref import slice_directions
-    from asap_ref.calibration import fit as calibration
+    from asap_ref.calibration import batch as calibration
     from asap_ref.method.transport import Duals
 
     q, k = sequences(200)
@@ -86,12 +82,12 @@ def test_a_dual_made_of_four_slices_gets_four(monkeypatch):
         dual = np.sum(weights * phi, axis=-2)
         monkeypatch.setattr(calibration, "sinkhorn", lambda S, dual=dual, **_: Duals(dual, dual))
         found = fit_amortizer([(q, k)], n_slices="auto", cumulants=False, ridge=1e-9)
-        assert found.directions.shape == (4, expected)
+        assert found.family("slices").directions.shape == (4, expected)
 
 
 def test_the_tolerance_buys_fewer_slices():
     taken = [
-        fit_amortizer([sequences(100)], n_slices="auto", tolerance=t, **FIT).directions.shape[-1]
+        fit_amortizer([sequences(100)], n_slices="auto", tolerance=t, **FIT).family("slices").directions.shape[-1]
         for t in (0, 0.05, 10)
     ]
     assert taken == sorted(taken, reverse=True) and taken[-1] == 4 and taken[0] > 4
@@ -123,8 +119,7 @@ def test_every_tenth_sequence_is_held_out_or_the_last_of_fewer(count, held_out):
 
 def test_both_parts_add_up_to_the_whole():
     arguments = (
-        np.eye(4),
-        {"cumulants": True, "basis": None, "moments": False, "hidden": None},
+        families(np.eye(4)),
         5,
         1.0,
         sequences(12),

@@ -64,7 +64,7 @@ def cost(name):
 
 
 def table():
-    """Rows (work, launches, waits, transfers), for figures/modules.py."""
+    """Rows (work, launches, waits, transfers), for the figure "modules"."""
     return [[name, *cost(name)] for name in WORK]
 
 

@@ -12,19 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from problems import masks, qkv
 
-from asap_ref import (
-    Amortizer,
-    fit_amortizer,
-    fused,
-    initial_duals,
-    one_sided,
-    prediction,
-    scaling,
-    sinkhorn,
-    workers,
-)
+from asap_ref import Amortizer, Cumulants, Slices, fit_amortizer, sinkhorn
+from asap_ref.fast import attention as fast_forms
+from asap_ref.fast import prediction, scaling, slices, threads
+from asap_ref.fast.from_dual import attention_from_dual
 from asap_ref.method import attention as readable
 from asap_ref.method.transport import attention_scores, transport_plan, two_sided_c_transform
+from asap_ref.rivals import initial_duals, one_sided
 from asap_ref.support.arrays import array_module, to_numpy
 from asap_ref.support.contracts import inside
 
@@ -40,7 +34,7 @@ def forms(name, q, k, **options):
     """(fast, readable) functions of q, k, v."""
     if name == "asap" and "amortizer" not in options:
         options["amortizer"] = amortizer_for(q, k)
-    return tuple(partial(getattr(home, f"{name}_attention"), **options) for home in (fused, readable))
+    return tuple(partial(getattr(home, f"{name}_attention"), **options) for home in (fast_forms, readable))
 
 
 def agree(found, expected, dtype):
@@ -102,7 +96,7 @@ def test_masks_and_rectangles(name, kind):
     fast, slow = forms(name, q, k, **options)
     agree(fast(q, k, v), slow(q, k, v), np.float64)
     (out, vjp), (_, slow_vjp) = (
-        getattr(home, f"{name}_attention_vjp")(q, k, v, **options) for home in (fused, readable)
+        getattr(home, f"{name}_attention_vjp")(q, k, v, **options) for home in (fast_forms, readable)
     )
     for found, expected in zip(vjp(out), slow_vjp(out), strict=True):
         agree(found, expected, np.float64)
@@ -113,7 +107,7 @@ def test_masks_and_rectangles(name, kind):
 def test_fast_gradients_equal_readable(name, kind):
     q, k, v = KINDS[kind]
     (out, vjp), (slow_out, slow_vjp) = (
-        getattr(home, f"{name}_attention_vjp")(q, k, v) for home in (fused, readable)
+        getattr(home, f"{name}_attention_vjp")(q, k, v) for home in (fast_forms, readable)
     )
     agree(out, slow_out, np.float64)
     # of one token the gradients are zero, the difference of terms of size one
@@ -128,7 +122,7 @@ def test_fast_gradients_equal_readable(name, kind):
 def test_fast_gradients_are_derivatives():
     q, k, v = qkv(2, n=6, m=7, d=4)
     for name, options in (("softmax", {}), ("sinkhorn", {"n_iter": 4, "epsilon": 0.7})):
-        f, f_vjp = (getattr(fused, f"{name}_attention{suffix}") for suffix in ("", "_vjp"))
+        f, f_vjp = (getattr(fast_forms, f"{name}_attention{suffix}") for suffix in ("", "_vjp"))
         # forward and forward of the VJP add in another order: compare the derivative only
         out, _ = f_vjp(q, k, v, **options)
         np.testing.assert_allclose(out, f(q, k, v, **options), rtol=1e-12, atol=1e-14)
@@ -209,13 +203,30 @@ def test_fast_equals_readable_with_any_padding(name, sizes, left_out, size, roun
     assert np.abs(found - expected).max(initial=0) <= rounding * max(np.abs(np.nan_to_num(v)).max(), 1e-30)
 
 
+def in_blocks(q, k, v, amortizer, block, **masks):
+    """ASAP attention from blocks of so many keys, where `asap_attention` chooses the size."""
+
+    def attend(q, k, v, query_mask=None, key_mask=None):
+        f_hat = prediction.predicted_dual(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)[..., None]
+
+        def part(q, k, v, f_hat, *masks):
+            return attention_from_dual(q, k, v, f_hat[..., 0], *masks, epsilon=1.0, block=block)
+
+        if isinstance(q, np.ndarray):
+            return threads.over_problems(part, [q, k, v, f_hat], [query_mask, key_mask])
+        return part(q, k, v, f_hat, query_mask, key_mask)
+
+    q, k, v = readable.without_padding(q, k, v, *(masks.get(name) for name in ("query_mask", "key_mask")))
+    return inside(attend, q, k, v, **masks)
+
+
 @pytest.mark.parametrize("block", [None, 7, 64])
 def test_padding_over_several_tiles(block):
     q, k, v = qkv(2, 2, n=700, m=500, d=8)
     amortizer = amortizer_for(q, k)
     masks = {"query_mask": np.arange(700) < [[[650]], [[300]]], "key_mask": np.arange(500) < [[[80]], [[500]]]}
     agree(
-        fused.asap_attention(q, k, v, amortizer, block=block, **masks),
+        in_blocks(q, k, v, amortizer, block, **masks),
         readable.asap_attention(q, k, v, amortizer, **masks),
         np.float64,
     )
@@ -226,17 +237,17 @@ def test_tiles_of_any_size_give_the_same(block):
     q, k, v = KINDS["long"]
     amortizer = amortizer_for(q, k)
     agree(
-        fused.asap_attention(q, k, v, amortizer, block=block),
+        in_blocks(q, k, v, amortizer, block),
         readable.asap_attention(q, k, v, amortizer),
         np.float64,
     )
 
 
-def test_with_a_block_memory_grows_with_the_length_and_not_with_its_square():
+def test_memory_grows_with_the_length_and_not_with_its_square():
     q, k, v = (x.astype(np.float32) for x in qkv(1, 1, n=6000, d=8))
     amortizer = amortizer_for(q[..., :50, :], k[..., :50, :])
     tracemalloc.start()
-    fused.asap_attention(q, k, v, amortizer, block=64)
+    fast_forms.asap_attention(q, k, v, amortizer)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6000 * 6000 * 4 / 8  # an eighth of one plan
@@ -249,10 +260,10 @@ def test_whole_arrays_on_a_device_give_what_tiles_do(name, block, m, masked):
     q, k, v = qkv(4, 2, n=11, m=m, p=3)
     masking = dict(zip(("query_mask", "key_mask"), masks(4, 11, m), strict=True)) if masked else {}
     masking = {key: mask[:, None] for key, mask in masking.items()}
-    options = {"block": block} if block else {}
-    if name == "asap":
-        options["amortizer"] = fit_amortizer([(q, k)], n_slices=5, n_iter=4, quadratic=2)
-    attention = getattr(fused, f"{name}_attention")
+    options = {"amortizer": fit_amortizer([(q, k)], n_slices=5, n_iter=4, quadratic=2)} if name == "asap" else {}
+    attention = getattr(fast_forms, f"{name}_attention")
+    if block:
+        attention = partial(in_blocks, block=block)
     place = array_module("array_api_strict").asarray
     found = attention(*map(place, (q, k, v)), **options, **{key: place(mask) for key, mask in masking.items()})
     agree(to_numpy(found), attention(q, k, v, **options, **masking), np.float64)
@@ -266,7 +277,7 @@ def test_a_prediction_is_zero_at_padding(module, quadratic):
     place = array_module(module).asarray
     masking = {key: place(mask[:, None]) for key, mask in zip(("query_mask", "key_mask"), masks(4, 11, 9))}
     q, k = (np.where(to_numpy(mask)[..., None], x, 0) for x, mask in zip((q, k), masking.values(), strict=True))
-    found = to_numpy(prediction.predict(place(q), place(k), amortizer, **masking))
+    found = to_numpy(prediction.predicted_dual(place(q), place(k), amortizer, **masking))
     padding = np.broadcast_to(~to_numpy(masking["query_mask"]), found.shape)
     assert padding.any() and (found[padding] == 0).all() and (found[~padding] != 0).any()
 
@@ -274,9 +285,11 @@ def test_a_prediction_is_zero_at_padding(module, quadratic):
 @pytest.mark.parametrize("module", ["numpy", "array_api_strict"])
 def test_a_prediction_that_leaves_the_range_is_rescued_in_the_log_domain(module):
     q, k, v = (x.astype(np.float32) for x in qkv(2, 2, n=12, d=4, size=20.0))
-    useless = Amortizer(np.eye(4), np.full((2, 7), -3.0), epsilon=0.3)  # exponents of several hundred
+    useless = Amortizer(
+        (Slices(np.eye(4)), Cumulants()), np.full((2, 7), -3.0), epsilon=0.3
+    )  # exponents of several hundred
     expected = readable.asap_attention(*(x.astype(np.float64) for x in (q, k, v)), useless)
-    found = to_numpy(fused.asap_attention(*map(array_module(module).asarray, (q, k, v)), useless))
+    found = to_numpy(fast_forms.asap_attention(*map(array_module(module).asarray, (q, k, v)), useless))
     assert np.isfinite(found).all()
     # duals near 1e3 in float32 are known to 1e-4
     np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(v).max())
@@ -296,19 +309,19 @@ def test_scaling_gives_sinkhorns_duals_and_opens_segments_only_when_it_must(size
 def test_one_thread_or_many_give_the_same_bits(monkeypatch):
     q, k, v = KINDS["many"]
     results = []
-    for threads in ("1", "3"):
-        monkeypatch.setenv("ASAP_REF_THREADS", threads)
-        results.append(fused.sinkhorn_attention(q, k, v))
+    for count in ("1", "3"):
+        monkeypatch.setenv("ASAP_REF_THREADS", count)
+        results.append(fast_forms.sinkhorn_attention(q, k, v))
     np.testing.assert_allclose(*results, rtol=1e-13)
     monkeypatch.setenv("ASAP_REF_THREADS", "none")
     with pytest.raises(ValueError, match="ASAP_REF_THREADS must be an integer"):
-        workers.worker_count()
+        threads.worker_count()
 
 
 def test_an_error_on_a_worker_thread_reaches_the_caller():
     q, k, v = (x.copy() for x in KINDS["many"])
     q[200, 1, 3, 0] = np.nan
-    for f in (fused.softmax_attention, fused.sinkhorn_attention):
+    for f in (fast_forms.softmax_attention, fast_forms.sinkhorn_attention):
         with pytest.raises(ValueError, match="q contains NaN"):
             f(q, k, v)
 
@@ -316,7 +329,7 @@ def test_an_error_on_a_worker_thread_reaches_the_caller():
 def test_chunks_cover_every_problem_once():
     for count in (0, 1, 7, 1000):
         for size in (1, 300, 10**6):
-            covered = [i for piece in workers.chunks(count, size) for i in range(count)[piece]]
+            covered = [i for piece in threads.chunks(count, size) for i in range(count)[piece]]
             assert covered == list(range(count))
 
 
@@ -324,7 +337,7 @@ def test_chunks_cover_every_problem_once():
 def test_asap_at_another_temperature(epsilon):
     q, k, v = qkv(3, 2, n=9, d=4)
     amortizer = fit_amortizer([(q, k)], n_slices=4, n_iter=5, epsilon=epsilon)
-    agree(fused.asap_attention(q, k, v, amortizer), readable.asap_attention(q, k, v, amortizer), np.float64)
+    agree(fast_forms.asap_attention(q, k, v, amortizer), readable.asap_attention(q, k, v, amortizer), np.float64)
 
 
 def test_a_row_that_underflows_to_a_subnormal_sum_is_rescued(monkeypatch):
@@ -332,14 +345,14 @@ def test_a_row_that_underflows_to_a_subnormal_sum_is_rescued(monkeypatch):
     q, k, v = qkv(1, 1, n=6, d=4)
     amortizer = amortizer_for(q, k)
     f_hat = np.asarray([0.0, 0, 0, 0, 0, -738])[None, None]  # exp(-738) is 3e-321
-    monkeypatch.setattr(fused, "predict", lambda *args, **kwargs: f_hat)
+    monkeypatch.setattr(fast_forms, "predicted_dual", lambda *args, **kwargs: f_hat)
     S = attention_scores(q, k)
     expected = transport_plan(S, two_sided_c_transform(S, f_hat)) @ v
-    agree(fused.asap_attention(q, k, v, amortizer), expected, np.float64)
+    agree(fast_forms.asap_attention(q, k, v, amortizer), expected, np.float64)
 
 
-@pytest.mark.parametrize("form", [fused, readable])
-def test_an_amortizer_of_another_shape_is_refused(form):
+@pytest.mark.parametrize("form", [fast_forms, readable])
+def test_an_amortizer_of_another_shape_is_refast_forms(form):
     q, k, _ = qkv(3, 2, n=9, d=4)
     amortizer = amortizer_for(q, k)
     with pytest.raises(ValueError, match=r"weights has shape \(2, 8\), expected \(H, F\) = \(3, 8\)"):
@@ -349,10 +362,10 @@ def test_an_amortizer_of_another_shape_is_refused(form):
 
 
 RIVALS = {
-    "zero": (initial_duals, "initial", {"start": "zero"}),
-    "gaussian": (initial_duals, "initial", {"start": "gaussian"}),
-    "sorting": (initial_duals, "initial", {"start": "sorting"}),
-    "one-sided": (one_sided, "one_sided", {}),
+    "zero": (initial_duals, "initial_attention", {"start": "zero"}),
+    "gaussian": (initial_duals, "initial_attention", {"start": "gaussian"}),
+    "sorting": (initial_duals, "initial_attention", {"start": "sorting"}),
+    "one-sided": (one_sided, "one_sided_attention", {}),
 }
 
 
@@ -362,7 +375,7 @@ RIVALS = {
 def test_fast_rivals_equal_readable(rival, kind, padded):
     home, name, options = RIVALS[rival]
     q, k, v = KINDS[kind]
-    if name == "one_sided":
+    if rival == "one-sided":
         calibration = KINDS["random" if kind == "empty batch" else kind]
         options = {"amortizer": amortizer_for(calibration[1], calibration[0])}
     else:
@@ -370,7 +383,7 @@ def test_fast_rivals_equal_readable(rival, kind, padded):
     if padded:
         rng = np.random.default_rng(0)
         options = {**options, **{name: rng.random(q.shape[:-1]) < 0.7 for name in ("query_mask", "key_mask")}}
-    fast, slow = (getattr(place, f"{name}_attention")(q, k, v, **options) for place in (fused, home))
+    fast, slow = (getattr(home, form)(q, k, v, **options) for form in (f"fast_{name}", name))
     # scores near 1e4: the exponents round by 1e-12, and the exponential turns that into a relative error
     np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-9 * np.abs(v).max(initial=1e-30))
 
@@ -384,7 +397,7 @@ def test_fast_rivals_equal_readable(rival, kind, padded):
     )
 )
 def test_places_that_ride_along_in_a_sort_are_those_of_argsort(x):
-    xs, places = prediction.sorted_with_places(x)
+    xs, places = slices.sorted_with_places(x)
     np.testing.assert_array_equal(xs, np.sort(x, axis=-1))
     np.testing.assert_array_equal(np.take_along_axis(x, places, axis=-1), xs)
     np.testing.assert_array_equal(np.sort(places, axis=-1), np.broadcast_to(np.arange(x.shape[-1]), x.shape))

@@ -6,11 +6,12 @@ An entry is (function, {argument: NumPy array or Duals}, settings). A new operat
 from dataclasses import replace
 
 import numpy as np
+from families import families
 from problems import masks, qkv, scores
 
 import asap_ref as ar
-from asap_ref.extensions.mlp import Hidden
 from asap_ref.model import layers
+from asap_ref.support.trees import map_leaves, named_leaves
 
 Q, K, V = qkv(2, 3, n=6, d=4, p=5)
 S = scores(2, 5, 7)
@@ -24,9 +25,7 @@ PARTS = (
     (ar.Attention("asap", {"amortizer": AMORTIZER.of_heads([0, 2])}), (0, 2)),
     (ar.Attention("sinkhorn", {"n_iter": 4, "epsilon": 0.7}), (1,)),
 )
-HIDDEN = Hidden(scores(3, 6, 8, seed=6), scores(3, 6, seed=7))
-DEEP = ar.fit_amortizer([(Q, K)], n_slices=5, n_iter=4, epsilon=0.7, hidden=3, max_iter=5)
-OF_MOMENTS = ar.fit_amortizer([(Q, K)], n_slices=5, n_iter=4, epsilon=0.7, quadratic=3, moments=True)
+OF_MOMENTS = ar.fit_amortizer([(Q, K)], n_slices=5, n_iter=4, epsilon=0.7, quadratic=3, moments=3)
 DUALS = ar.sinkhorn(S, epsilon=0.7)
 MASKS = {"query_mask": QM, "key_mask": KM}
 RECTANGULAR = qkv(2, 3, n=5, m=7, d=4, p=3)
@@ -61,27 +60,26 @@ OPERATORS = {
         {},
     ),
     "sliced_potentials by head": (ar.sliced_potentials, {"q": Q, "k": K, "directions": THETA_OF_HEADS}, {}),
-    "features": (ar.dual_features, {"q": Q, "k": K, "directions": THETA}, {}),
-    "features masked": (ar.dual_features, {"q": Q, "k": LONG_K, "directions": THETA, **TOKEN_MASKS}, {}),
-    "features quadratic": (ar.dual_features, {"q": Q, "k": K, "directions": THETA, "basis": THETA[:, :2]}, {}),
+    "features": (ar.dual_features, {"q": Q, "k": K, "families": families(THETA)}, {}),
+    "features masked": (ar.dual_features, {"q": Q, "k": LONG_K, "families": families(THETA), **TOKEN_MASKS}, {}),
+    "features quadratic": (
+        ar.dual_features,
+        {"q": Q, "k": K, "families": families(THETA, basis=THETA[:, :2])},
+        {},
+    ),
     "features with moments": (
         ar.dual_features,
-        {"q": Q, "k": LONG_K, "directions": THETA, "basis": THETA[:, :2], **TOKEN_MASKS},
-        {"moments": True},
-    ),
-    "features hidden": (
-        ar.dual_features,
-        {"q": Q, "k": LONG_K, "directions": THETA, "hidden": HIDDEN, **TOKEN_MASKS},
+        {"q": Q, "k": LONG_K, "families": families(THETA, basis=THETA[:, :2], moments=True), **TOKEN_MASKS},
         {},
     ),
     "query_dual": (
         ar.amortized_query_dual,
-        {"q": Q, "k": K, "directions": THETA, "weights": WEIGHTS},
+        {"q": Q, "k": K, "families": families(THETA), "weights": WEIGHTS},
         {},
     ),
     "query_dual masked": (
         ar.amortized_query_dual,
-        {"q": Q, "k": LONG_K, "directions": THETA_OF_HEADS, "weights": WEIGHTS, **TOKEN_MASKS},
+        {"q": Q, "k": LONG_K, "families": families(THETA_OF_HEADS), "weights": WEIGHTS, **TOKEN_MASKS},
         {},
     ),
     "softmax": (ar.softmax_attention, {"q": Q, "k": K, "v": V}, {}),
@@ -89,7 +87,6 @@ OPERATORS = {
     "asap": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": AMORTIZER}),
     "asap refined": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": replace(AMORTIZER, refine=2)}),
     "asap with moments": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": OF_MOMENTS}),
-    "asap with a hidden layer": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": DEEP}),
     "initial dual": (ar.initial_dual, {"q": Q, "k": LONG_K, **TOKEN_MASKS}, {"epsilon": 0.7}),
     "initial": (ar.initial_attention, {"q": Q, "k": K, "v": V}, {"epsilon": 0.7}),
     "initial masked": (ar.initial_attention, {"q": Q[0], "k": K[0], "v": V[0], **SELF_MASKS}, {}),
@@ -130,11 +127,8 @@ def vjp_of(function):
 
 
 def map_arrays(change, value):
-    """Apply ``change`` to an array, or to every array of a tuple such as Duals."""
-    if isinstance(value, tuple):
-        parts = [map_arrays(change, item) for item in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    return change(value)
+    """Apply ``change`` to an array, or to every array of a tuple such as Duals, or of a family of features."""
+    return map_leaves(change, value)
 
 
 def convert(arguments, change):
@@ -144,9 +138,7 @@ def convert(arguments, change):
 
 def outputs(value):
     """Arrays of a result, flat, gradients of Duals included."""
-    if isinstance(value, tuple):
-        return [leaf for item in value for leaf in outputs(item)]
-    return [value]
+    return [leaf for _, leaf in named_leaves("", value)]
 
 
 def random_like(value, seed=0):

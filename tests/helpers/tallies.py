@@ -1,4 +1,4 @@
-"""What was tried to break things, and what came of it: tests note it, and figures/robustness.py adds it up.
+"""What was tried to break things, and what came of it: tests note it, and the figure "robustness" adds it up.
 
 Without ASAP_REF_TALLIES, the folder to note it in, nothing is written.
 """

@@ -13,9 +13,10 @@ def test_a_figure_is_drawn_again_from_its_committed_record(name, tmp_path):
     written = gallery.regenerate([name], out=tmp_path, say=lambda line: None)
     assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
     for path in written:
-        assert (gallery.FIGURES / path.name).exists(), f"not committed: run asap-ref figures {name}"
+        committed = gallery.scripts()[name].with_name(path.name)
+        assert committed.exists(), f"not committed: run asap-ref figures {name}"
         if path.suffix == ".md":
-            assert path.read_text() == (gallery.FIGURES / path.name).read_text(), f"run asap-ref figures {name}"
+            assert path.read_text() == committed.read_text(), f"run asap-ref figures {name}"
     pictures = {path.suffix for path in written} - {".md"}
     assert pictures in (set(), {".png", ".svg"})
 
@@ -24,12 +25,13 @@ def test_a_figure_is_drawn_again_from_its_committed_record(name, tmp_path):
 def test_a_figure_says_what_to_see_and_can_be_measured(name):
     script = gallery.load(name)
     assert script.__doc__.strip().splitlines()[0].endswith(".")
-    assert hasattr(script, "measure") != hasattr(script, "RECORD")
+    assert script.measure.__doc__.strip() and script.draw.__doc__.strip()
 
 
 def test_measuring_writes_the_record_that_is_then_drawn(tmp_path):
-    shutil.copy(gallery.FIGURES / "reproduce.py", tmp_path)
-    (tmp_path / "count.py").write_text(
+    shutil.copy(gallery.scripts()["reproduce"], tmp_path)
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "count.py").write_text(
         '"""A table."""\n\n\ndef measure():\n    return {"x": 7}\n\n\n'
         'def draw(record, folder):\n    path = folder / "count.md"\n    path.write_text(str(record["x"]))\n'
         "    return [path]\n"
@@ -38,8 +40,8 @@ def test_measuring_writes_the_record_that_is_then_drawn(tmp_path):
     with pytest.raises(ValueError, match="asap-ref figures count --measure"):
         gallery.regenerate(["count"], folder=tmp_path, say=lambda line: None)
     gallery.regenerate(["count"], measure=True, folder=tmp_path, say=lambda line: None)
-    assert (tmp_path / "count.md").read_text() == "7"
-    assert (tmp_path / "count.json").read_text() == '{\n "x": 7\n}\n'
+    assert (tmp_path / "deeper" / "count.md").read_text() == "7"
+    assert (tmp_path / "deeper" / "count.json").read_text() == '{\n "x": 7\n}\n'
 
 
 def test_mistakes_are_named(tmp_path):
@@ -47,6 +49,11 @@ def test_mistakes_are_named(tmp_path):
         gallery.regenerate(["nonsense"])
     with pytest.raises(FileNotFoundError, match="clone the repository"):
         gallery.names(tmp_path / "absent")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(gallery.scripts()["reproduce"], tmp_path / folder)
+    with pytest.raises(ValueError, match=r"two scripts are called reproduce: .*; rename one"):
+        gallery.regenerate(folder=tmp_path)
 
 
 def test_a_figure_without_labels_is_refused(tmp_path):

@@ -6,13 +6,12 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from asap_ref.lab import datasets, reuters
+from asap_ref.lab import datasets, gallery, reuters
 from asap_ref.model.text import lengths
 
 TABLE = "Category\tText\nd\tstring\nclass\t\n\nearn\tprofit rose reuter \nacq\tbought a bank reuter \n"
@@ -127,7 +126,7 @@ def test_the_real_stories_are_there():
 
 def test_the_committed_run_on_r8_keeps_what_is_asked_of_it():
     """At least 96.5 % with a Sinkhorn model trained within three minutes, and ASAP 99 % of that, not retrained."""
-    report = json.loads((Path(__file__).parents[2] / "figures" / "reproduce_r8.json").read_text())
+    report = json.loads((gallery.FIGURES / "claims" / "reproduce_r8.json").read_text())
     rows = {row["attention"]: row for row in report["rows"]}
     assert rows["sinkhorn"]["accuracy"] >= 0.965 and report["seconds_by_stage"]["train_sinkhorn"] <= 180
     assert rows["asap"]["accuracy"] >= 0.99 * rows["sinkhorn"]["accuracy"]

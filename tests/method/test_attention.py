@@ -88,7 +88,7 @@ def test_softmax_attention_agrees_with_torch():
 
 def test_asap_attention_agrees_with_torch():
     def formula(torch, q, k, v):
-        theta, w = torch.tensor(AMORTIZER.directions), torch.tensor(AMORTIZER.weights)
+        theta, w = torch.tensor(AMORTIZER.family("slices").directions), torch.tensor(AMORTIZER.weights)
         x, i = torch.sort((q @ theta).transpose(-1, -2) / 4**0.25)
         y, _ = torch.sort((k @ theta).transpose(-1, -2) / 4**0.25)
         phi = torch.nn.functional.pad(torch.cumsum(-(y[..., :-1] + y[..., 1:]) / 2 * torch.diff(x), -1), (1, 0))

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from asap_ref import Attention, sinkhorn, transport_plan
-from asap_ref.fidelity.comparison import column_distance, fidelity, plan_of
+from asap_ref.fidelity.comparison import compare_attentions
 from asap_ref.fidelity.hardness import hardness
-from asap_ref.fidelity.report import FidelityReport, fidelity_report, predicted, teacher_of
+from asap_ref.fidelity.report import FidelityReport, fidelity_report, teacher_of
 from asap_ref.method.transport import attention_scores
 from asap_ref.model.compilation import compile_model
+from asap_ref.model.measures import column_distance, plan_of
 from asap_ref.model.recording import record
 from asap_ref.model.transformer import Architecture, Transformer
 from asap_ref.support.trees import leaves
@@ -42,8 +43,8 @@ def test_the_compiled_model_has_the_teachers_parameters_and_comes_close_to_it():
     assert all(a is b for a, b in zip(leaves(compiled.params), leaves(TEACHER.params), strict=True))
     assert [a.name for a in compiled.attentions] == ["asap", "asap"]
     assert all(0 < r <= 1 for layer in report for r in layer["r_squared"])
-    asap = fidelity(TEACHER, compiled.attentions, HELD_OUT)
-    one = fidelity(TEACHER, (Attention("sinkhorn", {"n_iter": 1, "epsilon": 0.5}),) * 2, HELD_OUT)
+    asap = compare_attentions(TEACHER, compiled.attentions, HELD_OUT)
+    one = compare_attentions(TEACHER, (Attention("sinkhorn", {"n_iter": 1, "epsilon": 0.5}),) * 2, HELD_OUT)
     for better, worse in zip(asap, one, strict=True):
         assert np.mean(better["output_error"]) < np.mean(worse["output_error"])
         assert np.mean(better["column_error"]) < np.mean(worse["column_error"])
@@ -63,13 +64,13 @@ def test_the_report_says_how_many_slices_a_layer_was_given():
     compiled, report = compile_model(TEACHER, [CALIBRATION], n_slices="auto", quadratic=0)
     for layer, attention in zip(report, compiled.attentions, strict=True):
         amortizer = attention.settings["amortizer"]
-        assert layer["n_slices"] == amortizer.directions.shape[-1]
+        assert layer["n_slices"] == amortizer.family("slices").count
         assert layer["slice_errors"] == [[int(L), error] for L, error in amortizer.slice_errors]
     assert "n_slices" not in compile_model(TEACHER, [CALIBRATION], n_slices=4)[1][0]
 
 
 def test_the_teacher_is_faithful_to_itself_and_column_error_is_the_plans():
-    for layer in fidelity(TEACHER, TEACHER.attentions, HELD_OUT):
+    for layer in compare_attentions(TEACHER, TEACHER.attentions, HELD_OUT):
         assert layer["output_error"] == [0.0] * 3
     q, k, *_ = record(TEACHER, HELD_OUT)[0]
     S = attention_scores(q, k)
@@ -134,7 +135,7 @@ def test_the_fidelity_report_measures_what_it_says(tmp_path):
     compiled, _ = compile_model(TEACHER, [CALIBRATION], n_slices=4)
     report = fidelity_report(compiled, HELD_OUT)
     assert teacher_of(compiled).attentions == TEACHER.attentions
-    short = fidelity(TEACHER, compiled.attentions, HELD_OUT)
+    short = compare_attentions(TEACHER, compiled.attentions, HELD_OUT)
     hard = hardness(TEACHER, HELD_OUT)
     q, k, *_ = record(TEACHER, HELD_OUT)[1]
     S = attention_scores(q, k).astype(np.float64)
@@ -150,7 +151,8 @@ def test_the_fidelity_report_measures_what_it_says(tmp_path):
         assert row["score_range"] == pytest.approx(hard[layer]["score_range"][h], rel=1e-5)
         assert 1 <= row["equivalent_iterations"] <= 50
         if layer == 1:  # by hand; the activations are float32
-            residual = predicted(compiled.attentions[1], q, k)[:, h] - target[:, h]
+            amortizer = compiled.attentions[1].settings["amortizer"]
+            residual = amortizer.predict(q, k)[:, h] - target[:, h]
             assert row["r_squared"] == pytest.approx(1 - np.sum(residual**2) / np.sum(target[:, h] ** 2), abs=1e-4)
             divergence = np.sum(expected[:, h] * np.log(expected[:, h] / plan[:, h])) / (50 * 10)
             assert row["plan_kl"] == pytest.approx(divergence, rel=1e-3)
@@ -189,5 +191,19 @@ def test_a_report_needs_a_teacher_and_data():
         fidelity_report(TEACHER.with_attention(Attention("softmax")), HELD_OUT)
     with pytest.raises(ValueError, match="inputs is empty"):
         fidelity_report(TEACHER, HELD_OUT[:0])
-    with pytest.raises(ValueError, match="fewer than 10 examples"):
-        compile_model(TEACHER, [CALIBRATION[:9]], fallback=0.1)
+    with pytest.raises(ValueError, match="one example each leave none to hold out"):
+        compile_model(TEACHER, [CALIBRATION[:1]], fallback=0.1)
+
+
+def test_a_one_sided_model_is_reported_on_by_its_key_dual():
+    compiled, _ = compile_model(TEACHER, [CALIBRATION], n_slices=8, into="one-sided")
+    report = fidelity_report(compiled, HELD_OUT)
+    assert teacher_of(compiled).attentions == TEACHER.attentions
+    q, k, *_ = record(TEACHER, HELD_OUT)[0]
+    target = sinkhorn(attention_scores(k, q), n_iter=7, epsilon=0.5).query  # sides exchanged, as it was calibrated
+    target = target - target.mean(-1, keepdims=True)
+    residual = compiled.attentions[0].settings["amortizer"].predict(k, q) - target
+    expected = 1 - np.sum(residual**2, (0, 2)) / np.sum(target**2, (0, 2))
+    rows = [row for row in report.rows if row["layer"] == 0]
+    assert {row["attention"] for row in rows} == {"one-sided"}
+    np.testing.assert_allclose([row["r_squared"] for row in rows], expected, atol=1e-4)  # float32 activations

@@ -86,9 +86,14 @@ def test_cross_entropy_is_the_log_loss_and_survives_large_logits():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: layers.linear(X, W.T, B), ValueError, "do not fit x"),
-        (lambda: layers.linear(X, W, B[:2]), ValueError, "do not fit x"),
-        (lambda: layers.layer_norm(X, GAIN[:2], BIAS), ValueError, r"gain \(2,\) and bias \(5,\) do not fit x"),
+        (lambda: layers.linear(X, W.T, B), ValueError, r"weight has .*expected \(a, b\) with a = 5 as in x"),
+        (lambda: layers.linear(X, W, B[:2]), ValueError, r"bias has shape \(2,\).* with b = 4 as in weight"),
+        (lambda: layers.linear(X, W[None], B), ValueError, r"weight has shape \(1, 5, 4\), expected \(a, b\)"),
+        (
+            lambda: layers.layer_norm(X, GAIN[:2], BIAS),
+            ValueError,
+            r"gain has .*expected \(a,\) with a = 5 as in x",
+        ),
         (lambda: layers.layer_norm(X, GAIN, BIAS, eps=-1e-5), ValueError, "eps must be at least 0 and finite"),
         (lambda: layers.cross_entropy(np.zeros((2, 3)), np.zeros(3, int)), ValueError, "labels"),
         (lambda: layers.cross_entropy(np.zeros((2, 3)), np.zeros(2)), TypeError, "must be integers, got float64"),

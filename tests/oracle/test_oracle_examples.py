@@ -55,7 +55,7 @@ def test_torch_layer_loads_a_compiled_amortizer(torch_layer, compiled, tmp_path)
     import torch
 
     amortizer = compiled.attentions[0].settings["amortizer"]
-    assert amortizer.basis is not None
+    assert amortizer.family("quadratic") is not None
     amortizer.save(tmp_path / "amortizer.npz")
     layer = torch_layer.AsapAttention.load(tmp_path / "amortizer.npz", width=16)
     heads = compiled.params["block0"]["heads"]
@@ -79,7 +79,7 @@ def test_torch_layer_trains_its_projections_and_leaves_the_amortizer(torch_layer
     rng = np.random.default_rng(0)
     amortizer = fit_amortizer([tuple(rng.standard_normal((2, 16, 2, 6, 4)))], n_slices=4, n_iter=5)
     torch.manual_seed(0)
-    layer = torch_layer.AsapAttention(8, amortizer.directions, amortizer.weights)
+    layer = torch_layer.AsapAttention(8, amortizer.family("slices").directions, amortizer.weights)
     x, target = torch.randn(16, 6, 8), torch.randn(16, 6, 8)
     before = layer.weights.clone()
     optimizer, losses = torch.optim.Adam(layer.parameters(), lr=0.02), []

@@ -6,7 +6,7 @@ import pytest
 
 from asap_ref.lab import gallery
 
-RECORD = json.loads((gallery.FIGURES / "mutations.json").read_text(encoding="utf-8"))
+RECORD = json.loads((gallery.FIGURES / "tests_quality" / "mutations.json").read_text(encoding="utf-8"))
 
 
 def test_the_committed_record_has_every_bug_caught_and_most_hints_right():

@@ -1,4 +1,4 @@
-"""The table of seeded faults keeps up with the source: figures/mutants.py can be measured again at any time."""
+"""The table of seeded faults keeps up with the source, so that it can be measured again at any time."""
 
 import ast
 import itertools

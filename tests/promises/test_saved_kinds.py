@@ -53,7 +53,8 @@ def of_model(model):
 
 
 def of_amortizer(a):
-    settings = {name: getattr(a, name) for name in ("epsilon", "n_iter", "objective", "refine", "cumulants")}
+    settings = {name: getattr(a, name) for name in ("epsilon", "n_iter", "objective", "refine")}
+    settings["families"] = [family.name for family in a.families]
     return {"predicted": a.predict(Q, K), "r_squared": a.r_squared, "gram": a.statistics.gram}, settings
 
 

@@ -37,13 +37,17 @@ WRONG = [
     (lambda: compile_model(TEACHER, IMAGES), ValueError, r"inputs has shape \(8, 8\), expected \(batch, "),
     (lambda: compile_model(TEACHER, [NAN[0]]), ValueError, "inputs has shape"),
     (lambda: compile_model(TEACHER, [IMAGES * np.nan]), ValueError, "inputs contains NaN; pass finite values"),
-    (lambda: compile_model(TEACHER, [IMAGES], order="both"), ValueError, "one of 'parallel', 'sequential'"),
+    (lambda: compile_model(TEACHER, [IMAGES], into="softmax"), ValueError, "one of 'asap', 'one-sided'"),
     (lambda: compile_model(TEACHER, [IMAGES], fallback=-1), ValueError, "fallback must be at least 0 and finite"),
     (lambda: compile_model(TEACHER, [IMAGES], fallback=np.nan), ValueError, "fallback must be at least 0"),
     (lambda: compile_model(TEACHER, [IMAGES], fallback="few"), TypeError, "fallback must be a number, got str"),
     (lambda: compile_model(TEACHER, [IMAGES], n_slices=0), ValueError, "n_slices must be at least 1, got 0"),
     (lambda: compile_model(TEACHER, [IMAGES], quadratic=-1), ValueError, "quadratic must be at least 0, got -1"),
-    (lambda: compile_model(TEACHER, [IMAGES], slices=3), TypeError, "unexpected keyword argument 'slices'"),
+    (
+        lambda: compile_model(TEACHER, [IMAGES], slices=3),
+        TypeError,
+        "no setting slices; the families of features are",
+    ),
     (lambda: compile_model(COMPILED, [IMAGES]), ValueError, "layer 0 has asap attention, expected sinkhorn"),
     # ---- attentions of models
     (lambda: Attention("sinkhorn", 3), TypeError, "settings must be a dict, got int"),
@@ -61,7 +65,7 @@ WRONG = [
     (lambda: hardness.hardness(TEACHER, IMAGES, tolerance=0), ValueError, "tolerance must be positive"),
     (lambda: hardness.hardness(TEACHER, IMAGES, tolerance=np.nan), ValueError, "tolerance must be positive"),
     (lambda: hardness.hardness(TEACHER, IMAGES, most=0), ValueError, "most must be at least 1, got 0"),
-    (lambda: comparison.fidelity(TEACHER, [], IMAGES), ValueError, "0 attentions for 1 layers"),
+    (lambda: comparison.compare_attentions(TEACHER, [], IMAGES), ValueError, "0 attentions for 1 layers"),
     (
         lambda: fidelity.teacher_of(TEACHER.with_attention(SOFTMAX)),
         ValueError,

@@ -1,17 +1,17 @@
 // dual: the predicted dual, up to a constant.
 //
-//     f_i = sum_l phi_li + q_i form q_i^T + row q_i^T,    0 at padding
+//     f_i = sum_l phi_li + q_i G q_i^T + h q_i^T,    0 at padding
 //
-// form (d, d) and row (d) are those of the problem; both null where slices are all there is.
+// G (d, d) and h (d) are those of the problem; both null where slices are all there is, and L is 0 where there are none.
 
 struct DualShared {
-    REAL Q[ROWS][D + 4], form[COLS][D + 4], sum[ROWS][TX + 1];
+    REAL Q[ROWS][D + 4], G[COLS][D + 4], sum[ROWS][TX + 1];
 };
 static_assert(sizeof(DualShared) == SHARED_DUAL, "as build.py says");
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-dual(const REAL* __restrict__ phi, const STORE* __restrict__ all_q, const REAL* __restrict__ form,
-     const REAL* __restrict__ row, const bool* __restrict__ mask, int every, int rows, REAL* __restrict__ f,
+dual(const REAL* __restrict__ phi, const STORE* __restrict__ all_q, const REAL* __restrict__ G,
+     const REAL* __restrict__ h, const bool* __restrict__ mask, int every, int rows, REAL* __restrict__ f,
      int n, int d, int L) {
     DualShared& s = *reinterpret_cast<DualShared*>(shared);
     const int tiles = (n + ROWS - 1) / ROWS, problem = blockIdx.x / tiles, start = blockIdx.x % tiles * ROWS;
@@ -22,20 +22,20 @@ dual(const REAL* __restrict__ phi, const STORE* __restrict__ all_q, const REAL* 
     REAL sum[M], score[M][N];
 #pragma unroll
     for (int i = 0; i < M; i++) sum[i] = 0;
-    if (form) {
-        row += size_t(problem) * d;
+    if (G) {
+        h += size_t(problem) * d;
         load(s.Q, q, start, REAL(1));
         for (int first = 0; first < d; first += COLS) {
             __syncthreads();  // all have read the last rows
-            load(s.form, tokens_of(problem, form, d, d, nullptr, 1, 1), first, REAL(1));
+            load(s.G, tokens_of(problem, G, d, d, nullptr, 1, 1), first, REAL(1));
             __syncthreads();
-            products(score, s.Q, s.form, ty, tx);
+            products(score, s.Q, s.G, ty, tx);
 #pragma unroll
             for (int i = 0; i < M; i++)
 #pragma unroll
                 for (int j = 0; j < N; j++) {
                     const int c = first + tx + TX * j;
-                    if (c < d) sum[i] += (score[i][j] + row[c]) * s.Q[ty + TY * i][c];
+                    if (c < d) sum[i] += (score[i][j] + h[c]) * s.Q[ty + TY * i][c];
                 }
         }
     }

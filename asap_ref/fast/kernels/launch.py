@@ -171,16 +171,16 @@ class Problems:
         return x, y
 
     def potentials(self, x, y, w):
-        """Potentials of the queries times the weights (H, L), uncentred: (..., L, n), (..., L, m) -> (..., L, n)."""
-        L, size = w.shape[-1], self.sort_size()
+        """Potentials of the queries times the weights (H, L, 1), uncentred: (..., L, n), (..., L, m) -> (..., L, n)."""
+        L, size = x.shape[-2], self.sort_size()
         phi, threads = self.empty(*self.leading, L, self.n), _sort_threads(size)
         shared = sort_bytes(self.real, size, threads)
         sizes = (self.n, self.m, L, w.shape[0], size)
         self.launch("slices", self.count * L, x, y, w, phi, *sizes, threads=threads, shared=shared)
         return phi
 
-    def quadratic_form(self, a, A, B, c, R, forms_k, forms_q, bilinear):
-        """Form (..., d, d) and row (..., d) of all families beside the slices, from the moments of the tokens."""
+    def quadratic_form(self, a, A, B, c, R, F_k, F_q, Z):
+        """G (..., d, d) and h (..., d) of all families beside the slices, from the moments of the tokens."""
         d, r, H = self.d, 0 if R is None else R.shape[-1], A.shape[0]
         per_tile = 1 + d + d * d
         of_q, of_k = (
@@ -191,16 +191,16 @@ class Problems:
         sizes = (self.count, self.n, self.m, d)
         self.launch("moments", blocks, self.q, self.k, *self.query_mask, *self.key_mask, of_q, of_k, *sizes)
         work = self.empty(self.count, 2 * d * (1 + d) + 3 * d * r + 2 * r * r + 4 * r)
-        form, row = self.empty(self.count, d, d), self.empty(self.count, d)
-        constants = (a, A, B, c, R, forms_k, forms_q, bilinear)
-        self.launch("form", self.count, of_q, of_k, *constants, work, form, row, self.n, self.m, d, r, H)
-        return form, row
+        G, h = self.empty(self.count, d, d), self.empty(self.count, d)
+        constants = (a, A, B, c, R, F_k, F_q, Z)
+        self.launch("form", self.count, of_q, of_k, *constants, work, G, h, self.n, self.m, d, r, H)
+        return G, h
 
-    def dual(self, phi, form, row):
-        """Sum of the potentials and the quadratic form: (..., L, n) -> (..., n)."""
+    def dual(self, phi, G, h):
+        """Sum of the potentials (..., L, n) and of the quadratic form, where there are any, -> (..., n)."""
         f = self.empty(*self.leading, self.n)
-        sizes = (self.n, self.d, phi.shape[-2])
-        self.launch("dual", self.tiles(self.n), phi, self.q, form, row, *self.query_mask, f, *sizes)
+        sizes = (self.n, self.d, 0 if phi is None else phi.shape[-2])
+        self.launch("dual", self.tiles(self.n), phi, self.q, G, h, *self.query_mask, f, *sizes)
         return f
 
 

@@ -1,11 +1,11 @@
 // moments and form: means and covariances of the tokens, and the quadratic form of the query that follows from them.
 //
 //     mean = sum_i x_i / n',    Cov = sum_i (x_i - mean)(x_i - mean)^T / n'
-//     form = a Cov(k) + A + R (forms_k * Cov(Rk) + forms_q * Cov(Rq)) R^T
-//     row  = mean(k) B + c + s bilinear R^T,    s = [mean(q) R, diag Cov(Rk), diag Cov(Rq)]
+//     G = a Cov(k) + A + R (F_k * Cw + F_q * Cu) R^T,    Cw = R^T Cov(k) R,  Cu = R^T Cov(q) R
+//     h = mean(k) B + c + s Z R^T,                       s = [mean(q) R, diag Cw, diag Cu]
 //
-// The constants are those of prediction.py, which folds the families beside the slices; without the moment family R is
-// null. A tile of tokens is summed up to its count, mean and centred products, (1 + d + d d) numbers; tiles are joined
+// The constants are those of quadratic_form.py, into which families of features fold; R is null if nothing is lifted.
+// A tile of tokens is summed up to its count, mean and centred products, (1 + d + d d) numbers; tiles are joined
 // by what their means differ in (Chan, Golub & LeVeque 1979), in order, so that results have the same bits each time.
 
 struct MomentsShared {
@@ -96,19 +96,19 @@ __device__ void multiply(REAL* out, int rows, int columns, int inner, Left left,
 extern "C" __global__ void __launch_bounds__(THREADS)
 form(const REAL* __restrict__ of_q, const REAL* __restrict__ of_k, const REAL* __restrict__ all_a,
      const REAL* __restrict__ all_A, const REAL* __restrict__ all_B, const REAL* __restrict__ all_c,
-     const REAL* __restrict__ all_R, const REAL* __restrict__ all_forms_k, const REAL* __restrict__ all_forms_q,
-     const REAL* __restrict__ all_bilinear, REAL* all_work, REAL* __restrict__ form, REAL* __restrict__ row,
+     const REAL* __restrict__ all_R, const REAL* __restrict__ all_F_k, const REAL* __restrict__ all_F_q,
+     const REAL* __restrict__ all_Z, REAL* all_work, REAL* __restrict__ G, REAL* __restrict__ h,
      int n, int m, int d, int r, int heads) {
     const int problem = blockIdx.x, head = problem % heads, t = threadIdx.x;
     const int tiles_q = (n + ROWS - 1) / ROWS, tiles_k = (m + ROWS - 1) / ROWS, step = 1 + d + d * d;
     const REAL *A = all_A + size_t(head) * d * d, *B = all_B + size_t(head) * d * d, *c = all_c + size_t(head) * d;
-    const REAL *R = all_R + size_t(head) * d * r, *bilinear = all_bilinear + size_t(head) * 3 * r * r;
-    const REAL *forms_k = all_forms_k + size_t(head) * r * r, *forms_q = all_forms_q + size_t(head) * r * r;
+    const REAL *R = all_R + size_t(head) * d * r, *Z = all_Z + size_t(head) * 3 * r * r;
+    const REAL *F_k = all_F_k + size_t(head) * r * r, *F_q = all_F_q + size_t(head) * r * r;
     REAL* mean_k = all_work + size_t(problem) * (2 * d * (1 + d) + 3 * d * r + 2 * r * r + 4 * r);
     REAL *mean_q = mean_k + d, *cov_k = mean_q + d, *cov_q = cov_k + d * d;
-    REAL *kR = cov_q + d * d, *qR = kR + d * r, *RG = qR + d * r;           // (d, r)
-    REAL *Cw = RG + d * r, *Cu = Cw + r * r, *s = Cu + r * r, *h = s + 3 * r;  // (r, r), (r, r), (3r), (r)
-    form += size_t(problem) * d * d, row += size_t(problem) * d;
+    REAL *kR = cov_q + d * d, *qR = kR + d * r, *RF = qR + d * r;            // (d, r)
+    REAL *Cw = RF + d * r, *Cu = Cw + r * r, *s = Cu + r * r, *sZ = s + 3 * r;  // (r, r), (r, r), (3r), (r)
+    G += size_t(problem) * d * d, h += size_t(problem) * d;
 
     join(mean_k, cov_k, of_k + size_t(problem) * tiles_k * step, tiles_k, d);
     if (all_R) {
@@ -125,22 +125,22 @@ form(const REAL* __restrict__ of_q, const REAL* __restrict__ of_k, const REAL* _
         __syncthreads();
         for (int b = t; b < r; b += THREADS) s[r + b] = Cw[b * r + b], s[2 * r + b] = Cu[b * r + b];
         __syncthreads();
-        auto G = [=](int a, int b) { return forms_k[a * r + b] * Cw[a * r + b] + forms_q[a * r + b] * Cu[a * r + b]; };
-        multiply(RG, d, r, r, basis, G);
-        multiply(h, 1, r, 3 * r, [=](int, int b) { return s[b]; }, [=](int a, int b) { return bilinear[a * r + b]; });
+        auto F = [=](int a, int b) { return F_k[a * r + b] * Cw[a * r + b] + F_q[a * r + b] * Cu[a * r + b]; };
+        multiply(RF, d, r, r, basis, F);
+        multiply(sZ, 1, r, 3 * r, [=](int, int b) { return s[b]; }, [=](int a, int b) { return Z[a * r + b]; });
     }
     __syncthreads();
     for (int e = t; e < d * d; e += THREADS) {
         REAL sum = all_a[head] * cov_k[e] + A[e];
         if (all_R)
-            for (int b = 0; b < r; b++) sum += RG[e / d * r + b] * R[e % d * r + b];
-        form[e] = sum;
+            for (int b = 0; b < r; b++) sum += RF[e / d * r + b] * R[e % d * r + b];
+        G[e] = sum;
     }
     for (int e = t; e < d; e += THREADS) {
         REAL sum = c[e];
         for (int b = 0; b < d; b++) sum += mean_k[b] * B[b * d + e];
         if (all_R)
-            for (int b = 0; b < r; b++) sum += h[b] * R[e * r + b];
-        row[e] = sum;
+            for (int b = 0; b < r; b++) sum += sZ[b] * R[e * r + b];
+        h[e] = sum;
     }
 }

@@ -15,10 +15,11 @@ from asap_ref.calibration.fit import fit_amortizer
 from asap_ref.fast import attention as fast
 from asap_ref.fast import kernels
 from asap_ref.fast.kernels.launch import Problems
-from asap_ref.fast.prediction import predict
+from asap_ref.fast.prediction import predicted_dual
 from asap_ref.method import attention as readable
+from asap_ref.method.masks import without_padding
 from asap_ref.method.transport import attention_scores, entropic_c_transform
-from asap_ref.rivals.one_sided import one_sided_attention
+from asap_ref.rivals.one_sided import fast_one_sided_attention, one_sided_attention
 from asap_ref.support.arrays import to_numpy
 
 SIZES = (1, 3, 63, 64, 65, 127, 130, 257)  # at the edges of tiles
@@ -120,7 +121,7 @@ def half_step(case, epsilon=1.0):
     problems = Problems(*case.placed, **masks)
     real = np.dtype(problems.real)
     found = problems.key_dual(case.place(dual.astype(real)), epsilon)
-    q, k, _ = readable.without_padding(*case.wide, case.masks.get("query_mask"), case.masks.get("key_mask"))
+    q, k, _ = without_padding(*case.wide, case.masks.get("query_mask"), case.masks.get("key_mask"))
     S = attention_scores(q, k)
     dual = dual.astype(real).astype(np.float64)
     expected = entropic_c_transform(S, dual, onto="key", epsilon=epsilon, **case.masks)
@@ -137,8 +138,8 @@ FAMILIES = {
     "slices": {"cumulants": False},
     "cumulants": {},
     "quadratic": {"quadratic": 3},
-    "moments": {"quadratic": 3, "moments": True},
-    "moments alone": {"cumulants": False, "quadratic": 5, "moments": True},
+    "moments": {"quadratic": 3, "moments": 3},
+    "moments alone": {"cumulants": False, "moments": 5},
 }
 
 
@@ -150,14 +151,14 @@ def asap(case, amortizer):
 
 def one_sided(case, amortizer):
     """Prediction from exchanged sides, and attend."""
-    found = fast.one_sided_attention(*case.placed, amortizer, **case.placed_masks)
+    found = fast_one_sided_attention(*case.placed, amortizer, **case.placed_masks)
     return error(found, one_sided_attention(*case.wide, amortizer, **case.masks), case.dtype)
 
 
 def prediction(case, amortizer):
     """The predicted dual, centred over tokens, relative to the largest."""
-    found = predict(*case.placed[:2], amortizer, **case.placed_masks)
-    q, k, _ = readable.without_padding(*case.wide, case.masks.get("query_mask"), case.masks.get("key_mask"))
+    found = predicted_dual(*case.placed[:2], amortizer, **case.placed_masks)
+    q, k, _ = without_padding(*case.wide, case.masks.get("query_mask"), case.masks.get("key_mask"))
     expected = amortizer.predict(q, k, **case.masks)
     mask = np.broadcast_to(case.masks.get("query_mask", True), expected.shape)
     found = to_numpy(found).astype(np.float64)

@@ -1,17 +1,26 @@
 """The kernels equal the readable forms, at every size, mask, dtype and epsilon that could tell them apart."""
 
+from dataclasses import dataclass, replace
+
 import battery
 import emulator
 import numpy as np
 import pytest
 import stand_in
-from battery import FAMILIES, MASKS, PAIRS, amortizer
+from battery import MASKS, PAIRS, amortizer
 
 from asap_ref.fast import attention as fast
 from asap_ref.fast import kernels
+from asap_ref.fast.kernels import attention as of_attention
 from asap_ref.fast.kernels import build, launch
+from asap_ref.fast.prediction import predicted_dual
 from asap_ref.method import attention as readable
-from asap_ref.support.arrays import to_numpy
+from asap_ref.method.amortizer import Amortizer
+from asap_ref.method.features import FAMILIES, Family, Slices
+from asap_ref.method.masks import centred
+from asap_ref.rivals.one_sided import fast_one_sided_attention
+from asap_ref.support.arrays import array_namespace, to_numpy
+from asap_ref.support.contracts import operator
 
 # float64: a few hundred roundings of 1e-16. float32: the same of 6e-8, over the largest entry.
 TOLERANCE = {"float64": 1e-12, "float32": 5e-6}
@@ -41,9 +50,9 @@ def test_asap_with_slices_and_cumulants(case, n, m, kind, dtype):
 
 @every_dtype
 @every_mask
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", battery.FAMILIES)
 def test_every_family_folds(case, family, kind, dtype):
-    problem, map_ = case(70, 130, queries=kind, keys=kind, dtype=dtype), amortizer(5, **FAMILIES[family])
+    problem, map_ = case(70, 130, queries=kind, keys=kind, dtype=dtype), amortizer(5, **battery.FAMILIES[family])
     assert battery.prediction(problem, map_) <= TOLERANCE[dtype]
     assert battery.asap(problem, map_) <= TOLERANCE[dtype]
     assert battery.one_sided(problem, map_) <= TOLERANCE[dtype]
@@ -57,7 +66,7 @@ def test_every_family_folds(case, family, kind, dtype):
 def test_masks_of_either_side(case, queries, keys, dtype):
     problem = case(70, 130, queries=queries, keys=keys, dtype=dtype)
     assert battery.sinkhorn(problem) <= TOLERANCE[dtype]
-    assert battery.asap(problem, amortizer(5, quadratic=3, moments=True)) <= TOLERANCE[dtype]
+    assert battery.asap(problem, amortizer(5, quadratic=3, moments=3)) <= TOLERANCE[dtype]
     assert battery.gradients(problem, 2) <= TOLERANCE[dtype]
 
 
@@ -152,9 +161,8 @@ def test_more_slices_than_a_tile_has_rows_and_their_own_for_each_head(case):
     map_ = amortizer(5, n_slices=70)
     assert battery.asap(problem, map_) <= TOLERANCE["float64"]
     own = np.random.default_rng(0).standard_normal((battery.H, 5, 70))
-    object.__setattr__(map_, "directions", own / np.linalg.norm(own, axis=-2, keepdims=True))
-    map_._placed.clear()
-    assert battery.asap(problem, map_) <= TOLERANCE["float64"]
+    families = (Slices(own / np.linalg.norm(own, axis=-2, keepdims=True)), *map_.families[1:])
+    assert battery.asap(problem, replace(map_, families=families)) <= TOLERANCE["float64"]
 
 
 @every_dtype
@@ -162,16 +170,9 @@ def test_long_slices(device, dtype):
     rng = np.random.default_rng(0)
     q, k = rng.standard_normal((2, 1, battery.H, 4096, 5)).astype(dtype)
     map_ = amortizer(5, n_slices=1, cumulants=False)
-    constants = [x if x is None else device.asarray(x.astype(dtype)) for x in constants_of(map_)]
-    found = to_numpy(kernels.predict(device.asarray(q), device.asarray(k), constants)).astype(float)
+    found = to_numpy(predicted_dual(device.asarray(q), device.asarray(k), map_)).astype(float)
     expected = map_.predict(q.astype(float), k.astype(float))
     assert battery.error(found - found.mean(-1, keepdims=True), expected) <= TOLERANCE[dtype]
-
-
-def constants_of(map_):
-    from asap_ref.fast import prediction
-
-    return (*prediction._of_slice_weights(map_), *prediction._of_others(map_))
 
 
 # ----------------------------------------------------------------------------------------------------- half precision
@@ -191,7 +192,7 @@ def test_half_precision_is_stored_and_float32_computed(device, case, dtype, kind
         computed = function(*(x.astype(np.float32) for x in same), *args, **settings, **problem.masks)
         return battery.error(computed.astype(same[0].dtype), expected)
 
-    map_ = amortizer(16, quadratic=3, moments=True)
+    map_ = amortizer(16, quadratic=3, moments=3)
     assert battery.softmax(problem) <= 2 * naive(readable.softmax_attention)
     assert battery.sinkhorn(problem) <= 2 * naive(readable.sinkhorn_attention, n_iter=3)
     assert battery.asap(problem, map_) <= 2 * naive(readable.asap_attention, map_)
@@ -236,7 +237,7 @@ def test_gradients_of_scores_of_thousands(case):
 
 def test_the_order_of_threads_does_not_change_a_bit(emulated):
     case = battery.Case(emulated.asarray, 130, 65, queries="holes", keys="late", dtype="float32")
-    map_ = amortizer(5, quadratic=3, moments=True)
+    map_ = amortizer(5, quadratic=3, moments=3)
     results = []
     for order in emulator.ORDERS:
         with emulator.threads_in_order(order):
@@ -268,7 +269,7 @@ def test_inputs_are_not_written_to(emulated):
     case = battery.Case(emulated.asarray, 65, 70, queries="left", keys="holes")
     given = [*case.placed, *case.placed_masks.values()]
     before = [x.inner.copy() for x in given]
-    battery.asap(case, amortizer(5, quadratic=3, moments=True))
+    battery.asap(case, amortizer(5, quadratic=3, moments=3))
     battery.gradients(case, 2)
     for x, y in zip(given, before, strict=True):
         np.testing.assert_array_equal(x.inner, y)
@@ -303,11 +304,37 @@ def test_sort_sizes(emulated):
     assert size(16384, 64, "float32", limit=163) is None  # an A100
 
 
-def test_a_hidden_layer_is_predicted_in_the_array_form(emulated):
-    map_ = amortizer(5, hidden=4)
-    for dtype in ("float64", "float32"):
-        case = battery.Case(emulated.asarray, 65, 70, queries="left", dtype=dtype)
-        assert battery.asap(case, map_) <= TOLERANCE[dtype]
+def test_families_without_slices(case):
+    """The quadratic form is then all there is."""
+    whole = amortizer(5, quadratic=3, moments=3)
+    map_ = replace(whole, families=whole.families[1:], weights=whole.weights[:, 4:], statistics=None)
+    for kind in (None, "left", "empty"):
+        problem = case(65, 70, queries=kind, keys=kind)
+        assert battery.prediction(problem, map_) <= TOLERANCE["float64"]
+        assert battery.asap(problem, map_) <= TOLERANCE["float64"]
+
+
+def test_what_has_no_kernel_is_predicted_in_the_array_form(emulated):
+    """A family of one's own; more than one set of slices, or of moments."""
+
+    @dataclass(frozen=True)
+    class Length(Family, name="length of a test"):
+        count = 1
+
+        def features(self, q, k, *, query_mask=None, key_mask=None):
+            mask = None if query_mask is None else query_mask[..., None, :]
+            return centred(array_namespace(q).sum(q * q, axis=-1)[..., None, :], mask)
+
+    del FAMILIES["length of a test"]
+    slices, _, _, moments = amortizer(5, quadratic=3, moments=3).families
+    for families in ((slices, Length()), (slices, slices), (slices, moments, moments)):
+        F = sum(family.count for family in families)
+        map_ = Amortizer(families, 0.1 * np.random.default_rng(0).standard_normal((battery.H, F)))
+        for dtype in ("float64", "float32"):
+            case = battery.Case(emulated.asarray, 65, 70, queries="left", dtype=dtype)
+            with stand_in.counted() as found:
+                assert battery.asap(case, map_) <= TOLERANCE[dtype]
+            assert found["launch", "attend"] == 1 and found["launch", "dual"] == 0
 
 
 def test_dimensions_that_shared_memory_cannot_hold_take_the_array_form(emulated, monkeypatch):
@@ -322,15 +349,13 @@ def test_dimensions_that_shared_memory_cannot_hold_take_the_array_form(emulated,
 
 
 def test_long_loops_take_the_array_form_as_long_as_it_fits(emulated, monkeypatch):
-    from asap_ref.fast.kernels import attention
-
-    monkeypatch.setattr(attention, "LAUNCH_BOUND", battery.B * battery.H * 64 * 64)
+    monkeypatch.setattr(of_attention, "LAUNCH_BOUND", battery.B * battery.H * 64 * 64)
     for n, kernels_do in ((64, True), (65, False)):
         case = battery.Case(emulated.asarray, n, 64)
         with stand_in.counted() as found:
             assert battery.sinkhorn(case) <= TOLERANCE["float64"]
         assert (found["launch", "lse"] > 0) == kernels_do
-    monkeypatch.setattr(attention, "STORABLE", battery.B * battery.H * 64 * 64)
+    monkeypatch.setattr(of_attention, "STORABLE", battery.B * battery.H * 64 * 64)
     with stand_in.counted() as found:
         assert battery.sinkhorn(case) <= TOLERANCE["float64"]
     assert found["launch", "lse"] > 0
@@ -356,13 +381,13 @@ def test_views_with_gaps_are_copied(emulated):
 def test_asap_is_at_most_eight_launches_without_a_wait_or_transfer(emulated):
     case = battery.Case(emulated.asarray, 70, 66, queries="left", keys="holes", dtype="float32")
     for family, most in {"slices": 5, "moments": 7}.items():
-        map_ = amortizer(5, **FAMILIES[family])
+        map_ = amortizer(5, **battery.FAMILIES[family])
         fast.asap_attention(*case.placed, map_, **case.placed_masks)  # its constants are then on the device
         with stand_in.counted() as found:
             fast.asap_attention(*case.placed, map_, **case.placed_masks)
         assert (found["launches"], found["waits"], found["transfers"]) == (most, 0, 0) and most <= 8
         with stand_in.counted() as found:
-            fast.one_sided_attention(*case.placed, map_, **case.placed_masks)
+            fast_one_sided_attention(*case.placed, map_, **case.placed_masks)
         assert (found["launches"], found["waits"], found["transfers"]) == (most - 1, 0, 0)
 
 
@@ -415,10 +440,8 @@ def test_asap_and_sinkhorn_report_by_their_names(device):
 
 
 def test_inside_another_operator_nothing_is_flagged_and_that_one_raises(device):
-    from asap_ref.support.contracts import operator
-
-    @operator(q="n d")
-    def outer(q):
+    @operator
+    def outer(q: "... n d"):
         return fast.softmax_attention(q, q, q)
 
     with pytest.raises(ValueError, match="outer: q contains NaN"):

@@ -339,8 +339,12 @@ class AsapAttention(nn.Module):
         """Take the amortizer from the .npz that `Amortizer.save` wrote."""
         with np.load(path, allow_pickle=False) as file:
             saved = json.loads(str(file["header"]))["settings"]
-            arrays = {name: file[name] for name in ("directions", "weights", "basis") if name in file.files}
-        return cls(width, **arrays, **{name: saved[name] for name in ("cumulants", "epsilon", "refine")})
+            families = {name: f"family{i}" for i, name in enumerate(saved["families"])}
+            arrays = {"weights": file["weights"], "directions": file[f"{families['slices']}/directions"]}
+            if "quadratic" in families:
+                arrays["basis"] = file[f"{families['quadratic']}/basis"]
+        cumulants = "cumulants" in families
+        return cls(width, **arrays, cumulants=cumulants, epsilon=saved["epsilon"], refine=saved["refine"])
 
     def forward(self, x, mask=None):
         q, k, v = (z.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for z in self.qkv(x).chunk(3, -1))

@@ -45,7 +45,7 @@ def asap_attention(q, k, v, directions, weights, basis=None, **settings):
 def asap_attention_vjp(q, k, v, directions, weights, basis=None, *, epsilon, cumulants, refine, **masks):
     q, k, v = readable.without_padding(q, k, v, masks.get("query_mask"), masks.get("key_mask"))
     S, scores_vjp = ar.attention_scores_vjp(q, k)
-    f_hat, predict_vjp = ar.amortized_query_dual_vjp(
+    f_hat, predict_vjp = reference.amortized_query_dual_vjp(
         q, k, directions, weights, cumulants=cumulants, basis=basis, **masks
     )
     duals, duals_vjp = ar.sinkhorn_vjp(S, n_iter=1 + refine, init=f_hat, epsilon=epsilon, **masks)
@@ -127,9 +127,9 @@ def intermediates(spec):
     if spec.operator in ("asap_attention", "amortized_query_dual"):
         q, k = _kept(x, masks)[:2]
         settings = dict(cumulants=a["cumulants"], basis=x.get("basis"), **masks)
-        found = {"features": ar.dual_features(q, k, x["directions"], **settings)}
+        found = {"features": reference.dual_features(q, k, x["directions"], **settings)}
         if spec.operator == "asap_attention":
-            f_hat = ar.amortized_query_dual(q, k, x["directions"], x["weights"], **settings)
+            f_hat = reference.amortized_query_dual(q, k, x["directions"], x["weights"], **settings)
             S = ar.attention_scores(q, k)
             duals = ar.sinkhorn(S, n_iter=1 + a["refine"], init=f_hat, epsilon=a["epsilon"], **masks)
             found |= {"predicted_dual": f_hat, "key_dual": duals.key, "query_dual": duals.query}

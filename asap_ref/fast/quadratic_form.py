@@ -1,0 +1,80 @@
+"""One quadratic form of the query, into which polynomial features and their weights fold: exact, and nearly free.
+
+    qᵀ G q + h·q        G = a Cov(k) + A + sum of R (F_k * Rᵀ Cov(k) R + F_q * Rᵀ Cov(q) R) Rᵀ
+                        h = mean(k) B + c + sum of s Z Rᵀ,    s = mean(q) R, diag Rᵀ Cov(k) R, diag Rᵀ Cov(q) R
+
+a, A, B, c, and R, F_k, F_q, Z of each lifted form are constants of a head, worked out once from the weights; only the
+means and covariances are the sequence's. Forms of several families add up to one.
+
+Shapes: q (..., H, n, d), k (..., H, m, d) -> (..., H, n); the constants have an axis H in front.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from asap_ref.method.masks import mean_and_covariance
+from asap_ref.support.arrays import array_namespace, one_pass, transpose
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A form made on r directions R from the covariances there, then lifted: see the top of the module."""
+
+    R: Any  # (H, d, r)
+    F_k: Any  # (H, r, r)
+    F_q: Any  # (H, r, r)
+    Z: Any  # (H, 3r, r): [b, a] weighs u_a s_b
+
+    def of_sequence(self, mean_q, cov_q, cov_k):
+        """G (..., d, d) and h (..., 1, d)."""
+        xp = array_namespace(mean_q, self.R)
+        Cu, Cw = (transpose(self.R) @ C @ self.R for C in (cov_q, cov_k))  # (..., r, r)
+        diagonals = (xp.linalg.diagonal(C)[..., None, :] for C in (Cw, Cu))
+        s = xp.concat([mean_q @ self.R, *diagonals], axis=-1)  # (..., 1, 3r)
+        return self.R @ (self.F_k * Cw + self.F_q * Cu) @ transpose(self.R), s @ self.Z @ transpose(self.R)
+
+
+@dataclass(frozen=True)
+class QuadraticForm:
+    """The constants of the form; calling it gives its value at every query."""
+
+    a: Any  # (H, 1, 1) of Cov(k)
+    A: Any  # (H, d, d)
+    B: Any  # (H, d, d) of mean(k)
+    c: Any  # (H, 1, d)
+    lifted: tuple[Lifted, ...] = ()
+    width = 1
+
+    @classmethod
+    def of(cls, heads, d, *, cov=0.0, form=0.0, mixed=0.0, linear=0.0, lifted=()):
+        """Make it of a, A, B, c, where they are not zero, for so many heads of dimension d."""
+        square = np.zeros((heads, d, d))
+        return cls(square[:, :1, :1] + cov, square + form, square + mixed, square[:, :1] + linear, lifted)
+
+    def __add__(self, other):
+        sums = (x + y for x, y in zip(self._constants(), other._constants(), strict=True))
+        return QuadraticForm(*sums, self.lifted + other.lifted)
+
+    def _constants(self):
+        return self.a, self.A, self.B, self.c
+
+    def __call__(self, q, k, query_mask, key_mask):
+        """(..., n, d), (..., m, d) -> two of (..., n), qᵀ G q and h·q; padding is zero in q and k."""
+        xp = array_namespace(q, k)
+        mean_k, _, cov_k, _ = mean_and_covariance(k, key_mask)
+        G, h = _scaled_sum(self.a, cov_k, self.A), mean_k @ self.B + self.c
+        if self.lifted:
+            mean_q, _, cov_q, _ = mean_and_covariance(q, query_mask)
+            for form in self.lifted:
+                G_more, h_more = form.of_sequence(mean_q, cov_q, cov_k)
+                G, h = G + G_more, h + h_more
+        return xp.vecdot(q @ G, q, axis=-1), (q @ transpose(h))[..., 0]
+
+
+@one_pass
+def _scaled_sum(xp, a, x, y):
+    return a * x + y

@@ -1,0 +1,47 @@
+"""What two attentions give on the same queries, keys and values: the distance of their outputs, and the plan of each.
+
+Shapes: q (B, H, n, d), k (B, H, m, d), v (B, H, m, p), plan (B, H, n, m).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from asap_ref.method.masks import keep, token_count
+from asap_ref.method.transport import column_error
+from asap_ref.support.arrays import array_namespace, to_numpy
+
+
+def output_error(expected, found, calls):
+    """Relative error of an attention's output against another's over (q, k, v, query_mask, key_mask): (H,)."""
+    difference = size = 0.0
+    for q, k, v, query_mask, key_mask in calls:
+        out, other = (as_float64(a(q, k, v, query_mask=query_mask, key_mask=key_mask)) for a in (expected, found))
+        axes = (0, 2, 3)  # all but the head
+        difference, size = difference + np.sum((other - out) ** 2, axes), size + np.sum(out**2, axes)
+    return np.sqrt(difference / size)
+
+
+def plan_of(attention, q, k, *, query_mask=None, key_mask=None):
+    """Plan of any attention, NumPy float64 (..., n, m): what it gives when the values are the identity."""
+    xp = array_namespace(q, k)
+    identity = xp.broadcast_to(xp.eye(k.shape[-2], dtype=q.dtype, device=q.device), (*k.shape[:-1], k.shape[-2]))
+    return as_float64(attention(q, k, identity, query_mask=query_mask, key_mask=key_mask))
+
+
+def column_distance(plan, *, query_mask=None, key_mask=None):
+    """Mean distance of a plan's column sums from n'/m': NumPy (B, H, n, m) -> (B, H); 0 where no query is valid."""
+    query_mask, key_mask = (None if mask is None else to_numpy(mask) for mask in (query_mask, key_mask))
+    some_query = None if query_mask is None else np.any(query_mask, axis=-1, keepdims=True)
+    distance = keep(column_error(plan, query_mask, key_mask), some_query)  # (B, H, m)
+    return (np.sum(distance, axis=-1, keepdims=True) / token_count(distance, key_mask))[..., 0]
+
+
+def valid_tokens(x, mask):
+    """Which tokens of x (B, H, n, d) count: NumPy booleans (B, H, n)."""
+    return np.broadcast_to(True if mask is None else to_numpy(mask), x.shape[:-1])
+
+
+def as_float64(x):
+    """Copy an array of any module to NumPy, in float64."""
+    return to_numpy(x).astype(np.float64)

@@ -1,0 +1,99 @@
+"""The same code runs on every array module: where it ran, how far from NumPy's numbers, what a GPU would do.
+
+The checks are those of the tests (agreement.py and test_counts.py there), which need the test extra installed.
+"""
+
+import importlib
+import json
+import tempfile
+from pathlib import Path
+
+from asap_ref.lab import reproduce
+from asap_ref.lab.gallery import ROOT, importable
+from asap_ref.support import files
+from asap_ref.support.tables import markdown_table
+
+TESTS = [ROOT / "tests" / folder for folder in ("helpers", "fast")]
+COLUMNS = ("values", "gradients", "training step", "compiled, saved, loaded")
+
+
+def measure():
+    """Go through all modules, devices and dtypes; and count kernels, waits and transfers.
+
+    What is missing here keeps the row that the committed record has: a GPU is measured where there is one.
+    """
+    with importable(*TESTS):
+        from backends import BACKENDS
+        from test_counts import table
+
+        committed = Path(__file__).with_suffix(".json")
+        old = json.loads(committed.read_text())["rows"] if committed.exists() else []
+        measured = {(row["module"], row["dtype"]): row for row in old if "values" in row}
+        rows = []
+        for backend in BACKENDS.values():
+            reason = backend.missing()
+            for dtype in backend.dtypes:
+                row = {"module": backend.name, "dtype": dtype, "missing": reason}
+                if reason:
+                    rows.append(measured.get((backend.name, dtype), row))
+                else:
+                    rows.append(row | _errors(backend, dtype) | _card(backend))
+        return {"rows": rows, "counts": table(), "machine": reproduce.machine()}
+
+
+def _card(backend):
+    """Name the device where it is a GPU."""
+    if backend.module != "cupy":
+        return {}
+    import cupy
+
+    return {"card": cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()}
+
+
+def _errors(backend, dtype):
+    import agreement
+    from operators import OPERATORS
+
+    def worst(pairs):
+        return max(agreement.error(*pair) for pair in pairs)
+
+    with backend(dtype) as (_, place), tempfile.TemporaryDirectory() as folder:
+        of_operators = [agreement.of_operator(name, place) for name in OPERATORS]
+        steps = [pair for name in agreement.ATTENTIONS for pair in agreement.of_training_step(name, place)[0]]
+        return {
+            "version": str(importlib.import_module(backend.module).__version__),
+            "operators": len(of_operators),
+            "values": max(worst(values) for values, _ in of_operators),
+            "gradients": max(worst(gradients) for _, gradients in of_operators),
+            "training step": worst(steps),
+            "compiled, saved, loaded": worst(agreement.of_files(place, backend.module, Path(folder))),
+        }
+
+
+def draw(record, folder):
+    """Write the two tables."""
+    lines = [["array module", "dtype", "calls", *COLUMNS]]
+    for row in record["rows"]:
+        about = ", ".join(row[key] for key in ("version", "card") if key in row)
+        name = f"{row['module']} ({about})" if about else row["module"]
+        cells = [f"{row[column]:.0e}" if column in row else "not run" for column in COLUMNS]
+        lines.append([name, row["dtype"], row.get("operators", ""), *cells])
+    reasons = sorted(
+        {f"{row['module']}: {row['missing'].split(':')[0]}" for row in record["rows"] if row["missing"]}
+    )
+    calls = {row["operators"] for row in record["rows"] if "operators" in row}
+    since = " (fewer where the last run is older, as on a GPU)" if len(calls) > 1 else ""
+    text = (
+        f"{markdown_table(lines)}\n"
+        "Largest difference from NumPy in float64, relative to the largest entry, over so many calls of "
+        f"operators{since}, a training step of the Transformer, and the logits of a model "
+        "that was trained, compiled and saved there, then loaded on NumPy, and back. "
+        f"Not run: {'; '.join(reasons) or 'none'}.\n\n"
+        f"{markdown_table([['work', 'kernels', 'waits', 'transfers'], *record['counts']])}\n"
+        "What a GPU would do, counted on the strict module: kernels launched, times the host waits for the device "
+        "(one, to make sure that the result is finite; Sinkhorn looks at its scalings besides), and arrays that "
+        "move between host and device.\n"
+    )
+    path = Path(folder) / "modules.md"
+    files.save_text(path, text)
+    return [path]
