@@ -95,7 +95,7 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
 # -------------------------------------------------------------------------------------------------- Sinkhorn
 
 
-@kernels.on_device(kernels.sinkhorn_attention)
+@kernels.on_device(kernels.sinkhorn_where_it_pays)
 @fast_form_of(readable.sinkhorn_attention)
 def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
     """In scaling form (scaling.py)."""

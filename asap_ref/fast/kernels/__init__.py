@@ -4,6 +4,7 @@ from asap_ref.fast.kernels.attention import (
     attention_from_key_dual,
     attention_from_query_dual,
     sinkhorn_attention,
+    sinkhorn_where_it_pays,
     softmax_attention,
 )
 from asap_ref.fast.kernels.dispatch import on_device
@@ -23,5 +24,6 @@ __all__ = [
     "raise_if_not_finite",
     "sinkhorn_attention",
     "sinkhorn_attention_vjp",
+    "sinkhorn_where_it_pays",
     "softmax_attention",
 ]

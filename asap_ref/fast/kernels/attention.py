@@ -36,10 +36,13 @@ def softmax_attention(q, k, v, *, query_mask=None, key_mask=None, found=None):
     return attention_from_key_dual(q, k, v, None, query_mask=query_mask, key_mask=key_mask, found=found)
 
 
+def sinkhorn_where_it_pays(q, k, v, *, n_iter=20, **settings):
+    """`sinkhorn_attention`, or None where the array form is better."""
+    return sinkhorn_attention(q, k, v, n_iter=n_iter, **settings) if pays_for_sinkhorn(q, k, n_iter) else None
+
+
 def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, found=None):
     """`method.attention.sinkhorn_attention`, in 2T + 1 launches."""
-    if not pays_for_sinkhorn(q, k, n_iter):
-        return None
     problems = Problems(q, k, v, query_mask, key_mask)
     if not problems.fit:
         return None

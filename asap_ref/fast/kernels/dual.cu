@@ -1,6 +1,6 @@
 // dual: the predicted dual, up to a constant.
 //
-//     f_i = sum_l phi_li + q_i G q_i^T + h q_i^T,    0 at padding
+//     f_i = sum_l phi_li + q_i G q_i^T + h q_i^T,    0 at padding, as phi is, and a tile's q
 //
 // G (d, d) and h (d) are those of the problem; both null where slices are all there is, and L is 0 where there are none.
 
@@ -46,6 +46,6 @@ dual(const REAL* __restrict__ phi, const STORE* __restrict__ all_q, const REAL* 
         REAL total = 0;
         for (int t = 0; t < TX; t++) total += s.sum[i][t];
         for (int l = 0; l < L; l++) total += phi[size_t(l) * n + start + i];
-        f[size_t(problem) * n + start + i] = q.has(start + i) ? total : REAL(0);
+        f[size_t(problem) * n + start + i] = total;
     }
 }

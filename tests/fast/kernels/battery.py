@@ -6,6 +6,7 @@ relative to the largest entry; a result that is not finite, or of another shape 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,7 @@ def half_step(case, epsilon=1.0):
     return error(found, expected, problems.real)
 
 
+@functools.cache
 def amortizer(d, n_slices=4, **settings):
     """An amortizer of H heads, with weights that nothing vanishes in."""
     tokens = np.random.default_rng(5).standard_normal((2, 4, H, 24, d))
@@ -211,6 +213,8 @@ def checks(place):
             map_ = amortizer(case.d, of_slices, **FAMILIES[family])
             yield f"prediction, {family}, {name}", lambda case=case, map_=map_: prediction(case, map_)
             yield f"one-sided, {family}, {name}", lambda case=case, map_=map_: one_sided(case, map_)
+    huge = Case(place, 66, 70, queries="holes", scale=60.0)
+    yield "sinkhorn of scores of ten thousand", lambda: sinkhorn(huge, 2)
     yield "flag", lambda: flagged(place)
 
 

@@ -32,16 +32,38 @@ static thread_local Index threadIdx, blockIdx, blockDim;
 constexpr size_t MOST = 227 * 1024, MARGIN = 256;  // what a block may have on an H100, and beyond it, watched
 
 #ifdef THREADS
-#include <barrier>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 #define __shared__
 alignas(16) char shared[MOST + MARGIN];
-static std::barrier<>* meeting;
-#define __syncthreads() meeting->arrive_and_wait()
+#define __syncthreads() meet()
+
+// Where the threads of a block meet. Two places in turn: at one alone, who is late to leave would be ordered behind who
+// has already come to the next barrier, and ThreadSanitizer would take that for the order they have to have. (It does
+// not see what std::barrier promises.)
+struct Place {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int waiting = 0, round = 0;
+};
+static Place places[2];
+static int expected;
+static thread_local int turn = 0;
+
+static void meet() {
+    Place& here = places[turn ^= 1];
+    std::unique_lock lock(here.mutex);
+    if (++here.waiting == expected) {
+        here.waiting = 0, here.round++;
+        here.changed.notify_all();
+    } else {
+        here.changed.wait(lock, [&here, mine = here.round] { return here.round != mine; });
+    }
+}
 
 static int launch(const std::function<void()>& kernel, int blocks, int threads, int, int) {
-    std::barrier<> barrier(threads);
-    meeting = &barrier;
+    expected = threads;
     std::vector<std::thread> block;
     for (int t = 0; t < threads; t++)
         block.emplace_back([&, t] {
@@ -49,7 +71,7 @@ static int launch(const std::function<void()>& kernel, int blocks, int threads, 
             for (int b = 0; b < blocks; b++) {
                 blockIdx.x = b;
                 kernel();
-                barrier.arrive_and_wait();
+                meet();
             }
         });
     for (auto& thread : block) thread.join();

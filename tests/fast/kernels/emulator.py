@@ -1,4 +1,7 @@
-"""CUDA text compiled by g++ and run on NumPy arrays: `Module` is a stand-in for CuPy's RawModule (emulator.h)."""
+"""CUDA text compiled by g++ and run on NumPy arrays: `Module` is a stand-in for CuPy's RawModule (emulator.h).
+
+With ASAP_REF_RACES set, threads are threads and g++'s ThreadSanitizer looks at them: see test_kernels_races.py.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ import numpy as np
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++20", "-O1", "-march=native", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE")
+if os.environ.get("ASAP_REF_RACES"):
+    FLAGS += ("-DTHREADS", "-fsanitize=thread", "-g", "-pthread")
 INCLUDE = ("-I", HERE, "-I", HERE / "stand_in_headers")
 ORDERS = (0, 1, 2, 3)  # threads first to last, last to first, two shuffles
 _order = 0
@@ -38,6 +43,11 @@ def threads_in_order(order):
         _order = before
 
 
+def edit(code):
+    """Change the text before it is compiled: those who seed faults put another function here."""
+    return code
+
+
 class EmulationError(Exception):
     """What a GPU might let pass: a barrier that not all threads reach, or a write that is out of bounds."""
 
@@ -46,6 +56,7 @@ class Module:
     """CUDA text, compiled for the CPU."""
 
     def __init__(self, *, code, options=()):
+        code = edit(code)
         self.names = re.findall(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\))?\s*(\w+)\(', code)
         self.library = _compiled(code, tuple(self.names))
 
