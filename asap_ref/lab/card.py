@@ -82,7 +82,7 @@ def calibrated(plan):
 
 
 def attentions(ours, amortizer):
-    """{what: function} of the attentions on the device, and of their array forms; ASAP's predicts by the kernels."""
+    """{what: function} of the attentions on the device, and of their array forms."""
     work = {"softmax": lambda: ar.softmax_attention(*ours)}
     for T in ITERATIONS:
         work[f"sinkhorn, T = {T}"] = lambda T=T: ar.sinkhorn_attention(*ours, n_iter=T)
@@ -95,8 +95,13 @@ def attentions(ours, amortizer):
         (f"sinkhorn, T = {T}", ar.sinkhorn_attention, {"n_iter": T}),
         ("asap", ar.asap_attention, {"amortizer": amortizer}),
     ):
-        work[f"{name}, array form"] = lambda form=form, settings=settings: form.__wrapped__(*ours, **settings)
+        work[f"{name}, array form"] = lambda form=form, settings=settings: _in_array_form(form, *ours, **settings)
     return work
+
+
+def _in_array_form(form, *args, **settings):
+    with kernels.array_forms():
+        return form(*args, **settings)
 
 
 def single_kernels(ours, amortizer):

@@ -35,7 +35,7 @@ class Build:
     columns: int
     parts: tuple = FORWARD
 
-    @property
+    @functools.cached_property
     def threads(self):
         """Threads of a block: each holds 4 x 4 scores."""
         return self.rows * self.columns // 16
@@ -47,8 +47,9 @@ class Build:
         fixed |= {"ROWS": self.rows, "COLS": self.columns}
         fixed |= {self.store.upper(): 1} if self.store == "bfloat16" else {}
         fixed |= {"EXACT": 1} if (self.d, self.p) == (D, P) else {}
-        return fixed | {f"SHARED_{name.upper()}": size for name, size in self.shared().items()}
+        return fixed | {f"SHARED_{name.upper()}": size for name, size in self.shared.items()}
 
+    @functools.cached_property
     def shared(self):
         """Bytes of shared memory of each kernel but slices, whose need follows the length (`sort_bytes`)."""
         D, P, R, C, X = _rounded(self.d) + 4, _rounded(self.p) + 4, self.rows, self.columns, self.columns // 4 + 1
@@ -80,6 +81,7 @@ def _text(part):
     return (Path(__file__).parent / f"{part}.cu").read_text()
 
 
+@functools.cache
 def chosen(real, store, d, p, limit, parts=FORWARD):
     """The build with the largest tile whose kernels fit in ``limit`` bytes of shared memory; None if none does.
 
@@ -93,7 +95,7 @@ def chosen(real, store, d, p, limit, parts=FORWARD):
     needed = ("pull", "gradient") if parts == BACKWARD else ("lse", "attend", "project", "moments", "dual")
     for tile in TILES:
         build = Build(real, store, d, p, tile, tile, parts)
-        if max(build.shared()[name] for name in needed) <= limit:
+        if max(build.shared[name] for name in needed) <= limit:
             return build
     return None
 

@@ -7,6 +7,8 @@ problems to the kernels, numbered through. Memory beyond the arguments and resul
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 
@@ -16,9 +18,29 @@ from asap_ref.support.arrays import array_namespace, is_half
 NOTHING = np.uintp(0)  # a null pointer
 
 
+_array_forms = ContextVar("array_forms", default=False)
+
+
+@contextmanager
+def array_forms():
+    """Do without the kernels inside: CuPy arrays then take the array forms, as other modules do.
+
+    Examples
+    --------
+    >>> from asap_ref import softmax_attention
+    >>> with array_forms():
+    ...     out = softmax_attention(np.zeros((2, 3)), np.zeros((2, 3)), np.ones((2, 1)))
+    """
+    token = _array_forms.set(True)
+    try:
+        yield
+    finally:
+        _array_forms.reset(token)
+
+
 def can_launch(x):
-    """Say whether the module of an array compiles kernels, as CuPy's does; a few functions of it tell."""
-    return hasattr(array_namespace(x), "RawModule")
+    """Say whether kernels are to be taken for an array: its module compiles them, as CuPy does by ``RawModule``."""
+    return not _array_forms.get() and hasattr(array_namespace(x), "RawModule")
 
 
 _limits = {}  # by the name of a device: to ask one takes as long as to launch a kernel
@@ -56,7 +78,7 @@ class Problems:
     """
 
     def __init__(self, q, k, v=None, query_mask=None, key_mask=None, *, p=None, parts=FORWARD):
-        self.xp = array_namespace(q, k, v)
+        self.xp = array_namespace(q)
         self.leading, (self.n, self.d), self.m = q.shape[:-2], q.shape[-2:], k.shape[-2]
         self.p = v.shape[-1] if v is not None else p or self.d
         self.count = math.prod(self.leading)
@@ -90,17 +112,12 @@ class Problems:
         """Launch a kernel: ints become int32, floats what is computed in, None a null pointer."""
         threads, shared = (
             threads or self.build.threads,
-            self.build.shared().get(name, 0) if shared is None else shared,
+            self.build.shared.get(name, 0) if shared is None else shared,
         )
         kernel = function(self.xp, self.device, self.build, name, shared)
-        kernel((blocks,), (threads,), tuple(map(self._argument, args)), shared_mem=shared)
-
-    def _argument(self, x):
-        if x is None:
-            return NOTHING
-        if isinstance(x, int):
-            return np.int32(x)
-        return self.number(x) if isinstance(x, float) else x
+        of_kind = {int: np.int32, float: self.number, type(None): lambda _: NOTHING}
+        args = tuple(of_kind[type(x)](x) if type(x) in of_kind else x for x in args)
+        kernel((blocks,), (threads,), args, shared_mem=shared)
 
     def tiles(self, length):
         """Blocks that have a tile of rows each."""

@@ -1,6 +1,10 @@
 """The kernels equal the readable forms, at every size, mask, dtype and epsilon that could tell them apart."""
 
+import subprocess
+import sys
+import zipfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import battery
 import emulator
@@ -361,6 +365,16 @@ def test_long_loops_take_the_array_form_as_long_as_it_fits(emulated, monkeypatch
     assert found["launch", "lse"] > 0
 
 
+def test_the_kernels_can_be_done_without(emulated):
+    case = battery.Case(emulated.asarray, 65, 70, queries="left")
+    with kernels.array_forms(), stand_in.counted() as found:
+        assert battery.softmax(case) <= TOLERANCE["float64"]
+        assert battery.asap(case, amortizer(5)) <= TOLERANCE["float64"]
+        assert battery.one_sided(case, amortizer(5)) <= TOLERANCE["float64"]
+        assert battery.gradients(case, 2) <= TOLERANCE["float64"]
+    assert not any(found["launch", name] for name in ("lse", "attend", "project", "pull", "gradient"))
+
+
 def test_an_empty_batch(emulated):
     q = emulated.asarray(np.zeros((0, 2, 3, 4)))
     assert to_numpy(fast.softmax_attention(q, q, q)).shape == (0, 2, 3, 4)
@@ -501,6 +515,19 @@ def test_shared_memory_is_not_a_number_until_it_is_written(emulated):
     assert np.isnan(x.inner).all()
 
 
-def test_the_text_is_in_the_wheel_and_every_part_is_used():
-    folder = build.Path(build.__file__).parent
+def test_every_file_of_the_text_is_part_of_a_build():
+    folder = Path(build.__file__).parent
     assert {path.stem for path in folder.glob("*.cu")} == {*build.FORWARD, *build.BACKWARD}
+
+
+@pytest.mark.slow
+def test_a_wheel_has_the_text(tmp_path):
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    root = Path(build.__file__).parents[3]
+    built = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for part in (*build.FORWARD, *build.BACKWARD):
+            assert archive.read(f"asap_ref/fast/kernels/{part}.cu").decode() == build._text(part)

@@ -5,7 +5,7 @@ The text is that which the emulator runs. figures/speed/kernels.md has what each
 
 import pytest
 
-from asap_ref.fast.kernels.build import BACKWARD, FORWARD, chosen
+from asap_ref.fast.kernels.build import BACKWARD, FORWARD, SIZE, chosen
 from asap_ref.lab.nvrtc import CARDS, compiled, missing, resources
 
 CASES = [  # real, store, d, p, parts, most registers: 128 let a multiprocessor hold two blocks of 256 threads
@@ -38,7 +38,7 @@ def test_kernels_compile_within_bounds(real, store, d, p, parts, registers, card
     for name, took in found.items():
         assert took.registers <= (32 if name == "slices" else registers)  # of 1,024 threads, two blocks
         assert took.shared <= CARDS[card]
-        assert took.spilled <= 16 * int(real[-2:]) // 4  # a few numbers, outside the inner loops
+        assert took.spilled <= 16 * SIZE[real]  # a few numbers
 
 
 @NVRTC
