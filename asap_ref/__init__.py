@@ -1,8 +1,24 @@
 """ASAP: amortized doubly-stochastic attention via sliced dual projection, a readable reference.
 
-Read the modules in this order: arrays, transport, sinkhorn, potentials, slices, features, amortizer,
-calibration, attention, layers, transformer, training, compilation. The attentions exported here are the fast
-ones of fused.py; those of attention.py say the same in the plainest way, and are the definition.
+The method is the folder `asap_ref.method`, read in this order: masks, transport, sinkhorn, potentials, slices,
+features, amortizer, regression, attention (staircase, for samples of unequal size, may be skipped). Whoever has read
+it has read the paper. The rest, from the bottom up; each folder imports only from those before it:
+
+    support      array modules, the contracts of arguments, files, tables
+    method       the paper
+    fast         the same names in less time
+    extensions   ours beyond the paper: more families of features, heads with mechanisms of their own
+    rivals       other people's attentions and duals
+    calibration  the weights of an amortizer from data
+    model        a Transformer without autograd, trained with one attention and compiled into another
+    fidelity     how faithful a compiled model is, and whether data have drifted
+    lab          experiments and races
+    oracle       vectors by which another implementation is checked
+
+Everything exported here takes arrays of NumPy, CuPy, torch, JAX or another module of the array API standard, and
+returns such arrays. What an operator f promises about its arguments stands on its ``def`` line, and is checked:
+`asap_ref.support.contracts` says how, and which errors there are. ``f_vjp`` takes the same arguments and returns
+(value, vjp). The attentions are the fast forms; `help` names the plain definition that each is tested against.
 """
 
 from asap_ref.calibration.fit import fit_amortizer
@@ -39,6 +55,8 @@ from asap_ref.method.transport import (
 )
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.mechanism import Attention
+from asap_ref.model.training import TrainingSettings, accuracy, predict, train
+from asap_ref.model.transformer import Architecture, Transformer, load_model
 from asap_ref.rivals.initial_duals import fast_initial_attention as initial_attention
 from asap_ref.rivals.initial_duals import initial_attention_vjp, initial_dual, initial_dual_vjp
 from asap_ref.rivals.one_sided import fast_one_sided_attention as one_sided_attention
@@ -47,8 +65,11 @@ from asap_ref.rivals.sliced_attention import sliced_attention, sliced_attention_
 from asap_ref.rivals.soft_sort import soft_sort, soft_sort_vjp
 from asap_ref.support.arrays import array_module, array_namespace, to_numpy
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Amortizer",
+    "Architecture",
     "Attention",
     "Cumulants",
     "Drift",
@@ -59,6 +80,9 @@ __all__ = [
     "Quadratic",
     "Slices",
     "SufficientStatistics",
+    "TrainingSettings",
+    "Transformer",
+    "accuracy",
     "amortized_query_dual",
     "amortized_query_dual_vjp",
     "array_module",
@@ -81,11 +105,13 @@ __all__ = [
     "initial_dual_vjp",
     "kantorovich_potentials_1d",
     "kantorovich_potentials_1d_vjp",
+    "load_model",
     "marginal_error",
     "mixed_attention",
     "mixed_attention_vjp",
     "one_sided_attention",
     "one_sided_attention_vjp",
+    "predict",
     "recalibrate",
     "sinkhorn",
     "sinkhorn_attention",
@@ -101,6 +127,7 @@ __all__ = [
     "softmax_attention",
     "softmax_attention_vjp",
     "to_numpy",
+    "train",
     "transport_plan",
     "transport_plan_vjp",
     "two_sided_c_transform",

@@ -13,7 +13,7 @@ from asap_ref.support.arrays import MODULES
 
 DATASETS = ("digits", "r8", "topics")  # the keys of experiments.EXPERIMENTS, whose import would slow down --help
 TRAINABLE = ("softmax", "sinkhorn", "sliced", "initial")  # the keys of mechanism.FORMS that need no amortizer
-BENCH_SECTIONS = (  # those of benchmark.py
+BENCH_SECTIONS = (  # the keys of benchmark.SECTIONS
     *("frozen", "sharp", "uniform", "parts", "training", "small", "long", "compile", "memory", "reproduce"),
 )
 
@@ -52,135 +52,14 @@ def main(argv=None):
 
 def build_parser():
     """Describe the commands."""
-    parser = _parser(
-        argparse.ArgumentParser,
-        "asap-ref reproduce --out asap-out",
-        "asap-ref info",
+    parser = argparse.ArgumentParser(
         prog="asap-ref",
         description="ASAP, amortized doubly-stochastic attention, in readable NumPy.",
+        **_ending_with("asap-ref reproduce --out asap-out", "asap-ref info"),
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    reproduce = _parser(
-        commands.add_parser,
-        "asap-ref reproduce --epochs 5 --out quick",
-        "asap-ref reproduce --epochs 5 --out quick --resume",
-        "asap-ref reproduce --attention sliced",
-        name="reproduce",
-        help="train on real data, compile, and compare the replacement with the teacher",
-    )
-    reproduce.set_defaults(run=run_reproduce)
-    reproduce.add_argument("--dataset", choices=DATASETS, default="digits", help="what to train on (%(default)s)")
-    reproduce.add_argument("--out", default="asap-out", help="folder for report, figure and models (%(default)s)")
-    reproduce.add_argument("--epochs", type=integer(1), help="training epochs (the data set's own)")
-    reproduce.add_argument("--n-iter", type=integer(1), help="Sinkhorn iterations T (the data set's own)")
-    reproduce.add_argument(
-        "--slices", type=integer(1, or_auto=True), help="slice directions L, or auto (the data set's own)"
-    )
-    reproduce.add_argument("--seed", type=integer(0), default=0, help="seed of weights and order (%(default)s)")
-    reproduce.add_argument(
-        "--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)"
-    )
-    reproduce.add_argument(
-        "--attention",
-        choices=TRAINABLE,
-        nargs="+",
-        default=(),
-        help="train a model with these mechanisms too, at their default settings",
-    )
-    reproduce.add_argument("--resume", action="store_true", help="go on from the checkpoints in the folder")
-
-    compile_ = _parser(
-        commands.add_parser,
-        "asap-ref compile asap-out/sinkhorn.npz compiled.npz --slices 32",
-        name="compile",
-        help="replace the Sinkhorn attention of a saved model by ASAP",
-    )
-    compile_.set_defaults(run=run_compile)
-    compile_.add_argument("model", help="a Transformer trained with Sinkhorn attention, .npz")
-    compile_.add_argument("compiled", help="where to write the compiled model, .npz")
-    compile_.add_argument(
-        "--dataset", choices=DATASETS, default="digits", help="whose training split calibrates (%(default)s)"
-    )
-    compile_.add_argument(
-        "--slices",
-        type=integer(1, or_auto=True),
-        help="slice directions L, or auto: as few as held-out error allows, layer by layer (the data set's own)",
-    )
-    compile_.add_argument("--seed", type=integer(0), default=0, help="seed of the directions (%(default)s)")
-
-    compile_.add_argument(
-        "--fallback",
-        type=float,
-        metavar="ERROR",
-        help="leave heads to Sinkhorn whose held-out attention output is off by more than this share",
-    )
-
-    fidelity = _parser(
-        commands.add_parser,
-        "asap-ref fidelity asap-out/asap.npz --out fidelity",
-        "asap-ref fidelity asap-out/asap.npz --dataset digits --worse-than 0.1",
-        name="fidelity",
-        help="report how faithful each head of a compiled model is to its Sinkhorn teacher, on test data",
-    )
-    fidelity.set_defaults(run=run_fidelity)
-    fidelity.add_argument("model", help="a compiled Transformer, .npz")
-    fidelity.add_argument("--dataset", choices=DATASETS, default="digits", help="whose test split (%(default)s)")
-    fidelity.add_argument(
-        "--worse-than",
-        type=float,
-        default=0.1,
-        metavar="ERROR",
-        help="name heads whose output error is larger (%(default)s)",
-    )
-    fidelity.add_argument("--out", metavar="STEM", help="also write STEM.md, STEM.svg, STEM.png and STEM.npz")
-
-    bench = _parser(
-        commands.add_parser,
-        "asap-ref bench --quick",
-        "asap-ref bench --out bench.json",
-        "asap-ref bench --out bench.json --only training memory",
-        name="bench",
-        help="time attention, training and memory side by side with other libraries",
-    )
-    bench.set_defaults(run=run_bench)
-    bench.add_argument("--quick", action="store_true", help="a small part, within a minute")
-    bench.add_argument(
-        "--only",
-        nargs="+",
-        default=(),
-        metavar="SECTION",
-        help=f"measure these, and leave the others as they are in the record: {', '.join(BENCH_SECTIONS)}",
-    )
-    bench.add_argument("--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)")
-    bench.add_argument("--out", default="bench.json", help="where to write the record (%(default)s)")
-
-    figures = _parser(
-        commands.add_parser,
-        "asap-ref figures",
-        "asap-ref figures reproduce --measure",
-        name="figures",
-        help="draw the figures and tables of the repository again",
-    )
-    figures.set_defaults(run=run_figures)
-    figures.add_argument("names", nargs="*", metavar="NAME", help="which ones (all)")
-    figures.add_argument(
-        "--measure", action="store_true", help="run the measurements again, instead of the committed records"
-    )
-
-    oracle = _parser(
-        commands.add_parser,
-        "asap-ref oracle list",
-        "asap-ref oracle check my_module.py",
-        name="oracle",
-        help="check an implementation elsewhere against inputs, outputs and gradients that are right",
-    )
-    add_commands(oracle, _parser)
-
-    info = _parser(
-        commands.add_parser, "asap-ref info", name="info", help="print versions and the array modules found"
-    )
-    info.set_defaults(run=run_info)
+    for add in (add_reproduce, add_compile, add_fidelity, add_bench, add_figures, add_oracle, add_info):
+        add(commands)
     return parser
 
 
@@ -190,11 +69,18 @@ def commands():
     return list(choices)
 
 
-def _parser(make, *examples, **options):
-    """Make a parser whose help ends with examples, each on a line of its own, to copy."""
-    options |= {"description": options.get("description") or f"{options['help'].capitalize()}."}
+def add_command(commands, name, run, *examples, help):
+    """Add a command, and what runs it if it has no commands of its own; its help ends with examples to copy."""
+    parser = commands.add_parser(name, help=help, description=f"{help.capitalize()}.", **_ending_with(*examples))
+    if run is not None:
+        parser.set_defaults(run=run)
+    return parser
+
+
+def _ending_with(*examples):
+    """Settings of a parser whose help ends with examples, each on a line of its own."""
     epilog = "\n  ".join(["examples:" if len(examples) > 1 else "example:", *examples])
-    return make(epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    return {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
 
 def integer(least, *, or_auto=False):
@@ -215,6 +101,39 @@ def integer(least, *, or_auto=False):
     return parse
 
 
+# ------------------------------------------------------------------------- a command each, and what runs it
+
+
+def add_reproduce(commands):
+    """Describe ``asap-ref reproduce``."""
+    parser = add_command(
+        commands,
+        "reproduce",
+        run_reproduce,
+        "asap-ref reproduce --epochs 5 --out quick",
+        "asap-ref reproduce --epochs 5 --out quick --resume",
+        "asap-ref reproduce --attention sliced",
+        help="train on real data, compile, and compare the replacement with the teacher",
+    )
+    parser.add_argument("--dataset", choices=DATASETS, default="digits", help="what to train on (%(default)s)")
+    parser.add_argument("--out", default="asap-out", help="folder for report, figure and models (%(default)s)")
+    parser.add_argument("--epochs", type=integer(1), help="training epochs (the data set's own)")
+    parser.add_argument("--n-iter", type=integer(1), help="Sinkhorn iterations T (the data set's own)")
+    parser.add_argument(
+        "--slices", type=integer(1, or_auto=True), help="slice directions L, or auto (the data set's own)"
+    )
+    parser.add_argument("--seed", type=integer(0), default=0, help="seed of weights and order (%(default)s)")
+    parser.add_argument("--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)")
+    parser.add_argument(
+        "--attention",
+        choices=TRAINABLE,
+        nargs="+",
+        default=(),
+        help="train a model with these mechanisms too, at their default settings",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in the folder")
+
+
 def run_reproduce(args):
     """Run ``asap-ref reproduce``."""
     from asap_ref.lab.reproduce import ReproduceSettings, reproduce
@@ -231,10 +150,38 @@ def run_reproduce(args):
     reproduce(settings, args.out, resume=args.resume)
 
 
+def add_compile(commands):
+    """Describe ``asap-ref compile``."""
+    parser = add_command(
+        commands,
+        "compile",
+        run_compile,
+        "asap-ref compile asap-out/sinkhorn.npz compiled.npz --slices 32",
+        help="replace the Sinkhorn attention of a saved model by ASAP",
+    )
+    parser.add_argument("model", help="a Transformer trained with Sinkhorn attention, .npz")
+    parser.add_argument("compiled", help="where to write the compiled model, .npz")
+    parser.add_argument(
+        "--dataset", choices=DATASETS, default="digits", help="whose training split calibrates (%(default)s)"
+    )
+    parser.add_argument(
+        "--slices",
+        type=integer(1, or_auto=True),
+        help="slice directions L, or auto: as few as held-out error allows, layer by layer (the data set's own)",
+    )
+    parser.add_argument("--seed", type=integer(0), default=0, help="seed of the directions (%(default)s)")
+    parser.add_argument(
+        "--fallback",
+        type=float,
+        metavar="ERROR",
+        help="leave heads to Sinkhorn whose held-out attention output is off by more than this share",
+    )
+
+
 def run_compile(args):
     """Run ``asap-ref compile``."""
     from asap_ref.lab.experiments import experiment
-    from asap_ref.lab.reproduce import calibration_batches
+    from asap_ref.lab.runs import calibration_batches
     from asap_ref.model.compilation import compile_model
     from asap_ref.model.transformer import Transformer
 
@@ -256,11 +203,33 @@ def run_compile(args):
     print(f"wrote {args.compiled}")
 
 
+def add_fidelity(commands):
+    """Describe ``asap-ref fidelity``."""
+    parser = add_command(
+        commands,
+        "fidelity",
+        run_fidelity,
+        "asap-ref fidelity asap-out/asap.npz --out fidelity",
+        "asap-ref fidelity asap-out/asap.npz --dataset digits --worse-than 0.1",
+        help="report how faithful each head of a compiled model is to its Sinkhorn teacher, on test data",
+    )
+    parser.add_argument("model", help="a compiled Transformer, .npz")
+    parser.add_argument("--dataset", choices=DATASETS, default="digits", help="whose test split (%(default)s)")
+    parser.add_argument(
+        "--worse-than",
+        type=float,
+        default=0.1,
+        metavar="ERROR",
+        help="name heads whose output error is larger (%(default)s)",
+    )
+    parser.add_argument("--out", metavar="STEM", help="also write STEM.md, STEM.svg, STEM.png and STEM.npz")
+
+
 def run_fidelity(args):
     """Run ``asap-ref fidelity``."""
     from asap_ref.fidelity.report import fidelity_report
     from asap_ref.lab.experiments import experiment
-    from asap_ref.lab.reproduce import sample
+    from asap_ref.lab.runs import sample
     from asap_ref.model.transformer import Transformer
 
     inputs = sample(experiment(args.dataset).load().test_inputs)
@@ -273,11 +242,50 @@ def run_fidelity(args):
         print(f"wrote {', '.join(str(path) for path in report.write(args.out))}")
 
 
+def add_bench(commands):
+    """Describe ``asap-ref bench``."""
+    parser = add_command(
+        commands,
+        "bench",
+        run_bench,
+        "asap-ref bench --quick",
+        "asap-ref bench --out bench.json",
+        "asap-ref bench --out bench.json --only training memory",
+        help="time attention, training and memory side by side with other libraries",
+    )
+    parser.add_argument("--quick", action="store_true", help="a small part, within a minute")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="SECTION",
+        help=f"measure these, and leave the others as they are in the record: {', '.join(BENCH_SECTIONS)}",
+    )
+    parser.add_argument("--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)")
+    parser.add_argument("--out", default="bench.json", help="where to write the record (%(default)s)")
+
+
 def run_bench(args):
     """Run ``asap-ref bench``."""
     from asap_ref.lab.benchmark import bench
 
     bench(args.out, extent="quick" if args.quick else "default", only=tuple(args.only), backend=args.backend)
+
+
+def add_figures(commands):
+    """Describe ``asap-ref figures``."""
+    parser = add_command(
+        commands,
+        "figures",
+        run_figures,
+        "asap-ref figures",
+        "asap-ref figures reproduce --measure",
+        help="draw the figures and tables of the repository again",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which ones (all)")
+    parser.add_argument(
+        "--measure", action="store_true", help="run the measurements again, instead of the committed records"
+    )
 
 
 def run_figures(args):
@@ -287,14 +295,31 @@ def run_figures(args):
     regenerate(args.names, measure=args.measure)
 
 
+def add_oracle(commands):
+    """Describe ``asap-ref oracle``, whose own commands are in oracle/shell.py."""
+    parser = add_command(
+        commands,
+        "oracle",
+        None,
+        "asap-ref oracle list",
+        "asap-ref oracle check my_module.py",
+        help="check an implementation elsewhere against inputs, outputs and gradients that are right",
+    )
+    add_commands(parser, add_command)
+
+
+def add_info(commands):
+    """Describe ``asap-ref info``."""
+    add_command(commands, "info", run_info, "asap-ref info", help="print versions and the array modules found")
+
+
 def run_info(args):
     """Run ``asap-ref info``."""
-    packages = {"numpy": "numpy", "cupy": "cupy", "torch": "torch", "jax": "jax", "array_api_strict": None}
     print(f"asap-ref {version('asap-ref')}, Python {sys.version.split()[0]}")
     for name in ("numpy", "scipy", "array-api-compat", "scikit-learn", "matplotlib"):
         print(f"  {name} {version(name)}")
     print("array modules:")
-    for module in packages:
+    for module in ("numpy", "cupy", "torch", "jax", "array_api_strict"):
         found = importlib.util.find_spec(module) is not None
         print(f"  {module}: {_version_of(module) if found else 'not installed'}")
 

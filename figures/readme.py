@@ -57,7 +57,10 @@ def _sentence(path, function=None):
     """First line of the docstring of a script, or of one of its functions."""
     tree = ast.parse(path.read_text())
     if function is not None:
-        (tree,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if function not in functions:
+            return "It cannot be measured again: what it measured is no more."
+        tree = functions[function]
     return ast.get_docstring(tree).splitlines()[0]
 
 

@@ -33,7 +33,7 @@ def test_tables_and_index_are_generated():
         assert fill(path.read_text()) == path.read_text(), "run python figures/readme.py"
     assert {path.parent.name for path in gallery.scripts().values()} == {*readme.FOLDERS, "figures"}
     table = (CLAIMS / "reproduce.md").read_text()
-    from asap_ref.lab.reproduce import markdown
+    from asap_ref.lab.outcome import markdown
 
     assert markdown(json.loads((CLAIMS / "reproduce.json").read_text())) == table
 
@@ -67,3 +67,14 @@ def test_importing_the_package_imports_no_framework():
     code = "import sys, asap_ref.cli; print([m for m in ('torch', 'jax', 'ot', 'cupy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_was_left_out_is_told_with_the_numbers_of_its_record():
+    record = json.loads((ROOT / "figures" / "choices" / "left_out.json").read_text())
+    told = README[README.index("**Left out, since they did not pay**") :].partition("\n- **")[0]
+    for row in (*record["rows"], record["instead"]):
+        digits = 3 if len(row["with"]) > 1 else 4
+        if row["option"] != "hidden layer of 32 units, beside moments":
+            for seeds in (row["without"], row["with"]):
+                assert f"{sum(seeds) / len(seeds):.{digits}f}" in told, row
+    assert record["rows"][2]["times_as_long"] > 9  # "ten times the time"

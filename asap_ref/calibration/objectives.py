@@ -30,8 +30,8 @@ def kl_loss_and_gradient(
     teacher_columns: "... m",
     *,
     epsilon=1.0,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
+    query_mask=None,
+    key_mask=None,
 ):
     """KL divergence from teacher to student, up to a constant, and its gradient in the predicted query dual.
 
@@ -75,14 +75,7 @@ def kl_loss_and_gradient(
 
 
 @operator
-def dual_loss_and_gradient(
-    scores: "... n m",
-    query_dual: "... n",
-    *,
-    epsilon=1.0,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
-):
+def dual_loss_and_gradient(scores: "... n m", query_dual: "... n", *, epsilon=1.0, query_mask=None, key_mask=None):
     """Minus the semi-dual a query, and its gradient in the predicted query dual; arguments as above, no teacher.
 
     Examples

@@ -23,7 +23,14 @@ from asap_ref.support.arrays import array_namespace, transpose
 
 @dataclass(frozen=True)
 class Cumulants(Family, name="cumulants"):
-    """q·mean(k), |q|² and qᵀ Cov(k) q."""
+    """q·mean(k), |q|² and qᵀ Cov(k) q.
+
+    Examples
+    --------
+    >>> q = k = np.ones((1, 5, 4))
+    >>> Cumulants().features(q, k).shape
+    (1, 3, 5)
+    """
 
     count = 3
     default = True

@@ -16,15 +16,7 @@ from asap_ref.support.contracts import operator, vjp_of
 
 
 @operator
-def mixed_attention(
-    q: "... H n d",
-    k: "... H m d",
-    v: "... H m p",
-    parts,
-    *,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
-):
+def mixed_attention(q: "... H n d", k: "... H m d", v: "... H m p", parts, *, query_mask=None, key_mask=None):
     """Attend head by head with the mechanism that each head was given.
 
     Parameters
@@ -33,7 +25,7 @@ def mixed_attention(
     parts : sequence of (attention, heads)
         An `Attention` (or another callable with a ``vjp``) and the indices of the heads it attends for; every head
         is in one part.
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    query_mask, key_mask
 
     Returns
     -------

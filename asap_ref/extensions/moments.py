@@ -29,7 +29,14 @@ from asap_ref.support.arrays import array_namespace, transpose
 
 @dataclass(frozen=True)
 class Moments(OnBasis, Family, name="moments"):
-    """u_a s_b, then u_a u_b Cov(w)_ab and u_a u_b Cov(u)_ab for a <= b."""
+    """u_a s_b, then u_a u_b Cov(w)_ab and u_a u_b Cov(u)_ab for a <= b.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Moments(np.eye(4)[:, :2]).count
+    18
+    """
 
     @property
     def count(self):

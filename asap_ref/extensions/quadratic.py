@@ -47,7 +47,14 @@ class OnBasis:
 
 @dataclass(frozen=True)
 class Quadratic(OnBasis, Family, name="quadratic"):
-    """u, then u_a u_b for a <= b, then u_a mean(w)_b."""
+    """u, then u_a u_b for a <= b, then u_a mean(w)_b.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Quadratic(np.eye(4)[:, :2]).count
+    9
+    """
 
     @property
     def count(self):

@@ -23,14 +23,14 @@ from asap_ref.support.settings import check_count
 
 
 @operator
-def sink_score(plan: "... n m", *, query_mask: "... n" = None, key_mask: "... m" = None):
+def sink_score(plan: "... n m", *, query_mask=None, key_mask=None):
     """Largest column sum of a plan, relative to the fair share n'/m'.
 
     Parameters
     ----------
     plan : array (..., n, m)
         Zero at masked pairs.
-    query_mask, key_mask : boolean arrays (..., n) and (..., m), optional
+    query_mask, key_mask
 
     Returns
     -------
@@ -53,14 +53,14 @@ def sink_score(plan: "... n m", *, query_mask: "... n" = None, key_mask: "... m"
 
 
 @operator
-def attention_entropy(plan: "... n m", *, query_mask: "... n" = None):
+def attention_entropy(plan: "... n m", *, query_mask=None):
     """Entropy of a plan's rows in nats, the mean over the valid queries.
 
     Parameters
     ----------
     plan : array (..., n, m)
         Rows of valid queries sum to one; zero at masked pairs.
-    query_mask : boolean array (..., n), optional
+    query_mask
 
     Returns
     -------
@@ -90,7 +90,7 @@ def rank_residual(tokens: "... n w", *, mask: "... n" = None):
     Parameters
     ----------
     tokens : array (..., n, w)
-    mask : boolean array (..., n), optional
+    mask
         True at valid tokens; the others do not count.
 
     Returns
@@ -160,8 +160,8 @@ def equivalent_iterations(
     *,
     epsilon=1.0,
     most=50,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
+    query_mask=None,
+    key_mask=None,
 ):
     """How many Sinkhorn iterations from a zero dual come as close to a reference plan as the given plan is.
 
@@ -176,7 +176,7 @@ def equivalent_iterations(
         Of the iterations.
     most : int
         Where to stop looking.
-    query_mask, key_mask : boolean arrays, optional
+    query_mask, key_mask
 
     Returns
     -------

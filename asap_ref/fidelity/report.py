@@ -33,7 +33,7 @@ from asap_ref.model.recording import check_model, record
 from asap_ref.support import files
 from asap_ref.support.arrays import array_namespace, to_numpy
 from asap_ref.support.settings import check_count
-from asap_ref.support.tables import markdown_table
+from asap_ref.support.tables import html_table, markdown_table
 
 COLUMNS = {
     "layer": ("layer", "d"),
@@ -52,19 +52,45 @@ SAMPLES = ("output_error", "column_error", "dual_error", "score_range")  # also 
 
 @dataclass(frozen=True)
 class FidelityReport:
-    """Rows, one a layer and head, and what each was a mean of, one number a sequence, for tests of drift."""
+    """Rows, one a layer and head, and what each was a mean of, one number a sequence, for tests of drift.
+
+    Examples
+    --------
+    >>> from asap_ref import Attention, Transformer, Architecture, compile_model
+    >>> teacher = Transformer.create(Architecture(n_layers=1), Attention("sinkhorn", {"n_iter": 3}))
+    >>> images = np.random.default_rng(0).standard_normal((20, 8, 8))
+    >>> compiled, _ = compile_model(teacher, [images], n_slices=4)
+    >>> report = fidelity_report(compiled, images)
+    >>> report  # report.markdown() has the numbers; a notebook shows them as a table
+    <FidelityReport: layers 1, heads 12, sequences 20, output error 0.005 to 0.014>
+    """
 
     rows: list  # of dict, with the keys of COLUMNS
     samples: dict  # name of SAMPLES -> (B, layers, H), NaN where a head makes no prediction
 
+    def __repr__(self):
+        if not self.rows:
+            return "<FidelityReport of nothing>"
+        sequences, layers, heads = self.samples["output_error"].shape
+        errors = [row["output_error"] for row in self.rows]
+        sizes = f"layers {layers}, heads {heads}, sequences {sequences}"
+        return f"<FidelityReport: {sizes}, output error {min(errors):.3f} to {max(errors):.3f}>"
+
+    def _repr_html_(self):
+        return html_table(self.table(), repr(self)[1:-1])
+
     def markdown(self):
         """Write the rows as a table."""
+        return markdown_table(self.table())
+
+    def table(self):
+        """Rows of cells, the first of which is the head."""
         lines = [[title for title, _ in COLUMNS.values()]]
         for row in self.rows:
             lines.append(
                 ["" if row[key] is None else format(row[key], style) for key, (_, style) in COLUMNS.items()]
             )
-        return markdown_table(lines)
+        return lines
 
     def worse_than(self, output_error):
         """List the (layer, head) whose output error is larger, the worst first."""

@@ -69,20 +69,15 @@ def layer(n, kind="recorded-like", *, heads=HEADS, d=WIDTH, seed=0):
 
 
 @functools.cache
-def amortizer(n, kind, heads, n_slices):
-    """Fit to other sequences than the benchmark's, TOKENS a head, of the same length up to 1024."""
+def amortizer(n, kind, heads, n_slices, *, of_keys=False):
+    """Fit to other sequences than the benchmark's, TOKENS a head, of the same length up to 1024.
+
+    With ``of_keys`` queries and keys are exchanged, as the one-sided form takes it.
+    """
     n = min(n, 1024)
     sequences = [layer(n, kind, heads=heads, seed=seed)[:2] for seed in range(1, 1 + max(TOKENS // n, 1))]
-    batches = [(q[None], k[None]) for q, k in sequences]
+    batches = [(k[None], q[None]) if of_keys else (q[None], k[None]) for q, k in sequences]
     return fit_amortizer(batches, n_slices=n_slices, n_iter=N_ITER, quadratic=8)
-
-
-@functools.cache
-def key_amortizer(n, kind, n_slices):
-    """Fit the one-sided form: queries and keys exchanged."""
-    n = min(n, 1024)
-    sequences = [layer(n, kind, seed=seed)[:2] for seed in range(1, 1 + max(TOKENS // n, 1))]
-    return fit_amortizer([(k[None], q[None]) for q, k in sequences], n_slices=n_slices, n_iter=N_ITER, quadratic=8)
 
 
 # --------------------------------------------------------------------------------------------------------- floor
@@ -209,7 +204,8 @@ def sinkhorn(n_iter=N_ITER):
 
 def one_sided(n, kind, n_slices):
     """ASAP on the key side alone: a softmax with a bias."""
-    return Competitor("asap", calls(fast_one_sided_attention, amortizer=key_amortizer(n, kind, n_slices)))
+    fitted = amortizer(n, kind, HEADS, n_slices, of_keys=True)
+    return Competitor("asap", calls(fast_one_sided_attention, amortizer=fitted))
 
 
 def prediction(n, kind, heads, n_slices):

@@ -6,12 +6,15 @@ one from round to round, and two competitors are compared within rounds.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
 import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -56,6 +59,23 @@ def interleaved(calls, *, rounds=ROUNDS, least=LEAST, budget=BUDGET):
     return times
 
 
+@contextlib.contextmanager
+def timed(seconds, name):
+    """Put the seconds that a block takes into a dict, under a name.
+
+    Examples
+    --------
+    >>> seconds = {}
+    >>> with timed(seconds, "nothing"):
+    ...     pass
+    >>> list(seconds)
+    ['nothing']
+    """
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+
+
 def wait(result):
     """Return when the result is there: some modules compute while the host goes on. One entry tells."""
     last = result[-1] if isinstance(result, tuple) else result
@@ -78,14 +98,16 @@ def ratio(slow, fast):
 # ------------------------------------------------------------------------------------------------------- memory
 
 
-def peak_memory(function, **arguments):
+def peak_memory(function, *, exact=True, **arguments):
     """What a call needs beyond its inputs, and how long it takes, in a process of its own.
 
     Parameters
     ----------
-    function : str
-        "module:name" of a function that returns (prepare, call): ``prepare()`` does a small problem, so that libraries
-        are loaded and threads started, and what ``call()`` adds at its peak is the result.
+    function : function
+        On top of its module; it returns (prepare, call): ``prepare()`` does a small problem, so that libraries are
+        loaded and threads started, and what ``call()`` adds at its peak is the result.
+    exact : bool
+        Have the C library give freed blocks back at once; otherwise it keeps some, as where nobody asks it.
     **arguments
         Its arguments, plain enough for JSON.
 
@@ -96,14 +118,19 @@ def peak_memory(function, **arguments):
     """
     if not os.path.exists("/proc/self/status"):
         return None
-    job = json.dumps({"function": function, "arguments": arguments, "path": sys.path})
+    module = function.__module__
+    home = (
+        Path(inspect.getfile(function)).resolve().parents[module.count(".")]
+    )  # where the module is imported from
+    path = [str(home), *sys.path]
+    job = json.dumps({"module": module, "function": function.__name__, "arguments": arguments, "path": path})
     done = subprocess.run(
         [sys.executable, "-c", "from asap_ref.lab import stopwatch; stopwatch.measure_peak()"],
         input=job,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, **EXACT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, **(EXACT if exact else {}), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     if done.returncode:
         raise OSError(f"measuring memory of {arguments} failed: {done.stderr.strip().splitlines()[-1:]}")
@@ -114,20 +141,24 @@ def measure_peak():
     """Be the fresh process: read the job, do it, print bytes and seconds."""
     job = json.loads(sys.stdin.read())
     sys.path[:] = job["path"]
-    module, _, name = job["function"].partition(":")
-    prepare, call = getattr(importlib.import_module(module), name)(**job["arguments"])
+    prepare, call = getattr(importlib.import_module(job["module"]), job["function"])(**job["arguments"])
     prepare()
-    with open("/proc/self/clear_refs", "w") as refs:
-        refs.write("5")  # the high-water mark starts again from here
-    before = _resident("VmRSS")
+    reset_peak()
+    before = resident("VmRSS")
     began = time.perf_counter()
     result = call()
     seconds = time.perf_counter() - began
-    print(json.dumps({"bytes": max(_resident("VmHWM") - before, 0), "seconds": seconds}))
+    print(json.dumps({"bytes": max(resident("VmHWM") - before, 0), "seconds": seconds}))
     del result
 
 
-def _resident(what):
+def reset_peak():
+    """Let the high-water mark of this process start again from where it stands; Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident(what):
+    """Bytes of this process that are in memory now ("VmRSS"), or were at the peak ("VmHWM"); Linux only."""
     with open("/proc/self/status") as status:
         (line,) = (line for line in status if line.startswith(what))
     return 1024 * int(line.split()[1])

@@ -18,39 +18,31 @@ from asap_ref.method.regression import SufficientStatistics
 from asap_ref.support import files
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.tables import html_table
 from asap_ref.support.trees import map_leaves
 
 
 @operator
 def amortized_query_dual(
-    q: "... H n d",
-    k: "... H m d",
-    families: "...",
-    weights: "...",
-    *,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
+    q: "... H n d", k: "... H m d", families: "...", weights: "...", *, query_mask=None, key_mask=None
 ):
     """Predict the query dual, ``f_hat = Phiᵀ w`` (paper).
 
     Parameters
     ----------
-    q, k : arrays
+    q, k
+        Queries and keys of H heads.
     families : sequence of Family
         Of the features Phi, as in `dual_features`.
     weights : array (H, F)
-    query_mask, key_mask : boolean arrays, optional
+        One for each head and feature.
+    query_mask, key_mask
         True at valid tokens.
 
     Returns
     -------
     array (..., H, n)
         Mean zero over the valid tokens, zero at the others.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `dual_features`, or if there is not one weight a head and feature.
 
     Notes
     -----
@@ -72,7 +64,7 @@ def amortized_query_dual(
 def amortized_query_dual_vjp(q, k, families, weights, *, query_mask=None, key_mask=None):
     """Predicted query dual and its VJP, ``vjp(d_dual) -> (d_q, d_k, d_families, d_weights)``.
 
-    Same arguments, errors and cost as `amortized_query_dual`; d_families as in `dual_features_vjp`. Derived.
+    d_families is as in `dual_features_vjp`. Derived.
 
     Examples
     --------
@@ -118,6 +110,8 @@ class Amortizer:
     >>> amortizer = fit_amortizer([(q, k)], n_slices=4, n_iter=5)
     >>> amortizer.predict(q, k).shape
     (16, 1, 6)
+    >>> amortizer
+    <Amortizer: heads 1, slices 4 + cumulants 3, for T = 5 at epsilon 1 by regression, R² 0.96 to 0.96>
     """
 
     families: tuple  # of Family, NumPy arrays in them
@@ -135,6 +129,18 @@ class Amortizer:
         F = sum(family.count for family in self.families)
         if self.weights.ndim != 2 or self.weights.shape[1] != F:
             raise ValueError(f"weights has shape {self.weights.shape}, expected (H, F) = (H, {F})")
+
+    def __repr__(self):
+        features = " + ".join(f"{family.name} {family.count}" for family in self.families)
+        teacher = f"for T = {self.n_iter} at epsilon {self.epsilon:g} by {self.objective}"
+        more = f", refine {self.refine}" if self.refine else ""
+        if self.r_squared is not None:
+            more += f", R² {np.min(self.r_squared):.2f} to {np.max(self.r_squared):.2f}"
+        return f"<Amortizer: heads {len(self.weights)}, {features}, {teacher}{more}>"
+
+    def _repr_html_(self):
+        measured = [] if self.r_squared is None else [["R²", *(f"{x:.3f}" for x in self.r_squared)]]
+        return html_table([["head", *range(len(self.weights))], *measured], repr(self)[1:-1])
 
     def family(self, name):
         """Return the family of that name, or None."""

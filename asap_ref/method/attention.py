@@ -9,7 +9,7 @@ Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading 
 
 from __future__ import annotations
 
-from asap_ref.method.masks import valid_pairs, without_padding
+from asap_ref.method.masks import at_valid_pairs, without_padding
 from asap_ref.method.sinkhorn import sinkhorn, sinkhorn_vjp
 from asap_ref.method.transport import attention_scores, attention_scores_vjp, transport_plan, transport_plan_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
@@ -19,9 +19,7 @@ from asap_ref.support.contracts import operator, vjp_of
 
 
 @operator
-def softmax_attention(
-    q: "... n d", k: "... m d", v: "... m p", *, query_mask: "... n" = None, key_mask: "... m" = None
-):
+def softmax_attention(q: "... n d", k: "... m d", v: "... m p", *, query_mask=None, key_mask=None):
     """Row-softmax attention: half of a Sinkhorn iteration.
 
     Parameters
@@ -48,7 +46,7 @@ def softmax_attention(
            [2.]])
     """
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
-    return _softmax_plan(attention_scores(q, k), query_mask, key_mask) @ v
+    return softmax(at_valid_pairs(attention_scores(q, k), query_mask, key_mask), axis=-1) @ v
 
 
 @vjp_of(softmax_attention)
@@ -66,7 +64,7 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
     xp = array_namespace(q, k, v)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
-    P = _softmax_plan(S, query_mask, key_mask)
+    P = softmax(at_valid_pairs(S, query_mask, key_mask), axis=-1)
 
     def vjp(d_out):
         dP = d_out @ transpose(v)
@@ -76,25 +74,12 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
     return P @ v, vjp
 
 
-def _softmax_plan(S, query_mask, key_mask):
-    xp = array_namespace(S)
-    valid = valid_pairs(query_mask, key_mask)
-    return softmax(S if valid is None else xp.where(valid, S, -xp.inf), axis=-1)
-
-
 # -------------------------------------------------------------------------------------------------- Sinkhorn
 
 
 @operator
 def sinkhorn_attention(
-    q: "... n d",
-    k: "... m d",
-    v: "... m p",
-    *,
-    n_iter=20,
-    epsilon=1.0,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
+    q: "... n d", k: "... m d", v: "... m p", *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None
 ):
     """Doubly-stochastic attention by Sinkhorn's iteration, the teacher of ASAP.
 
@@ -168,15 +153,7 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 
 
 @operator
-def asap_attention(
-    q: "... H n d",
-    k: "... H m d",
-    v: "... H m p",
-    amortizer,
-    *,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
-):
+def asap_attention(q: "... H n d", k: "... H m d", v: "... H m p", amortizer, *, query_mask=None, key_mask=None):
     """Doubly-stochastic attention without a loop: predict the query dual, rebuild the plan from it.
 
     Parameters

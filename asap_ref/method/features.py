@@ -55,7 +55,12 @@ class Family:
 
     def __init_subclass__(cls, *, name):
         cls.name = name
+        cls.__repr__ = Family.__repr__  # or a dataclass would print its arrays
         FAMILIES[name] = cls
+
+    def __repr__(self):
+        arrays = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return f"{type(self).__name__}({', '.join(f'{name} {tuple(x.shape)}' for name, x in arrays)})"
 
     @classmethod
     def fitted(cls, setting, axes):
@@ -86,7 +91,14 @@ class Family:
 
 @dataclass(frozen=True)
 class Slices(Family, name="slices"):
-    """The L slice potentials (paper): queries as samples on the line, along each direction (slices.py)."""
+    """The L slice potentials (paper): queries as samples on the line, along each direction (slices.py).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Slices(np.eye(4)), Slices(np.eye(4)).count
+    (Slices(directions (4, 4)), 4)
+    """
 
     directions: Any  # (d, L) or (H, d, L)
 
@@ -115,17 +127,16 @@ class Slices(Family, name="slices"):
 
 
 @operator
-def dual_features(
-    q: "... n d", k: "... m d", families: "...", *, query_mask: "... n" = None, key_mask: "... m" = None
-):
+def dual_features(q: "... n d", k: "... m d", families: "...", *, query_mask=None, key_mask=None):
     """Features from which the query dual is predicted: those of each family, one below the other.
 
     Parameters
     ----------
-    q, k : arrays
+    q, k
+        Queries and keys.
     families : sequence of Family
         Their arrays are of the module, device and dtype of q.
-    query_mask, key_mask : boolean arrays, optional
+    query_mask, key_mask
         True at valid tokens.
 
     Returns
@@ -160,7 +171,7 @@ def dual_features(
 def dual_features_vjp(q, k, families, *, query_mask=None, key_mask=None):
     """Features and their VJP, ``vjp(d_features) -> (d_q, d_k, d_families)``, a dict of gradients for each family.
 
-    Same arguments, errors and cost as `dual_features`. Derived.
+    Derived.
 
     Examples
     --------

@@ -40,6 +40,12 @@ def valid_pairs(query_mask, key_mask):
     return queries if key_mask is None else queries & key_mask[..., None, :]
 
 
+def at_valid_pairs(x, query_mask, key_mask):
+    """Keep x (..., n, m) at pairs of valid tokens, -inf at the others, whose exponential is zero."""
+    xp, valid = array_namespace(x), valid_pairs(query_mask, key_mask)
+    return x if valid is None else xp.where(valid, x, -xp.inf)
+
+
 def column_mass(scores, query_mask=None, key_mask=None):
     """n'/m', what each valid column of a plan sums to: a float, or (..., 1) where masks differ.
 

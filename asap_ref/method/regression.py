@@ -28,12 +28,18 @@ class SufficientStatistics:
     >>> first, second = (SufficientStatistics.of(features[i], target[i]) for i in (0, 1))
     >>> np.allclose(whole.gram, (first + second).gram), whole.count == (first + second).count
     (True, True)
+    >>> whole
+    <SufficientStatistics: heads 1, features 3, tokens 10>
     """
 
     gram: np.ndarray  # (H, F, F)  sum of Phi Phiᵀ
     cross: np.ndarray  # (H, F)    sum of Phi f
     square: np.ndarray  # (H,)     sum of f f
     count: int  # tokens
+
+    def __repr__(self):
+        H, F = self.cross.shape
+        return f"<SufficientStatistics: heads {H}, features {F}, tokens {self.count:g}>"
 
     @classmethod
     def of(cls, features, target, *, mask=None):

@@ -33,15 +33,7 @@ from asap_ref.support.contracts import operator, vjp_of
 
 
 @operator
-def sinkhorn(
-    scores: "... n m",
-    *,
-    n_iter=20,
-    epsilon=1.0,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
-    init: "... n" = None,
-):
+def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init: "... n" = None):
     """Sinkhorn's algorithm in the log domain: the duals of a doubly-stochastic plan.
 
     Parameters

@@ -66,9 +66,7 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
 
 
 @operator
-def sliced_potentials(
-    q: "... n d", k: "... m d", directions: "d L | H d L", *, query_mask: "... n" = None, key_mask: "... m" = None
-):
+def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, query_mask=None, key_mask=None):
     """Kantorovich potentials of queries and keys on each slice: the raw features of ASAP.
 
     Parameters

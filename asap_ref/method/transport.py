@@ -1,4 +1,4 @@
-"""Entropic transport between queries and keys: c-transforms, Sinkhorn, plans, and their gradients.
+"""Entropic transport between queries and keys: c-transforms, plans, and their gradients.
 
 Shapes: ``scores`` S is (..., n, m), a similarity (the transport cost is -S); the *query dual* f is
 (..., n), the *key dual* g is (..., m). The plan they stand for is
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from asap_ref.method.masks import column_mass, keep, valid_pairs
+from asap_ref.method.masks import at_valid_pairs, column_mass, keep, valid_pairs
 from asap_ref.support.arrays import array_namespace, logsumexp, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.settings import check_choice
@@ -99,13 +99,7 @@ def attention_scores_vjp(q, k):
 
 @operator
 def entropic_c_transform(
-    scores: "... n m",
-    dual: "...",
-    *,
-    onto="key",
-    epsilon=1.0,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
+    scores: "... n m", dual: "...", *, onto="key", epsilon=1.0, query_mask=None, key_mask=None
 ):
     r"""Transform one dual into the best other one: half a Sinkhorn iteration.
 
@@ -170,14 +164,11 @@ def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mas
     """
     xp = array_namespace(scores, dual)
     out = entropic_c_transform(scores, dual, onto=onto, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
-    valid = valid_pairs(query_mask, key_mask)
 
     def vjp(d_out):
         known = dual[..., :, None] if onto == "key" else dual[..., None, :]
         summed, kept = (-2, -1) if onto == "key" else (-1, -2)
-        exponents = (known + scores) / epsilon
-        if valid is not None:
-            exponents = xp.where(valid, exponents, -xp.inf)
+        exponents = at_valid_pairs((known + scores) / epsilon, query_mask, key_mask)
         d_scores = -softmax(exponents, axis=summed) * xp.expand_dims(d_out, axis=summed)
         return d_scores, xp.sum(d_scores, axis=kept)
 
@@ -213,14 +204,7 @@ def _check_dual(scores, dual, onto):
 
 
 @operator
-def transport_plan(
-    scores: "... n m",
-    duals: ("... n", "... m"),
-    *,
-    epsilon=1.0,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
-):
+def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0, query_mask=None, key_mask=None):
     """The plan that a pair of duals stands for, ``P_ij = exp((f_i + g_j + S_ij) / epsilon)``.
 
     Parameters
@@ -237,8 +221,6 @@ def transport_plan(
 
     Raises
     ------
-    TypeError, ValueError
-        On mixed modules or dtypes, wrong shapes, non-finite input, or epsilon <= 0.
     FloatingPointError
         If the duals do not belong to the scores and the plan overflows.
 
@@ -259,8 +241,7 @@ def transport_plan(
     f, g = duals
     # g + S first, as in the c-transform that made f: its rounding then cancels, and rows are exact in float32 too
     exponents = (f[..., :, None] + (g[..., None, :] + scores)) / epsilon
-    valid = valid_pairs(query_mask, key_mask)
-    return xp.exp(exponents if valid is None else xp.where(valid, exponents, -xp.inf))
+    return xp.exp(at_valid_pairs(exponents, query_mask, key_mask))
 
 
 @vjp_of(transport_plan)
@@ -291,9 +272,7 @@ def transport_plan_vjp(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=
 
 
 @operator
-def two_sided_c_transform(
-    scores: "... n m", query_dual: "... n", *, epsilon=1.0, query_mask: "... n" = None, key_mask: "... m" = None
-):
+def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0, query_mask=None, key_mask=None):
     """Rebuild both duals from a (predicted) query dual: one Sinkhorn iteration from a good start.
 
     Parameters
@@ -332,8 +311,7 @@ def two_sided_c_transform(
 def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=None, key_mask=None):
     """Two-sided c-transform and its VJP, ``vjp(Duals(df, dg)) -> (d_scores, d_query_dual)``.
 
-    The two half steps backwards: f depends on g, so its gradient first joins that of g.
-    Derived.
+    The two half steps backwards: f depends on g, so its gradient first joins that of g. Derived.
 
     Examples
     --------
@@ -357,7 +335,7 @@ def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=Non
 
 
 @operator
-def marginal_error(plan: "... n m", *, query_mask: "... n" = None, key_mask: "... m" = None):
+def marginal_error(plan: "... n m", *, query_mask=None, key_mask=None):
     """Largest deviation of a plan's row sums from 1 and of its column sums from n'/m'.
 
     Parameters

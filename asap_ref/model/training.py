@@ -194,6 +194,9 @@ def train(
     xp, device = array_namespace(like), like.device
     made_by = {"settings": asdict(settings), "architecture": asdict(model.architecture), "examples": len(inputs)}
     made_by["attention"] = [repr(attention) for attention in model.attentions]
+    amortizers = [x for attention in model.attentions for x in trees.leaves(attention.state()[0])]
+    if amortizers:  # which are too long to print
+        made_by["amortizers"] = [zlib.crc32(np.ascontiguousarray(x)) for x in amortizers]
     made_by["data"] = [zlib.crc32(np.ascontiguousarray(x)) for x in (inputs, labels)]
     params, moments, history = model.params, initial_moments(model.params), []
     if resume and checkpoint is not None and Path(checkpoint).exists():

@@ -11,36 +11,36 @@ from asap_ref.oracle.case import VECTORS, case, cases, flags, operators
 from asap_ref.oracle.check import DTYPES
 
 
-def add_commands(parser, make):
-    """Describe the commands to a parser; ``make`` makes a parser with examples."""
+def add_commands(parser, add):
+    """Describe the commands to a parser; ``add`` adds one, with what runs it and examples."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    list_ = make(
-        commands.add_parser,
+    list_ = add(
+        commands,
+        "list",
+        run_list,
         "asap-ref oracle list --operator sinkhorn",
         "asap-ref oracle list --flag padding --flag fully_masked",
-        name="list",
         help="list cases, with what is particular about them and the mistakes they catch",
     )
-    list_.set_defaults(run=run_list)
 
-    show = make(
-        commands.add_parser,
+    show = add(
+        commands,
+        "show",
+        run_show,
         "asap-ref oracle show sinkhorn/epsilon",
-        name="show",
         help="print a case: arguments, arrays, tolerances, hints",
     )
-    show.set_defaults(run=run_show)
     show.add_argument("case", help="its id, as listed")
 
-    check = make(
-        commands.add_parser,
+    check = add(
+        commands,
+        "check",
+        run_check,
         "asap-ref oracle check my_package.my_module",
         "asap-ref oracle check my_file.py --operator sinkhorn --dtype float32",
-        name="check",
         help="check a module whose functions are named as the operators; exit with 1 if a case fails",
     )
-    check.set_defaults(run=run_check)
     check.add_argument("module", help="name of a module, or path of a .py file")
     check.add_argument("--dtype", choices=DTYPES, default="float64", help="what to compute in (%(default)s)")
 
@@ -48,13 +48,13 @@ def add_commands(parser, make):
         command.add_argument("--operator", choices=list(operators()), metavar="OPERATOR", help="only this one")
         command.add_argument("--flag", action="append", choices=list(flags()), metavar="FLAG", help="only these")
 
-    export = make(
-        commands.add_parser,
+    export = add(
+        commands,
+        "export",
+        run_export,
         "asap-ref oracle export vectors",
-        name="export",
         help="copy vectors, manifest and their description to a folder, for other languages",
     )
-    export.set_defaults(run=run_export)
     export.add_argument("folder", type=Path)
 
 

@@ -40,15 +40,7 @@ RIDGE = 1e-5  # added to Sb, relative to its mean variance: the gradient divides
 
 
 @operator
-def initial_dual(
-    q: "... n d",
-    k: "... m d",
-    *,
-    start="gaussian",
-    epsilon=1.0,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
-):
+def initial_dual(q: "... n d", k: "... m d", *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
     """Query dual from a closed form, up to a constant.
 
     Parameters
@@ -199,14 +191,7 @@ def _weights(x, mask):
 
 @operator
 def initial_attention(
-    q: "... n d",
-    k: "... m d",
-    v: "... m p",
-    *,
-    start="gaussian",
-    epsilon=1.0,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
+    q: "... n d", k: "... m d", v: "... m p", *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None
 ):
     """Attention from a closed-form dual and its two-sided transform: ASAP without an amortizer.
 

@@ -19,7 +19,7 @@ import math
 from asap_ref.fast import kernels
 from asap_ref.fast.attention import softmax_attention
 from asap_ref.fast.prediction import predicted_dual
-from asap_ref.method.masks import valid_pairs, without_padding
+from asap_ref.method.masks import at_valid_pairs, without_padding
 from asap_ref.method.transport import attention_scores, attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import fast_form_of, operator, vjp_of
@@ -27,13 +27,7 @@ from asap_ref.support.contracts import fast_form_of, operator, vjp_of
 
 @operator
 def one_sided_attention(
-    q: "... H n d",
-    k: "... H m d",
-    v: "... H m p",
-    amortizer,
-    *,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
+    q: "... H n d", k: "... H m d", v: "... H m p", amortizer, *, query_mask=None, key_mask=None
 ):
     """Softmax attention with a predicted key dual as bias.
 
@@ -99,10 +93,7 @@ def one_sided_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=Non
 
 
 def _biased_softmax(S, g, epsilon, query_mask, key_mask):
-    xp = array_namespace(S)
-    valid = valid_pairs(query_mask, key_mask)
-    exponents = (S + g[..., None, :]) / epsilon
-    return softmax(exponents if valid is None else xp.where(valid, exponents, -xp.inf), axis=-1)
+    return softmax(at_valid_pairs((S + g[..., None, :]) / epsilon, query_mask, key_mask), axis=-1)
 
 
 def _from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, found=None):

@@ -42,8 +42,8 @@ def sliced_attention(
     inverse_temperature=1.0,
     hard=False,
     slices_at_once=None,
-    query_mask: "... n" = None,
-    key_mask: "... m" = None,
+    query_mask=None,
+    key_mask=None,
 ):
     """Sliced-transport attention with soft sorting, as ESPFormer has it.
 

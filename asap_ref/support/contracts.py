@@ -1,14 +1,15 @@
 """What every public operator promises about its arguments: written on its ``def`` line, and checked.
 
     @operator
-    def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask: "... n" = None, init: "... n" = None):
+    def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init: "... n" = None):
 
-An annotation is the shape of an array; a parameter without one is a setting.
+An annotation is the shape of an array; a parameter without one is a setting. The two masks, which almost every operator
+takes, need none: ``query_mask`` is "... n" and ``key_mask`` is "... m", True at valid tokens.
 
     "... n m"           an array of trailing axes n and m; ``...`` are the leading (batch, head) axes
     "a b"               exactly these axes
     "d L | H d L"       one or the other
-    "..."               any array, or a nested dict of arrays: the operator looks at them itself
+    "..."               any array, or a nest of arrays (dicts, tuples, dataclasses): the operator looks at them
     ("... n", "... m")  a tuple of arrays, such as Duals
     = None              the argument may be left out
 
@@ -44,18 +45,18 @@ from asap_ref.support.trees import map_leaves, named_leaves
 
 _scope = threading.local()  # whether this thread is inside an operator
 
-
+MASKS = {"query_mask": "... n", "key_mask": "... m"}
 CONTRACT = """Contract
 --------
 Shapes, module, device and dtype of arrays are checked, and that results are finite: TypeError, ValueError or
 FloatingPointError, as of every operator (asap_ref.support.contracts)."""
 
 
-def operator(function=None, /, **shapes):
+def operator(function):
     """Decorate an operator, whose ``def`` line says the shapes of its arrays; see the module docstring."""
-    if function is None:  # the shapes beside the name of each parameter, all of them behind leading axes
-        return lambda function: _checked(function, {name: _behind(x) for name, x in shapes.items()}, CONTRACT)
-    return _checked(function, {name: _literal(x) for name, x in function.__annotations__.items()}, CONTRACT)
+    written = {name: _literal(x) for name, x in function.__annotations__.items()}
+    shapes = {name: written.get(name, MASKS.get(name)) for name in inspect.signature(function).parameters}
+    return _checked(function, {name: shape for name, shape in shapes.items() if shape is not None}, CONTRACT)
 
 
 def vjp_of(forward):
@@ -199,11 +200,6 @@ class Form(NamedTuple):
 def _literal(annotation):
     """What was written: with ``from __future__ import annotations`` it comes as source, ``"'... n m'"``."""
     return ast.literal_eval(annotation) if isinstance(annotation, str) and annotation[0] in "'\"(" else annotation
-
-
-def _behind(shape):
-    """``"n m"`` -> ``"... n m"``, ``None`` -> ``"..."``, and so in a tuple."""
-    return tuple(map(_behind, shape)) if isinstance(shape, tuple) else f"... {shape or ''}".rstrip()
 
 
 def _contract(shape):

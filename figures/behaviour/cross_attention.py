@@ -1,14 +1,16 @@
 """Between shapes of 48 and 72 points softmax looks at the outermost points; Sinkhorn and ASAP match the shapes."""
 
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from asap_ref import Attention, fit_amortizer
-from asap_ref.lab.reproduce import machine
+from asap_ref.lab.machine import machine
+from asap_ref.lab.stopwatch import interleaved
 from asap_ref.model.measures import column_distance, plan_of
 from asap_ref.support import files, presentation
+from asap_ref.support.tables import markdown_table
 
 N, M, EPSILON, T, SLICES = 48, 72, 0.05, 30, 16
 TRAINING, TEST, SEED = 1500, 200, 0
@@ -50,24 +52,21 @@ def measure():
         "sinkhorn": Attention("sinkhorn", {"n_iter": T, "epsilon": EPSILON}),
         "asap": Attention("asap", {"amortizer": amortizer}),
     }
-    identity = np.broadcast_to(np.eye(M), (1, 1, M, M))
+    calls = {name: partial(attention, q, k, v) for name, attention in attentions.items()}
+    times = interleaved(calls, rounds=5, budget=np.inf)
     size = np.sqrt(np.sum(np.var(truth, axis=-2, keepdims=True), axis=-1))  # of each shape
     rows, shown = [], {}
     for name, attention in attentions.items():
-        times = []
-        for _ in range(6):
-            began = time.perf_counter()
-            out = attention(q, k, v)
-            times.append(1e3 * (time.perf_counter() - began))
+        out = attention(q, k, v)
         rows.append(
             {
                 "attention": name,
                 "matching_error": float(np.mean(np.linalg.norm(out - truth, axis=-1) / size)),
                 "column_error": float(column_distance(plan_of(attention, q, k)).mean()) * M / N,
-                "ms": float(np.median(times[1:])),
+                "ms": 1e3 * float(np.median(times[name])),
             }
         )
-        plan = attention(q[:1], k[:1], identity)[0, 0]
+        plan = plan_of(attention, q[:1], k[:1])[0, 0]
         shown[name] = {"mean": out[0, 0].tolist(), "mass": (plan.sum(0) * M / N).tolist()}
     return {
         "rows": rows,
@@ -82,13 +81,12 @@ def measure():
 def draw(record, folder):
     """Write the table and the picture of one pair of shapes."""
     settings, shown, made_on = record["settings"], record["shown"], record["machine"]
-    lines = ["attention | matching error | column error | ms for all pairs", "--- | --- | --- | ---"]
-    lines += [
-        f"{NAMES[row['attention']]} | {row['matching_error']:.3f} | {row['column_error']:.3f} | {row['ms']:.1f}"
-        for row in record["rows"]
-    ]
-    text = "\n".join(f"| {line} |" for line in lines) + (
-        f"\n\n{settings['test']} pairs of a closed curve ({settings['n']} points, the queries) and its stretched, "
+    lines = [["attention", "matching error", "column error", "ms for all pairs"]]
+    for row in record["rows"]:
+        errors = [f"{row[key]:.3f}" for key in ("matching_error", "column_error")]
+        lines.append([NAMES[row["attention"]], *errors, f"{row['ms']:.1f}"])
+    text = markdown_table(lines) + (
+        f"\n{settings['test']} pairs of a closed curve ({settings['n']} points, the queries) and its stretched, "
         f"moved copy ({settings['m']} points, sampled elsewhere, the keys and values), epsilon "
         f"{settings['epsilon']}, Sinkhorn with T = {settings['n_iter']}, ASAP with {settings['n_slices']} slices "
         f"calibrated on {settings['training']} other pairs (R² of the dual {record['r_squared']:.3f}). Matching error: "

@@ -5,7 +5,8 @@ import numpy as np
 from asap_ref import Attention, detect_drift, fidelity_report
 from asap_ref.fidelity.report import FidelityReport
 from asap_ref.lab.experiments import experiment
-from asap_ref.lab.reproduce import machine, trained, whole_batches
+from asap_ref.lab.machine import machine
+from asap_ref.lab.runs import trained, whole_batches
 from asap_ref.model.compilation import compile_model
 from asap_ref.support import files
 from asap_ref.support.tables import markdown_table

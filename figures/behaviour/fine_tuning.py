@@ -7,7 +7,8 @@ import numpy as np
 
 from asap_ref import Attention
 from asap_ref.lab.experiments import experiment
-from asap_ref.lab.reproduce import machine, trained, whole_batches
+from asap_ref.lab.machine import machine
+from asap_ref.lab.runs import trained, whole_batches
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.measures import column_distance, plan_of
 from asap_ref.model.recording import record as record_layers

@@ -6,10 +6,12 @@ import numpy as np
 
 from asap_ref import Attention
 from asap_ref.fidelity.diagnostics import attention_entropy, rank_residual_by_depth, sink_score
-from asap_ref.lab import reproduce
 from asap_ref.lab.experiments import experiment
+from asap_ref.lab.machine import machine
+from asap_ref.lab.runs import trained
 from asap_ref.method.transport import marginal_error
 from asap_ref.model.compilation import compile_model
+from asap_ref.model.measures import plan_of
 from asap_ref.model.recording import record
 from asap_ref.model.training import accuracy
 from asap_ref.support import files, presentation
@@ -33,7 +35,7 @@ def measure():
     return {
         "runs": [row for seed in SEEDS for row in look_into(seed)],
         "settings": {"epochs": EPOCHS, "layers": LAYERS, "seeds": SEEDS},
-        "machine": reproduce.machine(),
+        "machine": machine(),
     }
 
 
@@ -45,7 +47,7 @@ def look_into(seed):
     models = {}
     for attention in (Attention("softmax"), Attention("sinkhorn", run.teacher)):
         label = f"train {attention.name}, {LAYERS} layers"
-        models[attention.name] = reproduce.trained(run, data, attention, label=label)
+        models[attention.name] = trained(run, data, attention, label=label)
     models["asap"], _ = compile_model(models["sinkhorn"], [data.train_inputs], **run.compilation)
     return [
         {
@@ -62,8 +64,7 @@ def by_depth(model, inputs):
     """{measure: [mean over inputs and heads, for each layer]}; the residual also before the first."""
     found = {"sink_score": [], "entropy": [], "column_error": []}
     for attention, (q, k, *_) in zip(model.attentions, record(model, inputs), strict=True):
-        m = k.shape[-2]
-        plan = attention(q, k, np.broadcast_to(np.eye(m, dtype=q.dtype), (*k.shape[:-1], m)))  # P I is P
+        plan = plan_of(attention, q, k)
         for name, value in (
             ("sink_score", sink_score(plan)),
             ("entropy", attention_entropy(plan)),

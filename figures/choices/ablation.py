@@ -6,7 +6,9 @@ import numpy as np
 
 from asap_ref import Attention, attention_scores, sinkhorn, transport_plan
 from asap_ref.lab.experiments import experiment
-from asap_ref.lab.reproduce import geometric_mean, machine, trained, whole_batches
+from asap_ref.lab.machine import machine
+from asap_ref.lab.replacements import geometric_mean
+from asap_ref.lab.runs import trained, whole_batches
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.measures import column_distance, output_error, plan_of
 from asap_ref.model.recording import record
@@ -32,15 +34,10 @@ def variants():
     found = []
     for features, settings in FEATURES.items():
         for L in SLICES:
-            found.append((features, "regression", L, "parallel", 0, settings))
+            found.append((features, "regression", L, 0, settings))
     best = list(FEATURES)[-1]
-    for objective, order, refine in (
-        ("kl", "parallel", 0),
-        ("dual", "parallel", 0),
-        ("regression", "sequential", 0),
-        ("regression", "parallel", 1),
-    ):
-        found.append((best, objective, 16, order, refine, FEATURES[best]))
+    for objective, refine in (("kl", 0), ("dual", 0), ("regression", 1)):
+        found.append((best, objective, 16, refine, FEATURES[best]))
     return found
 
 
@@ -57,11 +54,11 @@ def of_seed(seed):
     calls, batches = record(teacher, data.test_inputs), whole_batches(data.train_inputs)
     converged, iterations = references(calls, run.teacher["epsilon"])
     rows = []
-    for features, objective, L, order, refine, settings in variants():
+    for features, objective, L, refine, settings in variants():
         compiled, _ = compile_model(
-            teacher, batches, n_slices=L, objective=objective, order=order, refine=refine, seed=seed, **settings
+            teacher, batches, n_slices=L, objective=objective, refine=refine, seed=seed, **settings
         )
-        told = {"features": features, "objective": objective, "slices": L, "order": order, "refine": refine}
+        told = {"features": features, "objective": objective, "slices": L, "refine": refine}
         rows.append(told | errors(teacher, compiled.attentions, calls, converged))
     for T in (*TRUNCATED, run.teacher["n_iter"]):
         cut = (Attention("sinkhorn", {**run.teacher, "n_iter": T}),) * len(calls)
@@ -114,7 +111,7 @@ def draw(record, folder):
     fig, (left, right) = presentation.subplots(1, 2, figsize=(11.0, 4.2))
     colours = ("softmax", "light", "warm", "asap")
     for name, colour in zip(FEATURES, colours, strict=True):
-        found = [_value(record, (name, "regression", L, "parallel", 0), "output_error") for L in SLICES]
+        found = [_value(record, (name, "regression", L, 0), "output_error") for L in SLICES]
         left.plot(SLICES, found, marker="o", color=presentation.COLOURS[colour], label=name)
     for T in (3, 5, 8):
         error = _value(record, T, "output_error")
@@ -128,8 +125,8 @@ def draw(record, folder):
     T = record["seeds"][0]["teacher"]["n_iter"]
     for label, key, colour, marker in (
         (f"teacher, T = {T}", T, "sinkhorn", "o"),
-        ("ASAP, regression", (BEST, "regression", 16, "parallel", 0), "asap", "*"),
-        ("ASAP, dual", (BEST, "dual", 16, "parallel", 0), "sliced", "^"),
+        ("ASAP, regression", (BEST, "regression", 16, 0), "asap", "*"),
+        ("ASAP, dual", (BEST, "dual", 16, 0), "sliced", "^"),
     ):
         found = np.ravel([_row(seed, key)["to_converged"] for seed in record["seeds"]])
         right.semilogy(needed, found, marker, color=presentation.COLOURS[colour], label=label)
@@ -144,10 +141,10 @@ def draw(record, folder):
 
 def markdown(record):
     """Write errors of all variants, the bars, and the calibrations on easy and hard heads."""
-    rows = [["features", "objective", "L", "order", "refine", *MEASURES.values()]]
-    for features, objective, L, order, refine, _ in variants():
-        key = (features, objective, L, order, refine)
-        rows.append([features, objective, str(L), order, str(refine), *(_told(record, key, m) for m in MEASURES)])
+    rows = [["features", "objective", "L", "refine", *MEASURES.values()]]
+    for features, objective, L, refine, _ in variants():
+        key = (features, objective, L, refine)
+        rows.append([features, objective, str(L), str(refine), *(_told(record, key, m) for m in MEASURES)])
     T = record["seeds"][0]["teacher"]["n_iter"]
     for t in (*TRUNCATED, T):
         name = f"Sinkhorn, T = {t}" + (" (teacher)" if t == T else "")
@@ -164,7 +161,7 @@ def markdown(record):
 def _bars(record):
     told = []
     for name in list(FEATURES)[1:]:
-        key = (name, "regression", 16, "parallel", 0)
+        key = (name, "regression", 16, 0)
         error = _value(record, key, "output_error")
         layers = [
             _mean("output_error", _row(seed, key)["output_error"][layer])
@@ -186,7 +183,7 @@ def _heads(record):
     T, middle = record["seeds"][0]["teacher"]["n_iter"], int(np.median(needed))
     rows = [["", *(f"{m}, {half}" for m in ("column error", "distance to the converged plan") for half in HALVES)]]
     keys = {"teacher": T} | {
-        f"ASAP, {objective}": (BEST, objective, 16, "parallel", 0) for objective in ("regression", "kl", "dual")
+        f"ASAP, {objective}": (BEST, objective, 16, 0) for objective in ("regression", "kl", "dual")
     }
     for name, key in keys.items():
         cells = []
@@ -211,7 +208,7 @@ MEASURES = {
 
 def _row(seed, key):
     """The row of a truncation (an integer) or of a variant."""
-    names = ("features", "objective", "slices", "order", "refine")
+    names = ("features", "objective", "slices", "refine")
     return next(
         r for r in seed["rows"] if (r.get("truncated") == key or tuple(r.get(name) for name in names) == key)
     )

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from asap_ref import (
+    Cumulants,
+    Quadratic,
     asap_attention,
     attention_scores,
     fit_amortizer,
@@ -17,7 +19,8 @@ from asap_ref import (
     transport_plan,
     two_sided_c_transform,
 )
-from asap_ref.lab.reproduce import geometric_mean, machine
+from asap_ref.lab.machine import machine
+from asap_ref.lab.replacements import geometric_mean
 from asap_ref.lab.stopwatch import interleaved
 from asap_ref.method.features import dual_features
 from asap_ref.method.masks import centred
@@ -37,8 +40,7 @@ MAPS = {
     "+ quadratic": QUADRATIC,
     "+ quadratic, slices chosen among 64": QUADRATIC | {"candidates": 64},
     "the same, calibrated on KL": QUADRATIC | {"candidates": 64, "objective": "kl"},
-    "+ moments": QUADRATIC | {"candidates": 64, "moments": True},
-    "+ hidden layer of 32": QUADRATIC | {"candidates": 64, "hidden": 32, "max_iter": 150},
+    "+ moments": QUADRATIC | {"candidates": 64, "moments": WIDTH},
 }
 BEST = "+ quadratic, slices chosen among 64"
 REFINED = {f"{BEST}, refine = {r}": r for r in (1, 2)}
@@ -147,10 +149,10 @@ def relative(out, expected):
 
 def regressed(more, train, test, seed):
     """Predict from quadratic features, and from duals that another method makes."""
-    directions = fit_amortizer([tuple(x[:2] for x in train)], seed=seed, n_iter=1, n_slices=16).directions
+    slices, *_ = fit_amortizer([tuple(x[:2] for x in train)], seed=seed, n_iter=1, n_slices=16).families
 
     def features(q, k):
-        own = dual_features(q, k, directions, basis=np.eye(WIDTH))
+        own = dual_features(q, k, [slices, Cumulants(), Quadratic(np.eye(WIDTH))])
         return np.concatenate([own, *(centred(f, None)[:, :, None] for f in more(q, k))], axis=-2)
 
     target = centred(sinkhorn(attention_scores(*train), n_iter=N_ITER - 1).query, None)

@@ -3,18 +3,19 @@
 import tempfile
 from pathlib import Path
 
-from asap_ref.lab import reproduce
+from asap_ref.lab import outcome
+from asap_ref.lab.reproduce import ReproduceSettings, reproduce
 from asap_ref.support import files
 
 
 def measure():
     """Run the main job as ``asap-ref reproduce`` does."""
     with tempfile.TemporaryDirectory() as out:
-        return reproduce.reproduce(reproduce.ReproduceSettings(), Path(out))
+        return reproduce(ReproduceSettings(), Path(out))
 
 
 def draw(record, folder):
     """Write the table and the figure of the main job."""
     table = Path(folder) / "reproduce.md"
-    files.save_text(table, reproduce.markdown(record))
-    return [table, *reproduce.draw(record, folder)]
+    files.save_text(table, outcome.markdown(record))
+    return [table, *outcome.draw(record, folder)]

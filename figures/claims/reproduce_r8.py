@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from asap_ref.lab import reproduce
+from asap_ref.lab import outcome
 from asap_ref.lab.experiments import experiment
+from asap_ref.lab.reproduce import ReproduceSettings, reproduce
+from asap_ref.lab.runs import forward_milliseconds, whole_batches
 from asap_ref.model.text import lengths
 from asap_ref.model.transformer import Transformer
 from asap_ref.support import files
@@ -23,7 +25,7 @@ PUBLISHED = (  # test accuracy on this split (%), for orientation
 def measure():
     """Run the main job as ``asap-ref reproduce --dataset r8`` does, then time its models on padded batches."""
     with tempfile.TemporaryDirectory() as out:
-        report = reproduce.reproduce(reproduce.ReproduceSettings(dataset="r8"), Path(out))
+        report = reproduce(ReproduceSettings(dataset="r8"), Path(out))
         models = {name: Transformer.load(Path(out) / f"{name}.npz") for name in TIMED}
     run = experiment("r8")
     return report | {"padding": cost_of_padding(models, run.load().test_inputs, run.rounds)}
@@ -31,14 +33,14 @@ def measure():
 
 def cost_of_padding(models, inputs, rounds):
     """Milliseconds of a forward pass over all texts, batched by length, and all padded to one length."""
-    by_length = reproduce.whole_batches(inputs)
+    by_length = whole_batches(inputs)
     layouts = {"by length": by_length, "all padded": np.array_split(inputs, len(by_length))}
     return {
         "words": int(lengths(inputs).sum()),
         "layouts": {
             layout: {
                 "places": sum(batch.size for batch in batches),
-                "ms": reproduce.forward_milliseconds(models, batches, rounds),
+                "ms": forward_milliseconds(models, batches, rounds),
             }
             for layout, batches in layouts.items()
         },
@@ -48,8 +50,8 @@ def cost_of_padding(models, inputs, rounds):
 def draw(record, folder):
     """Write the table and the figure."""
     table = Path(folder) / "reproduce_r8.md"
-    files.save_text(table, f"{reproduce.markdown(record)}\n{padding_told(record)}\n{orientation(record)}")
-    return [table, *reproduce.draw(record, folder, name="reproduce_r8")]
+    files.save_text(table, f"{outcome.markdown(record)}\n{padding_told(record)}\n{orientation(record)}")
+    return [table, *outcome.draw(record, folder, name="reproduce_r8")]
 
 
 def padding_told(record):

@@ -1,13 +1,15 @@
 """Training sliced transport takes many times Sinkhorn's memory; ASAP trains as Sinkhorn."""
 
-import time
+from functools import partial
 
 import memory
 import numpy as np
 
 from asap_ref import Attention, fit_amortizer
-from asap_ref.lab import reproduce
 from asap_ref.lab.experiments import experiment
+from asap_ref.lab.machine import machine
+from asap_ref.lab.runs import forward_milliseconds, trained, whole_batches
+from asap_ref.lab.stopwatch import interleaved, timed
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.training import accuracy
 from asap_ref.support import files, presentation
@@ -42,7 +44,7 @@ def measure():
         "memory": memory_of_models() + memory_of_layers(sorted({*LENGTHS, *SLICES})),
         "inference": [inference(n) for n in (64, 256)],
         "settings": {"epochs": EPOCHS, "seeds": SEEDS, "layer_n_iter": N_ITER},
-        "machine": reproduce.machine(),
+        "machine": machine(),
     }
 
 
@@ -52,14 +54,12 @@ def train_all(seed):
     data = run.load()
     models, seconds = {}, {}
     for attention in (Attention("softmax"), Attention("sinkhorn", run.teacher), Attention("sliced")):
-        began = time.perf_counter()
-        models[attention.name] = reproduce.trained(run, data, attention, label=f"train {attention.name}")
-        seconds[attention.name] = time.perf_counter() - began
-    began = time.perf_counter()
-    models["asap"], _ = compile_model(models["sinkhorn"], [data.train_inputs], **run.compilation)
-    seconds["compile"] = time.perf_counter() - began
+        with timed(seconds, attention.name):
+            models[attention.name] = trained(run, data, attention, label=f"train {attention.name}")
+    with timed(seconds, "compile"):
+        models["asap"], _ = compile_model(models["sinkhorn"], [data.train_inputs], **run.compilation)
     seconds["asap"] = seconds["sinkhorn"] + seconds["compile"]
-    times = reproduce.forward_milliseconds(models, reproduce.whole_batches(data.test_inputs), rounds=7)
+    times = forward_milliseconds(models, whole_batches(data.test_inputs), rounds=7)
     rows = [
         {
             "attention": name,
@@ -79,12 +79,12 @@ def memory_of_models():
 
 def memory_of_layers(sizes):
     """Peak memory and seconds of a training step of one layer, for (n, L, problems) each."""
-    cases = [(*form, *size) for size in sizes for form in FORMS]
-    return [
-        {"of": "layer", "mechanism": mechanism, "form": form, "n": n, "slices": L, "problems": problems}
-        | memory.of_layer(mechanism, form, n, L, problems, N_ITER)
-        for mechanism, form, n, L, problems in cases
+    cases = [
+        {"mechanism": mechanism, "form": form, "n": n, "slices": L, "problems": problems}
+        for n, L, problems in sizes
+        for mechanism, form in FORMS
     ]
+    return [{"of": "layer"} | case | memory.of_layer(**case, n_iter=N_ITER) for case in cases]
 
 
 def inference(n, *, heads=8, dim=32, rounds=7):
@@ -97,13 +97,10 @@ def inference(n, *, heads=8, dim=32, rounds=7):
         "sliced": Attention("sliced"),
         "asap": Attention("asap", {"amortizer": amortizer}),
     }
-    times = {name: [] for name in attentions}
-    for _ in range(rounds + 1):  # the first is a warm-up
-        for name, attention in attentions.items():
-            began = time.perf_counter()
-            attention(q, k, v)
-            times[name].append(1e3 * (time.perf_counter() - began))
-    return {"n": n, "heads": heads, "dim": dim, "ms": {name: t[1:] for name, t in times.items()}}
+    calls = {name: partial(attention, q, k, v) for name, attention in attentions.items()}
+    times = interleaved(calls, rounds=rounds, budget=np.inf)
+    ms = {name: [1e3 * t for t in seconds] for name, seconds in times.items()}
+    return {"n": n, "heads": heads, "dim": dim, "ms": ms}
 
 
 # --------------------------------------------------------------------------------------------------------- drawing

@@ -1,6 +1,6 @@
 """ASAP costs little more than softmax at any length; truncated Sinkhorn trades error for time; no plan is kept."""
 
-from asap_ref.lab import benchmark
+from asap_ref.lab import benchmark, races
 from asap_ref.lab.bars import (
     ASAP,
     LOG,
@@ -46,9 +46,9 @@ def draw(record, folder):
     return [whole, short, *presentation.save(fig, folder / "bench")]
 
 
-def _against_length(axis, races, title):
+def _against_length(axis, found, title):
     for name, (colour, line, marker) in LINES.items():
-        points = [(race["n"], row["median"]) for race in races for row in race["rows"] if row["name"] == name]
+        points = [(race["n"], row["median"]) for race in found for row in race["rows"] if row["name"] == name]
         if points:
             n, seconds = zip(*points, strict=True)
             axis.loglog(
@@ -58,11 +58,11 @@ def _against_length(axis, races, title):
     axis.legend(fontsize=8)
 
 
-def _pareto(axis, races):
-    rows = [row for race in races if race["n"] == benchmark.PARETO for row in race["rows"]]
+def _pareto(axis, found):
+    rows = [row for race in found if race["n"] == races.PARETO for row in race["rows"]]
     families = {
-        "Sinkhorn, T = 1, 2, 3, 5, 7": ("sinkhorn", [f"Sinkhorn, T = {t}" for t in benchmark.TRUNCATIONS]),
-        "ASAP, 4 to 64 slices": ("asap", [f"ASAP, {count} slices" for count in benchmark.SLICES]),
+        "Sinkhorn, T = 1, 2, 3, 5, 7": ("sinkhorn", [f"Sinkhorn, T = {t}" for t in races.TRUNCATIONS]),
+        "ASAP, 4 to 64 slices": ("asap", [f"ASAP, {count} slices" for count in races.SLICES]),
         "softmax": ("softmax", ["softmax"]),
     }
     for label, (mechanism, names) in families.items():
@@ -71,7 +71,7 @@ def _pareto(axis, races):
             marker = presentation.MARKERS[mechanism]
             axis.semilogy(*zip(*points, strict=True), marker, color=presentation.COLOURS[mechanism], label=label)
     axis.set(
-        title=f"Error against time, n = {benchmark.PARETO}",
+        title=f"Error against time, n = {races.PARETO}",
         xlabel="milliseconds",
         ylabel="output error, relative to the teacher",
     )

@@ -2,12 +2,15 @@
 
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from peers import torch_log_domain
 
 import asap_ref as ar
 from asap_ref.fast.prediction import predicted_dual
+from asap_ref.lab.machine import card
 from asap_ref.method import attention as readable
 from asap_ref.support import files, presentation
 from asap_ref.support.tables import markdown_table
@@ -52,22 +55,13 @@ def measure():
         theirs = [torch.tensor(x, device="cuda") for x in host]
         times[n] = _times(ours, theirs, amortizer)
     versions = {"cupy": cupy.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    card = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    return {"card": card, "versions": versions, "ms": times}
+    return {"card": card(), "versions": versions, "ms": times}
 
 
 def _times(ours, theirs, amortizer):
     """Median milliseconds of each row of the table."""
     import cupy
     import torch
-
-    def torch_sinkhorn(q, k, v):
-        S = q @ k.mT / D**0.5
-        f = -torch.logsumexp(S, -1)
-        for _ in range(T):
-            g = -torch.logsumexp(S + f[..., :, None], -2)
-            f = -torch.logsumexp(S + g[..., None, :], -1)
-        return torch.exp(S + f[..., :, None] + g[..., None, :]) @ v
 
     def step(function_vjp, *args, **settings):
         out, vjp = function_vjp(*ours, *args, **settings)
@@ -80,6 +74,7 @@ def _times(ours, theirs, amortizer):
     q, k, v = theirs
     leaves = [x.clone().requires_grad_() for x in theirs]
     torch_softmax = torch.nn.functional.scaled_dot_product_attention
+    torch_sinkhorn = partial(torch_log_domain, n_iter=T)
     work = {
         "softmax": lambda: ar.softmax_attention(*ours),
         "sinkhorn": lambda: ar.sinkhorn_attention(*ours, n_iter=T),

@@ -14,7 +14,8 @@ from asap_ref import Cumulants, Quadratic, Slices
 from asap_ref.calibration.batch import regression_statistics
 from asap_ref.calibration.cluster import on_cluster
 from asap_ref.calibration.sources import in_process
-from asap_ref.lab import reproduce
+from asap_ref.lab.machine import machine
+from asap_ref.lab.stopwatch import reset_peak, resident
 from asap_ref.method.slices import slice_directions
 from asap_ref.support import files, presentation
 from asap_ref.support.tables import markdown_table
@@ -78,7 +79,7 @@ def measure():
         "seconds": seconds,
         "seconds_of_empty_work": empty,
         "peak_bytes": memory,
-        "machine": reproduce.machine(),
+        "machine": machine(),
     }
 
 
@@ -100,9 +101,9 @@ def timed(batches, function, client):
 def peak(client, batches, function, *, keep):
     """Bytes by which a worker's resident set rose above where it stood; Linux only."""
     client.run(reset)
-    before = next(iter(client.run(status, "VmRSS").values()))
+    before = next(iter(client.run(resident, "VmRSS").values()))
     on_cluster(batches, client, restarts=keep).total(function)
-    return next(iter(client.run(status, "VmHWM").values())) - before
+    return next(iter(client.run(resident, "VmHWM").values())) - before
 
 
 def reset():
@@ -112,13 +113,7 @@ def reset():
 
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def status(key):
-    """Bytes of an entry of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+    reset_peak()
 
 
 # --------------------------------------------------------------------------------------------------------- drawing

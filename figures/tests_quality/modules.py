@@ -8,8 +8,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from asap_ref.lab import reproduce
 from asap_ref.lab.gallery import ROOT, importable
+from asap_ref.lab.machine import card, machine
 from asap_ref.support import files
 from asap_ref.support.tables import markdown_table
 
@@ -37,17 +37,9 @@ def measure():
                 if reason:
                     rows.append(measured.get((backend.name, dtype), row))
                 else:
-                    rows.append(row | _errors(backend, dtype) | _card(backend))
-        return {"rows": rows, "counts": table(), "machine": reproduce.machine()}
-
-
-def _card(backend):
-    """Name the device where it is a GPU."""
-    if backend.module != "cupy":
-        return {}
-    import cupy
-
-    return {"card": cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()}
+                    on = {"card": card()} if backend.module == "cupy" else {}
+                    rows.append(row | _errors(backend, dtype) | on)
+        return {"rows": rows, "counts": table(), "machine": machine()}
 
 
 def _errors(backend, dtype):

@@ -17,8 +17,8 @@ import platformdirs
 import pytest
 from faults import FAULTS, TESTS
 
-from asap_ref.lab import reproduce
 from asap_ref.lab.gallery import ROOT
+from asap_ref.lab.machine import machine
 from asap_ref.support import files
 from asap_ref.support.tables import markdown_table
 
@@ -47,7 +47,7 @@ def measure(faults=FAULTS, at_once=1, part=PART):
         files.save_text(part, json.dumps(known))
     rows = [fault._asdict() | {"caught by": known[_name(TESTS[fault.file], fault)]} for fault in faults]
     part.unlink()
-    return {"faults": rows, "machine": reproduce.machine()}
+    return {"faults": rows, "machine": machine()}
 
 
 def _each_once(lists):

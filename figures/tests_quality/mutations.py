@@ -75,8 +75,7 @@ def draw(record, folder):
         f"{count['operator_named']}. The three flags that the report names first have the right hint for "
         f"{count['hint_named']}. Which flags are right is written in figures/tests_quality/bugs.py; "
         "the vectors, and the rule that ranks flags, were mended until these bugs were caught and named: expect less "
-        "for others.\n\n"
-        + markdown_table(table)
+        "for others.\n\n" + markdown_table(table)
     )
     path = Path(folder) / "mutations.md"
     files.save_text(path, text)

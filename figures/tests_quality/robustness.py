@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from asap_ref.lab.gallery import ROOT
-from asap_ref.lab.reproduce import machine
+from asap_ref.lab.machine import machine
 from asap_ref.support import files
 from asap_ref.support.tables import markdown_table
 

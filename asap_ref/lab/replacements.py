@@ -1,0 +1,79 @@
+"""What can stand in for the teacher's attention without retraining, and a row for each: how near, how fast."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from asap_ref.fidelity.comparison import compare_attentions
+from asap_ref.lab.runs import calibration_batches, forward_milliseconds, sample, whole_batches
+from asap_ref.model.compilation import compile_model
+from asap_ref.model.mechanism import Attention
+from asap_ref.model.training import predict
+from asap_ref.rivals.initial_duals import STARTS
+
+TRUNCATIONS = (1, 2, 3, 4, 5)
+
+
+def variants(models, data, run):
+    """Models in the order of the table, {name: model}: as trained, the teacher cut short, ASAP, its rivals."""
+    as_trained = {name: model for name, model in models.items() if name != "asap"}
+    teacher = models["sinkhorn"]
+    return as_trained | truncated(teacher, run) | {"asap": models["asap"]} | rivals(teacher, data, run)
+
+
+def truncated(teacher, run):
+    """Cut the teacher to fewer iterations: {name: model}."""
+    return {
+        f"sinkhorn-{t}": teacher.with_attention(Attention("sinkhorn", {**run.teacher, "n_iter": t}))
+        for t in TRUNCATIONS
+    }
+
+
+def rivals(teacher, data, run):
+    """What else could replace the teacher's attention without retraining: {name: model}.
+
+    Three duals that nobody learned, each with the two-sided transform of ASAP, and ASAP on the key side alone.
+    """
+    epsilon = run.teacher.get("epsilon", 1.0)
+    found = {
+        f"initial-{start}": teacher.with_attention(Attention("initial", {"start": start, "epsilon": epsilon}))
+        for start in STARTS
+    }
+    found["one-sided"], _ = compile_model(
+        teacher, calibration_batches(run, data), into="one-sided", **run.compilation
+    )
+    return found
+
+
+def compare(variants, inputs, labels, *, rounds):
+    """Rows of the table: every variant of the model against the one called "sinkhorn", the teacher.
+
+    A model that was trained on its own (its parameters are not the teacher's) has no attention output error.
+    """
+    teacher = variants["sinkhorn"]
+    times = forward_milliseconds(variants, whole_batches(inputs), rounds)
+    expected = np.argmax(predict(teacher, inputs), axis=-1)
+    rows = []
+    for name, model in variants.items():
+        found = np.argmax(predict(model, inputs), axis=-1)
+        same_parameters = model.params is teacher.params
+        by_layer = compare_attentions(teacher if same_parameters else model, model.attentions, sample(inputs))
+        errors = np.concatenate([layer["output_error"] for layer in by_layer])
+        rows.append(
+            {
+                "attention": name,
+                "accuracy": float(np.mean(found == labels)),
+                "agreement": float(np.mean(found == expected)),
+                "output_error": geometric_mean(errors) if same_parameters else None,
+                "column_error": float(np.mean([layer["column_error"] for layer in by_layer])),
+                "ms_per_forward": times[name],
+                "speedup": times["sinkhorn"] / times[name],
+            }
+        )
+    return rows
+
+
+def geometric_mean(x):
+    """Geometric mean over heads: the errors of easy and hard heads differ by powers of ten."""
+    x = np.asarray(x)
+    return float(np.exp(np.mean(np.log(x)))) if np.all(x > 0) else 0.0

@@ -1,0 +1,58 @@
+"""What every experiment does with its data and models: train, batch, sample, time a forward pass."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+
+from asap_ref.lab.stopwatch import interleaved
+from asap_ref.model.text import batches, trimmed
+from asap_ref.model.training import train
+from asap_ref.model.transformer import Transformer
+from asap_ref.support.arrays import to_numpy
+
+
+def trained(run, data, attention, *, xp=np, **options):
+    """Train the model of an experiment with an attention in every layer; the options are those of `train`."""
+    model = Transformer.create(run.architecture, attention, seed=run.training.seed, xp=xp)
+    return train(model, data.train_inputs, data.train_labels, run.training, augment=run.augment, **options)[0]
+
+
+def whole_batches(inputs):
+    """All inputs in batches that fit into memory, texts with others of like length."""
+    return [trimmed(inputs[picked]) for picked in batches(inputs, 512)]
+
+
+def calibration_batches(run, data):
+    """Training inputs, without labels, on which an experiment calibrates."""
+    return whole_batches(every(data.train_inputs, run.calibrate_on or len(data.train_inputs)))
+
+
+def sample(inputs, most=400):
+    """Some of the inputs, for what needs whole plans: those of all of them may not fit into memory."""
+    return trimmed(every(inputs, most))
+
+
+def every(inputs, most):
+    """Every so many-th of the inputs, ``most`` of them at most.
+
+    Examples
+    --------
+    >>> every(np.arange(10), 4)
+    array([0, 3, 6, 9])
+    """
+    return inputs[:: math.ceil(len(inputs) / most)]
+
+
+def forward_milliseconds(variants, batches, rounds):
+    """Median milliseconds of a forward pass over all batches, the variants taking turns."""
+    placed = [next(iter(variants.values())).place(batch) for batch in batches]
+    calls = {name: functools.partial(_forward, model, placed) for name, model in variants.items()}
+    times = interleaved(calls, rounds=rounds, budget=math.inf)
+    return {name: 1e3 * float(np.median(seconds)) for name, seconds in times.items()}
+
+
+def _forward(model, placed):
+    return tuple(to_numpy(model(batch)) for batch in placed)  # waits for the device
