@@ -222,7 +222,7 @@ def memory(xp, pool, plan):
     return {"n": n, "bytes": pool.total_bytes() - before, "a token": (pool.total_bytes() - before) / n}
 
 
-def tests(seconds, plan):
+def tested(seconds, plan):
     """What pytest says of the tests on CuPy: its last line, and whether all passed."""
     paths = [path for path in plan.tests if (ROOT / path).exists()]
     if not paths:
@@ -302,7 +302,7 @@ def main(arguments=None, *, xp=None, plan=None):
         "card": cupy.cuda.runtime.getDeviceProperties(0)["name"].decode(),
         "versions": {"cupy": cupy.__version__, "numpy": np.__version__},
         "agreement": agreement(xp, plan),
-        "tests": tests(0.3 * given.seconds, plan),
+        "tests": tested(0.3 * given.seconds, plan),
         "sanitizer": sanitizer(0.2 * given.seconds),
         "ms": benchmark(xp, wait, clock, plan),
         "memory": memory(xp, cupy.get_default_memory_pool(), plan) if clock.allows("memory", 10.0) else None,

@@ -23,7 +23,8 @@ promises that would otherwise stand in every docstring and clutter the mathemati
 - float16 and bfloat16 are computed in float32 and come back as they came;
 - non-finite results are never silent: ValueError if an input was not finite, FloatingPointError if the dtype
   overflowed. The cause is looked for only then, so that the check costs one pass over the (small) output instead of
-  one over every input, and one wait for the device;
+  one over every input, and one wait for the device (attentions that are kernels on CuPy do not wait: the error comes
+  when results are brought to the host, asap_ref.fast.kernels.finite);
 - no floating-point warning escapes: what matters is raised, the rest is meant (exp of -large is 0).
 
 An operator that another one calls is not checked again: the outermost speaks for those it calls.
