@@ -222,8 +222,8 @@ def memory(xp, pool, plan):
     return {"n": n, "bytes": pool.total_bytes() - before, "a token": (pool.total_bytes() - before) / n}
 
 
-def tested(seconds, plan):
-    """What pytest says of the tests on CuPy: its last line, and whether all passed."""
+def run_tests(seconds, plan):
+    """Run the tests on CuPy: whether all passed, and the last lines of what pytest says."""
     paths = [path for path in plan.tests if (ROOT / path).exists()]
     if not paths:
         return {"passed": None, "summary": "there are no tests here; run this in a clone"}
@@ -253,7 +253,7 @@ def _run(command, seconds):
 
 
 def aims(times, before):
-    """[(aim, measured, met)] of the float32 times, with those of the record from before there were kernels."""
+    """[{aim, least, measured, met}] of the float32 times, with those of the record from before there were kernels."""
     found, times = [], times.get("float32", {})
 
     def add(aim, n, other, least, before=None):
@@ -302,8 +302,8 @@ def main(arguments=None, *, xp=None, plan=None):
         "card": cupy.cuda.runtime.getDeviceProperties(0)["name"].decode(),
         "versions": {"cupy": cupy.__version__, "numpy": np.__version__},
         "agreement": agreement(xp, plan),
-        "tests": tested(0.3 * given.seconds, plan),
-        "sanitizer": sanitizer(0.2 * given.seconds),
+        "tests": run_tests(0.4 * given.seconds, plan),
+        "sanitizer": sanitizer(0.15 * given.seconds),
         "ms": benchmark(xp, wait, clock, plan),
         "memory": memory(xp, cupy.get_default_memory_pool(), plan) if clock.allows("memory", 10.0) else None,
     }

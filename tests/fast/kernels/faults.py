@@ -68,7 +68,7 @@ FAULTS = [
     ("gradient", "the mass is forgotten", "over_mass * ((begin", "((begin"),
     ("gradient", "what came through the plan is forgotten", "(begin ? begin[start + i] : REAL(0))", "REAL(0)"),
     ("gradient", "the plan term counts in every half step", "(t == half_steps - 1 ? dP[i][j] : REAL(0))", "dP[i][j]"),
-    ("gradient", "padded keys take part", "g[j] = there ?", "g[j] = column < m ?"),
+    ("gradient", "padding gets a gradient", "f[i] = there ?", "f[i] = row < n ?"),
 ]  # fmt: skip
 
 
