@@ -2,7 +2,8 @@
 
 Softmax and all that start from a query dual are "product, one exponential, product" over tiles of rows that stay in
 the cache: ASAP is prediction.py followed by from_dual.py. Sinkhorn runs in scaling form (scaling.py). On NumPy,
-problems are spread over threads (threads.py); on other array modules the same expressions run on whole arrays.
+problems are spread over threads (threads.py); on CuPy all of them are a few kernels (kernels/); on other array modules,
+and where the kernels cannot hold a problem, the same expressions run on whole arrays.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 
 import numpy as np
 
+from asap_ref.fast import kernels
 from asap_ref.fast.from_dual import attention_from_dual, divisor, tiles
 from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.scaling import scale, scaled_attention, scaled_attention_vjp
@@ -29,6 +31,7 @@ def _on_numpy(x):
 # --------------------------------------------------------------------------------------------------- softmax
 
 
+@kernels.on_device(kernels.softmax_attention)
 @fast_form_of(readable.softmax_attention)
 def softmax_attention(q, k, v, *, query_mask=None, key_mask=None):
     """In tiles of rows, normalised after the second product."""
@@ -77,6 +80,9 @@ def _softmax_tiles(q, k, v, query_mask, key_mask):
 @fast_form_of(readable.softmax_attention_vjp)
 def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
     """On threads."""
+    masks = {"query_mask": query_mask, "key_mask": key_mask}
+    if kernels.can_launch(q) and (made := kernels.sinkhorn_attention_vjp(q, k, v, n_iter=0, **masks)):
+        return made
     if not _on_numpy(q) or within_a_chunk(q, k):
         return readable.softmax_attention_vjp(q, k, v, query_mask=query_mask, key_mask=key_mask)
 
@@ -89,6 +95,7 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
 # -------------------------------------------------------------------------------------------------- Sinkhorn
 
 
+@kernels.on_device(kernels.sinkhorn_where_it_pays)
 @fast_form_of(readable.sinkhorn_attention)
 def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
     """In scaling form (scaling.py)."""
@@ -123,6 +130,10 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 
         return out, vjp
 
+    if kernels.can_launch(q):
+        settings = {"n_iter": n_iter, "epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
+        if made := kernels.sinkhorn_attention_vjp(q, k, v, **settings):
+            return made
     if not _on_numpy(q):
         return part(q, k, v, query_mask, key_mask)
     return over_problems_vjp(part, [q, k, v], [query_mask, key_mask])
@@ -131,6 +142,14 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 # ------------------------------------------------------------------------------------------------------ ASAP
 
 
+def _asap_from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, found=None):
+    masks = {"query_mask": query_mask, "key_mask": key_mask}
+    f_hat = predicted_dual(q, k, amortizer, p=v.shape[-1], **masks)
+    settings = {"epsilon": amortizer.epsilon, "refine": amortizer.refine, "found": found}
+    return kernels.attention_from_query_dual(q, k, v, f_hat, **settings, **masks)
+
+
+@kernels.on_device(_asap_from_kernels)
 @fast_form_of(readable.asap_attention)
 def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """Product, exponential, product, in O(n) memory (from_dual.py), from a prediction in the fewest passes."""

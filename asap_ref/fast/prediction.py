@@ -4,7 +4,8 @@ Each family of features is weighed in its fast form (form.py), if it has one: sl
 (slices.py), polynomials as one quadratic form of the query (quadratic_form.py).
 
 Shapes: q (..., H, n, d), k (..., H, m, d) -> query dual (..., H, n). On NumPy the problems are spread over threads,
-(B, n, d) in a piece; elsewhere the arrays are whole.
+(B, n, d) in a piece; on CuPy kernels take over (kernels/prediction.py), where they have the families; elsewhere the
+arrays are whole.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import math
 
 import numpy as np
 
-from asap_ref.fast import slices  # noqa: F401  (it registers the fast form of the slices)
+from asap_ref.fast import kernels
 from asap_ref.fast.form import fast_form
 from asap_ref.fast.quadratic_form import QuadraticForm
+from asap_ref.fast.slices import WeightedSlices
 from asap_ref.fast.threads import spread, worker_count
 from asap_ref.method.amortizer import check_weights
 from asap_ref.method.features import of_heads
-from asap_ref.method.masks import keep
+from asap_ref.method.masks import keep, keep_tokens
 from asap_ref.support.arrays import one_pass
 
 
@@ -36,10 +38,20 @@ def fast_forms(amortizer, d):
     return (*others, *([functools.reduce(lambda x, y: x + y, quadratic)] if quadratic else []))
 
 
-def predicted_dual(q, k, amortizer, *, query_mask=None, key_mask=None):
-    """Query dual up to a constant, zero at padding; q and k are zero there already."""
+def predicted_dual(q, k, amortizer, *, query_mask=None, key_mask=None, p=None):
+    """Query dual up to a constant, zero at padding; q and k are zero there already.
+
+    On CuPy padding may hold anything, halves are computed in float32, and ``p`` is the dimension of the values.
+    """
     check_weights(q, amortizer.families, amortizer.weights)
-    forms = amortizer.placed(q, "fast forms", lambda: fast_forms(amortizer, q.shape[-1]))
+    like = kernels.number_like(q) if kernels.can_launch(q) else q
+    forms = amortizer.placed(like, "fast forms", lambda: fast_forms(amortizer, q.shape[-1]))
+    if kernels.can_launch(q):
+        if constants := _for_kernels(forms):
+            f_hat = kernels.predict(q, k, *constants, query_mask=query_mask, key_mask=key_mask, p=p)
+            if f_hat is not None:
+                return f_hat
+        q, k = (keep_tokens(kernels.computed_in(x), mask) for x, mask in ((q, query_mask), (k, key_mask)))
     if not isinstance(q, np.ndarray):
         return _dual(q, k, forms, query_mask, key_mask)
     leading, n = q.shape[:-2], q.shape[-2]
@@ -58,6 +70,18 @@ def predicted_dual(q, k, amortizer, *, query_mask=None, key_mask=None):
     step = max(min(2**16 // size, math.ceil(count / worker_count())), 1)
     pieces = [slice(i, i + step) for i in range(0, count, step)] or [slice(0, 0)]
     return np.concatenate(spread(part, pieces)).reshape(*leading, n)
+
+
+def _for_kernels(forms):
+    """Constants of the slices and of the quadratic form, None for what is not there; None if there is anything else."""
+    slices = [form for form in forms if isinstance(form, WeightedSlices)]
+    quadratic = [form for form in forms if isinstance(form, QuadraticForm)]
+    lifted = [lifted for form in quadratic for lifted in form.lifted]
+    if len(slices) + len(quadratic) < len(forms) or len(slices) > 1 or len(lifted) > 1:
+        return None
+    of_slices = next(((form.theta, form.w) for form in slices), None)
+    of_lifted = next(((form.R, form.F_k, form.F_q, form.Z) for form in lifted), (None,) * 4)
+    return of_slices, next(((form.a, form.A, form.B, form.c, *of_lifted) for form in quadratic), None)
 
 
 def _dual(q, k, forms, query_mask, key_mask):

@@ -64,7 +64,7 @@ def _projected(x, theta):
         return transpose(theta) @ transpose(x)
     # one product for all problems: a batch of them with one factor in common is several launches elsewhere
     xp = array_namespace(x)
-    return transpose(xp.reshape(xp.reshape(x, (-1, x.shape[-1])) @ theta, (*x.shape[:-1], -1)))
+    return transpose(xp.reshape(xp.reshape(x, (-1, x.shape[-1])) @ theta, (*x.shape[:-1], theta.shape[-1])))
 
 
 def _padding_last(x, mask):

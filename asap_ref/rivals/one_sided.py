@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 
+from asap_ref.fast import kernels
 from asap_ref.fast.attention import softmax_attention
 from asap_ref.fast.prediction import predicted_dual
 from asap_ref.method.masks import at_valid_pairs, without_padding
@@ -95,6 +96,13 @@ def _biased_softmax(S, g, epsilon, query_mask, key_mask):
     return softmax(at_valid_pairs((S + g[..., None, :]) / epsilon, query_mask, key_mask), axis=-1)
 
 
+def _from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, found=None):
+    g = predicted_dual(k, q, amortizer, query_mask=key_mask, key_mask=query_mask, p=v.shape[-1])
+    settings = {"epsilon": amortizer.epsilon, "query_mask": query_mask, "key_mask": key_mask, "found": found}
+    return kernels.attention_from_key_dual(q, k, v, g, **settings)
+
+
+@kernels.on_device(_from_kernels)
 @fast_form_of(one_sided_attention)
 def fast_one_sided_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """Fast softmax attention, with the bias as one more coordinate of the keys."""

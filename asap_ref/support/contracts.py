@@ -23,7 +23,8 @@ promises that would otherwise stand in every docstring and clutter the mathemati
 - float16 and bfloat16 are computed in float32 and come back as they came;
 - non-finite results are never silent: ValueError if an input was not finite, FloatingPointError if the dtype
   overflowed. The cause is looked for only then, so that the check costs one pass over the (small) output instead of
-  one over every input, and one wait for the device;
+  one over every input, and one wait for the device (attentions that are kernels on CuPy do not wait: the error comes
+  when results are brought to the host, asap_ref.fast.kernels.finite);
 - no floating-point warning escapes: what matters is raised, the rest is meant (exp of -large is 0).
 
 An operator that another one calls is not checked again: the outermost speaks for those it calls.
@@ -106,15 +107,20 @@ def _checked(function, annotations, *more):
     contracts = {key: _contract(shape) for key, shape in function.__annotations__.items()}
     required = {key for key in contracts if signature.parameters[key].default is inspect.Parameter.empty}
 
-    @functools.wraps(function)
-    def checked(*args, **kwargs):
-        if getattr(_scope, "inside", False):
-            return function(*args, **kwargs)
+    def examined(*args, **kwargs):
+        """Arguments by name, checked, with settings converted; [(name, array, forms)]; their module."""
         arguments = bind(*args, **kwargs).arguments
         arrays = _named_arrays(name, arguments, contracts, required)
         xp = _check_kind(name, arrays)
         _check_shapes(name, arrays)
         check_settings(name, arguments)
+        return arguments, arrays, xp
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        if is_inside():
+            return function(*args, **kwargs)
+        arguments, arrays, xp = examined(*args, **kwargs)
         half = next((x.dtype for _, x, _ in arrays if _kind(xp, x.dtype) == "half"), None)
         if half is not None:
             arguments |= {key: _cast_half(xp, arguments[key]) for key in contracts if key in arguments}
@@ -127,6 +133,7 @@ def _checked(function, annotations, *more):
         _explain_non_finite(xp, name, result, arrays)
         return _cast_back(xp, result, half)
 
+    checked.examined = examined
     return checked
 
 
@@ -160,9 +167,14 @@ def _checked_vjp(xp, name, value, vjp, half):
     return checked
 
 
+def is_inside():
+    """Say whether this thread is inside an operator, whose arguments have been checked."""
+    return getattr(_scope, "inside", False)
+
+
 def inside(function, *args, **kwargs):
     """Call a function as part of an operator whose arguments have been checked, on this thread."""
-    if getattr(_scope, "inside", False):
+    if is_inside():
         return function(*args, **kwargs)
     _scope.inside = True
     try:

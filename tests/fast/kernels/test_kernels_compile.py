@@ -1,0 +1,48 @@
+"""NVRTC compiles the kernels for an A100 and an H100, within bounds on registers, spills and shared memory.
+
+The text is that which the emulator runs. figures/speed/kernels.md has what each takes.
+"""
+
+import pytest
+
+from asap_ref.fast.kernels.build import BACKWARD, FORWARD, SIZE, chosen
+from asap_ref.lab.nvrtc import CARDS, compiled, missing, resources
+
+CASES = [  # real, store, d, p, parts, most registers: 128 let a multiprocessor hold two blocks of 256 threads
+    ("float32", "float32", 64, 64, FORWARD, 128),
+    ("float32", "float16", 64, 64, FORWARD, 128),
+    ("float32", "bfloat16", 64, 64, FORWARD, 128),
+    ("float32", "float32", 64, 64, BACKWARD, 128),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [
+            ("float32", "float32", 128, 128, FORWARD, 128),
+            ("float32", "float32", 128, 128, BACKWARD, 255),  # 255 is what there is
+            ("float32", "float32", 20, 70, FORWARD, 255),
+            ("float64", "float64", 64, 64, FORWARD, 255),
+            ("float64", "float64", 64, 64, BACKWARD, 255),
+        ]
+    ),
+]
+NVRTC = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
+@NVRTC
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize(("real", "store", "d", "p", "parts", "registers"), CASES)
+def test_kernels_compile_within_bounds(real, store, d, p, parts, registers, card):
+    build = chosen(real, store, d, p, CARDS[card], parts)
+    kernels = {"lse", "attend", "project", "slices", "moments", "form", "dual"}
+    found = resources(build, card)
+    assert found.keys() == ({"pull", "gradient"} if parts == BACKWARD else kernels)
+    for name, took in found.items():
+        assert took.registers <= (32 if name == "slices" else registers)  # of 1,024 threads, two blocks
+        assert took.shared <= CARDS[card]
+        assert took.spilled <= 16 * SIZE[real]  # a few numbers
+
+
+@NVRTC
+def test_faults_in_the_text_are_named_with_file_and_line():
+    text = chosen("float32", "float32", 8, 8, 2**16).source().replace("high + log2(total)", "high + log2(totl)")
+    with pytest.raises(RuntimeError, match=r'lse.cu\(\d+\): error: identifier "totl" is undefined'):
+        compiled(text, "sm_80")
