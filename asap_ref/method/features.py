@@ -19,6 +19,7 @@ from typing import Any
 from asap_ref.method.slices import check_directions, sliced_potentials, sliced_potentials_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.printing import shapes_of_fields
 from asap_ref.support.trees import map_leaves
 
 FAMILIES = {}  # its name in files, and as a setting of `fit_amortizer` -> the class of a family
@@ -55,12 +56,8 @@ class Family:
 
     def __init_subclass__(cls, *, name):
         cls.name = name
-        cls.__repr__ = Family.__repr__  # or a dataclass would print its arrays
+        cls.__repr__ = shapes_of_fields  # or a dataclass would print its arrays
         FAMILIES[name] = cls
-
-    def __repr__(self):
-        arrays = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return f"{type(self).__name__}({', '.join(f'{name} {tuple(x.shape)}' for name, x in arrays)})"
 
     @classmethod
     def fitted(cls, setting, axes):

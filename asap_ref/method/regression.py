@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from asap_ref.support.arrays import to_numpy
+from asap_ref.support.printing import in_short
+from asap_ref.support.saved import SavedArrays
 
 
 @dataclass(frozen=True)
-class SufficientStatistics:
+class SufficientStatistics(SavedArrays):
     """All that ridge regression needs of the data: sums over tokens, one a head, float64 on the host.
 
     Examples
@@ -39,7 +41,7 @@ class SufficientStatistics:
 
     def __repr__(self):
         H, F = self.cross.shape
-        return f"<SufficientStatistics: heads {H}, features {F}, tokens {self.count:g}>"
+        return in_short(self, f"heads {H}", f"features {F}", f"tokens {self.count:g}")
 
     @classmethod
     def of(cls, features, target, *, mask=None):
@@ -87,15 +89,6 @@ class SufficientStatistics:
         """Statistics of some of the heads only, by index."""
         heads = list(heads)
         return SufficientStatistics(self.gram[heads], self.cross[heads], self.square[heads], self.count)
-
-    def state(self):
-        """Return a dict of arrays, from which `from_state` rebuilds the statistics."""
-        return {name: np.asarray(getattr(self, name)) for name in ("gram", "cross", "square", "count")}
-
-    @classmethod
-    def from_state(cls, arrays):
-        """Rebuild statistics from their `state`."""
-        return cls(**{**arrays, "count": arrays["count"].item()})
 
     def ridge(self, strength):
         """Weights (H, F) that minimise |f - Phiᵀ w|² + strength * sum_a (Phi Phiᵀ)_aa w_a².

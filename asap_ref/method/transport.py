@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from asap_ref.method.masks import at_valid_pairs, column_mass, keep, valid_pairs
 from asap_ref.support.arrays import array_namespace, logsumexp, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.printing import values_if_short
 from asap_ref.support.settings import check_choice
 
 
@@ -37,12 +38,7 @@ class Duals(NamedTuple):
     query: Any
     key: Any
 
-    def __repr__(self):
-        values = f"Duals(query={self.query!r}, key={self.key!r})"
-        if len(values) <= 200:
-            return values
-        query, key = (f"{tuple(x.shape)} of {x.dtype}" for x in self)
-        return f"Duals(query={query}, key={key})"
+    __repr__ = values_if_short
 
 
 # ----------------------------------------------------------------------------------------------- scores
