@@ -29,25 +29,21 @@ def amortized_query_dual(
 ):
     """Predict the query dual, ``f_hat = Phiᵀ w`` (paper).
 
+    The cost is that of `dual_features`.
+
     Parameters
     ----------
-    q, k
-        Queries and keys of H heads.
+    q, k, query_mask, key_mask
+        Queries and keys of H heads; masks are True at valid tokens.
     families : sequence of Family
         Of the features Phi, as in `dual_features`.
     weights : array (H, F)
         One for each head and feature.
-    query_mask, key_mask
-        True at valid tokens.
 
     Returns
     -------
     array (..., H, n)
         Mean zero over the valid tokens, zero at the others.
-
-    Notes
-    -----
-    The cost is that of `dual_features`.
 
     Examples
     --------

@@ -15,28 +15,22 @@ from asap_ref.method.transport import attention_scores, attention_scores_vjp, tr
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
 
-# --------------------------------------------------------------------------------------------------- softmax
-
 
 @operator
 def softmax_attention(q: "... n d", k: "... m d", v: "... m p", *, query_mask=None, key_mask=None):
     """Row-softmax attention: half of a Sinkhorn iteration.
 
+    O(n m (d + p)). Source: Vaswani et al. 2017, equation 1.
+
     Parameters
     ----------
-    q, k, v
-        Queries, keys and values.
-    query_mask, key_mask
-        True at valid tokens.
+    q, k, v, query_mask, key_mask
+        Queries, keys and values; masks are True at valid tokens.
 
     Returns
     -------
     array (..., n, p)
         Zero at masked queries.
-
-    Notes
-    -----
-    O(n m (d + p)). Source: Vaswani et al. 2017, equation 1.
 
     Examples
     --------
@@ -74,34 +68,27 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
     return P @ v, vjp
 
 
-# -------------------------------------------------------------------------------------------------- Sinkhorn
-
-
 @operator
 def sinkhorn_attention(
     q: "... n d", k: "... m d", v: "... m p", *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None
 ):
     """Doubly-stochastic attention by Sinkhorn's iteration, the teacher of ASAP.
 
+    O(n m (d + p + T)). Source: Sander et al. 2022 (Sinkformer), whose code counts 2T + 1 half steps.
+
     Parameters
     ----------
-    q, k, v
-        Queries, keys and values.
+    q, k, v, query_mask, key_mask
+        Queries, keys and values; masks are True at valid tokens.
     n_iter : int
         T; 0 is softmax attention at temperature epsilon.
     epsilon : float
         Regularisation, in the units of the scores.
-    query_mask, key_mask
-        True at valid tokens.
 
     Returns
     -------
     array (..., n, p)
         Zero at masked queries.
-
-    Notes
-    -----
-    O(n m (d + p + T)). Source: Sander et al. 2022 (Sinkformer), whose code counts 2T + 1 half steps.
 
     Examples
     --------
@@ -149,30 +136,23 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
     return P @ v, vjp
 
 
-# ------------------------------------------------------------------------------------------------------ ASAP
-
-
 @operator
 def asap_attention(q: "... H n d", k: "... H m d", v: "... H m p", amortizer, *, query_mask=None, key_mask=None):
     """Doubly-stochastic attention without a loop: predict the query dual, rebuild the plan from it.
 
+    O(n m (d + p) + L n (d + log n)). Source: ASAP, arXiv 2605.12879 (paper).
+
     Parameters
     ----------
-    q, k, v
-        Queries, keys and values of H heads.
+    q, k, v, query_mask, key_mask
+        Queries, keys and values of H heads; masks are True at valid tokens.
     amortizer : Amortizer
         Of as many heads, as from `fit_amortizer`; its epsilon is used.
-    query_mask, key_mask
-        True at valid tokens.
 
     Returns
     -------
     array (..., H, n, p)
         Rows of the plan are exact; columns are as good as the prediction.
-
-    Notes
-    -----
-    O(n m (d + p) + L n (d + log n)). Source: ASAP, arXiv 2605.12879 (paper).
 
     Examples
     --------

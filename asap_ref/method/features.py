@@ -120,21 +120,19 @@ class Slices(Family, name="slices"):
         return phi, vjp
 
 
-# ------------------------------------------------------------------------------------------- several families
-
-
 @operator
 def dual_features(q: "... n d", k: "... m d", families: "...", *, query_mask=None, key_mask=None):
     """Features from which the query dual is predicted: those of each family, one below the other.
 
+    The cost is that of the families; slices: O(L (n + m) (d + log(n + m))).
+    Source: slices: paper and asap_ref/oracle/README.md, "Slices".
+
     Parameters
     ----------
-    q, k
-        Queries and keys.
+    q, k, query_mask, key_mask
+        Queries and keys; masks are True at valid tokens.
     families : sequence of Family
         Their arrays are of the module, device and dtype of q.
-    query_mask, key_mask
-        True at valid tokens.
 
     Returns
     -------
@@ -145,11 +143,6 @@ def dual_features(q: "... n d", k: "... m d", families: "...", *, query_mask=Non
     ------
     TypeError, ValueError
         If something is no family, or its arrays do not fit q.
-
-    Notes
-    -----
-    The cost is that of the families; slices: O(L (n + m) (d + log(n + m))).
-    Source: slices: paper and asap_ref/oracle/README.md, "Slices".
 
     Examples
     --------

@@ -37,6 +37,10 @@ def kantorovich_potentials_1d(
 ):
     """Exact Kantorovich potentials between two samples on the line.
 
+    O((n + m) log(n + m)) time, O(n + m) memory. Source: one-dimensional transport, Peyré & Cuturi section 2.6;
+    asap_ref/oracle/README.md, "Exact 1D Kantorovich potentials". The mean among the optimal slopes (the trapezoid,
+    for equal sizes) is our choice; for equal sizes it treats x and y alike.
+
     Parameters
     ----------
     x, y
@@ -53,12 +57,6 @@ def kantorovich_potentials_1d(
     (phi, psi) : arrays (..., n) and (..., m)
         phi has (weighted) mean zero and ``phi_i + psi_j <= c(x_i, y_j)``, with equality on pairs that meet: no
         duality gap. Samples of weight zero get values that keep this true, padding gets zero.
-
-    Notes
-    -----
-    O((n + m) log(n + m)) time, O(n + m) memory. Source: one-dimensional transport, Peyré & Cuturi section 2.6;
-    asap_ref/oracle/README.md, "Exact 1D Kantorovich potentials". The mean among the optimal slopes (the trapezoid,
-    for equal sizes) is our choice; for equal sizes it treats x and y alike.
 
     Examples
     --------

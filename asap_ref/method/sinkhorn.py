@@ -36,16 +36,17 @@ from asap_ref.support.contracts import operator, vjp_of
 def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init: "... n" = None):
     """Sinkhorn's algorithm in the log domain: the duals of a doubly-stochastic plan.
 
+    O(T n m) time, O(n m) memory. Source: Cuturi 2013; log domain: Peyré & Cuturi, section 4.4; the softmax
+    start: Sander et al. 2022 (Sinkformer).
+
     Parameters
     ----------
-    scores
-        Similarity S, the negative of the transport cost; any size.
+    scores, query_mask, key_mask
+        Similarity S, the negative of the transport cost; any size. Masks are True at valid tokens.
     n_iter : int
         T, the number of iterations; 0 is row-softmax attention.
     epsilon : float
         Regularisation, in the units of the scores; positive.
-    query_mask, key_mask
-        True at valid tokens.
     init
         Query dual to start from, instead of softmax.
 
@@ -53,11 +54,6 @@ def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_
     -------
     Duals
         f (..., n) and g (..., m). `marginal_error` of their `transport_plan` says how far they converged.
-
-    Notes
-    -----
-    O(T n m) time, O(n m) memory. Source: Cuturi 2013; log domain: Peyré & Cuturi, section 4.4; the softmax
-    start: Sander et al. 2022 (Sinkformer).
 
     Examples
     --------

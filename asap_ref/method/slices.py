@@ -21,6 +21,8 @@ from asap_ref.support.settings import check_choice, check_count
 def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
     """Unit directions on which queries and keys are projected.
 
+    O(d² L). Sliced transport projects on random directions (paper); the orthogonal blocks are our default.
+
     Parameters
     ----------
     dim : int
@@ -41,10 +43,6 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
     ------
     TypeError, ValueError
         If dim or n_slices is not a positive integer or the kind is unknown.
-
-    Notes
-    -----
-    O(d² L). Sliced transport projects on random directions (paper); the orthogonal blocks are our default.
 
     Examples
     --------
@@ -69,24 +67,20 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
 def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, query_mask=None, key_mask=None):
     """Kantorovich potentials of queries and keys on each slice: the raw features of ASAP.
 
+    O(L (n + m) (d + log(n + m))). Sliced dual projection (paper); the scaling by d^(-1/4), which makes the slices
+    of an orthonormal basis sum to the scores, is asap_ref/oracle/README.md, "Slices".
+
     Parameters
     ----------
-    q, k
-        Queries and keys; of H heads where each has its own directions.
+    q, k, query_mask, key_mask
+        Queries and keys; of H heads where each has its own directions. Masks are True at valid tokens.
     directions
         As from `slice_directions`, converted to the module and dtype of q.
-    query_mask, key_mask
-        True at valid tokens.
 
     Returns
     -------
     (phi, psi) : arrays (..., L, n) and (..., L, m)
         Potentials for the bilinear cost, each of mean zero over its valid tokens, zero at the others.
-
-    Notes
-    -----
-    O(L (n + m) (d + log(n + m))). Sliced dual projection (paper); the scaling by d^(-1/4), which makes the slices
-    of an orthonormal basis sum to the scores, is asap_ref/oracle/README.md, "Slices".
 
     Examples
     --------

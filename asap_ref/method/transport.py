@@ -41,12 +41,11 @@ class Duals(NamedTuple):
     __repr__ = values_if_short
 
 
-# ----------------------------------------------------------------------------------------------- scores
-
-
 @operator
 def attention_scores(q: "... n d", k: "... m d"):
     """Scaled dot products ``S = q kᵀ / sqrt(d)``, (..., n, m).
+
+    O(n m d). Source: Vaswani et al. 2017, equation 1.
 
     Parameters
     ----------
@@ -56,10 +55,6 @@ def attention_scores(q: "... n d", k: "... m d"):
     Returns
     -------
     array (..., n, m)
-
-    Notes
-    -----
-    O(n m d). Source: Vaswani et al. 2017, equation 1.
 
     Examples
     --------
@@ -90,9 +85,6 @@ def attention_scores_vjp(q, k):
     return attention_scores(q, k), vjp
 
 
-# ------------------------------------------------------------------------------ the entropic c-transform
-
-
 @operator
 def entropic_c_transform(
     scores: "... n m", dual: "...", *, onto="key", epsilon=1.0, query_mask=None, key_mask=None
@@ -102,28 +94,24 @@ def entropic_c_transform(
     Onto keys, ``g_j = epsilon log(n'/m') - epsilon LSE_i((f_i + S_ij) / epsilon)``: the columns of the plan
     get their mass. Onto queries, ``f_i = -epsilon LSE_j((g_j + S_ij) / epsilon)``: the rows get theirs.
 
+    O(nm) time and memory. Source: Peyré & Cuturi, "Computational Optimal Transport", section 4.4 (soft
+    minimum); asap_ref/oracle/README.md, "Sinkhorn". The masked and rectangular marginals are derived, not the paper's.
+
     Parameters
     ----------
-    scores
-        Similarity S, the negative of the transport cost.
+    scores, query_mask, key_mask
+        Similarity S, the negative of the transport cost. Masks are True at valid tokens.
     dual
         The dual that is known: (..., n) if onto="key", (..., m) if onto="query".
     onto : {"key", "query"}
         The side whose dual is computed.
     epsilon : float
         Regularisation, in the units of the scores; positive.
-    query_mask, key_mask
-        True at valid tokens.
 
     Returns
     -------
     array (..., m) or (..., n)
         The other dual, zero at masked tokens.
-
-    Notes
-    -----
-    O(nm) time and memory. Source: Peyré & Cuturi, "Computational Optimal Transport", section 4.4 (soft
-    minimum); asap_ref/oracle/README.md, "Sinkhorn". The masked and rectangular marginals are derived, not the paper's.
 
     Examples
     --------
@@ -196,12 +184,11 @@ def _check_dual(scores, dual, onto):
         )
 
 
-# --------------------------------------------------------------------------------------------- the plan
-
-
 @operator
 def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0, query_mask=None, key_mask=None):
     """The plan that a pair of duals stands for, ``P_ij = exp((f_i + g_j + S_ij) / epsilon)``.
+
+    O(nm). Source: Peyré & Cuturi, Proposition 4.3; asap_ref/oracle/README.md, "Shapes and marginals".
 
     Parameters
     ----------
@@ -219,10 +206,6 @@ def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0,
     ------
     FloatingPointError
         If the duals do not belong to the scores and the plan overflows.
-
-    Notes
-    -----
-    O(nm). Source: Peyré & Cuturi, Proposition 4.3; asap_ref/oracle/README.md, "Shapes and marginals".
 
     Examples
     --------
@@ -264,12 +247,12 @@ def transport_plan_vjp(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=
     return P, vjp
 
 
-# ------------------------------------------------------------------------ the two-sided entropic c-transform
-
-
 @operator
 def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0, query_mask=None, key_mask=None):
     """Rebuild both duals from a (predicted) query dual: one Sinkhorn iteration from a good start.
+
+    O(nm). The closing step of ASAP (paper). Fed the query dual of iteration T - 1 it returns exactly the
+    duals of a teacher of T iterations: that dual is called *closure-ready*.
 
     Parameters
     ----------
@@ -282,11 +265,6 @@ def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0
     -------
     Duals
         g = c-transform of the prediction onto keys, then f = c-transform of g onto queries: rows are exact.
-
-    Notes
-    -----
-    O(nm). The closing step of ASAP (paper). Fed the query dual of iteration T - 1 it returns exactly the
-    duals of a teacher of T iterations: that dual is called *closure-ready*.
 
     Examples
     --------
