@@ -27,18 +27,14 @@ from asap_ref.support.trees import map_leaves
 def amortized_query_dual(
     q: "... H n d", k: "... H m d", families: "...", weights: "...", *, query_mask=None, key_mask=None
 ):
-    """Predict the query dual, ``f_hat = Phiᵀ w`` (paper).
-
-    The cost is that of `dual_features`.
+    """Predict the query dual, ``f_hat = Phiᵀ w`` (paper), at the cost of `dual_features`.
 
     Parameters
     ----------
     q, k, query_mask, key_mask
         Queries and keys of H heads; masks are True at valid tokens.
-    families : sequence of Family
-        Of the features Phi, as in `dual_features`.
-    weights : array (H, F)
-        One for each head and feature.
+    families, weights : sequence of Family, array (H, F)
+        Of the features Phi, as in `dual_features`; one for each head and feature.
 
     Returns
     -------
@@ -104,13 +100,9 @@ class Amortizer(
 
     Examples
     --------
-    >>> rng = np.random.default_rng(0)
-    >>> q, k = rng.standard_normal((2, 16, 1, 6, 4))  # 16 sequences, one head, 6 tokens, dimension 4
     >>> from asap_ref import fit_amortizer
-    >>> amortizer = fit_amortizer([(q, k)], n_slices=4, n_iter=5)
-    >>> amortizer.predict(q, k).shape
-    (16, 1, 6)
-    >>> amortizer
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 16, 1, 6, 4))  # 16 sequences, 1 head, 6 tokens, d = 4
+    >>> fit_amortizer([(q, k)], n_slices=4, n_iter=5)
     <Amortizer: heads 1, slices 4 + cumulants 3, for T = 5 at epsilon 1 by regression, R² 0.96 to 0.96>
     """
 

@@ -43,14 +43,12 @@ def kantorovich_potentials_1d(
 
     Parameters
     ----------
-    x, y
-        The samples; leading axes are independent problems.
+    x, y, x_mask, y_mask
+        The samples; leading axes are independent problems. True at samples, False at padding.
     cost : {"bilinear", "sqeuclidean"}
         ``c(x, y) = -x y`` or ``(x - y)² / 2`` (mind the half). They differ by terms in x and y alone.
     x_weights, y_weights
         Mass of each sample, not negative, not all zero, up to a factor; uniform when not given. Settings: no gradient.
-    x_mask, y_mask
-        True at samples, False at padding.
 
     Returns
     -------
@@ -63,18 +61,8 @@ def kantorovich_potentials_1d(
     >>> import numpy as np
     >>> x, y = np.asarray([1.0, 3.0, 2.0]), np.asarray([0.0, 2.0, 1.0])
     >>> phi, psi = kantorovich_potentials_1d(x, y)
-    >>> phi
-    array([ 0.83333333, -1.16666667,  0.33333333])
-    >>> bool(np.all(phi[:, None] + psi[None, :] <= -np.outer(x, y) + 1e-12))
-    True
     >>> float(phi.sum() + psi.sum()), float(-np.sort(x) @ np.sort(y))  # no duality gap
     (-8.0, -8.0)
-
-    The single y meets both x, the heavier one with more of its mass:
-
-    >>> weights = np.asarray([0.75, 0.25])
-    >>> kantorovich_potentials_1d(np.asarray([0.0, 4.0]), np.ones(1), x_weights=weights)
-    (array([ 1., -3.]), array([-1.]))
     """
     extra = _checked(cost, x_weights, y_weights, x_mask, y_mask)
     if _is_square(x, y, extra):
@@ -96,8 +84,7 @@ def kantorovich_potentials_1d_vjp(
     >>> import numpy as np
     >>> x, y = np.asarray([1.0, 3.0]), np.asarray([0.0, 2.0])
     >>> (phi, psi), vjp = kantorovich_potentials_1d_vjp(x, y)
-    >>> d_x, d_y = vjp((np.asarray([1.0, 0.0]), np.zeros(2)))
-    >>> d_x, d_y
+    >>> vjp((np.asarray([1.0, 0.0]), np.zeros(2)))
     (array([-0.5,  0.5]), array([0.5, 0.5]))
     """
     extra = _checked(cost, x_weights, y_weights, x_mask, y_mask)

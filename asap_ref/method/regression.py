@@ -24,13 +24,8 @@ class SufficientStatistics(SavedArrays):
 
     Examples
     --------
-    >>> rng = np.random.default_rng(0)
-    >>> features, target = rng.standard_normal((2, 1, 3, 5)), rng.standard_normal((2, 1, 5))
-    >>> whole = SufficientStatistics.of(features, target)
-    >>> first, second = (SufficientStatistics.of(features[i], target[i]) for i in (0, 1))
-    >>> np.allclose(whole.gram, (first + second).gram), whole.count == (first + second).count
-    (True, True)
-    >>> whole
+    >>> features, target = np.ones((2, 1, 3, 5)), np.ones((2, 1, 5))
+    >>> SufficientStatistics.of(features[0], target[0]) + SufficientStatistics.of(features[1], target[1])
     <SufficientStatistics: heads 1, features 3, tokens 10>
     """
 
@@ -63,12 +58,8 @@ class SufficientStatistics(SavedArrays):
                 f"statistics of {self.gram.shape[:2]} and of {other.gram.shape[:2]} heads and features cannot be "
                 "merged; they must come from the same heads, slices and feature families"
             )
-        return SufficientStatistics(
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.square + other.square,
-            self.count + other.count,
-        )
+        gram, cross, square = self.gram + other.gram, self.cross + other.cross, self.square + other.square
+        return SufficientStatistics(gram, cross, square, self.count + other.count)
 
     def of_slices(self, picked, candidates):
         """Statistics of some of the slices, (H, L) indices into the first ``candidates`` features, and all others."""

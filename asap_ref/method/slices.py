@@ -25,14 +25,10 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
 
     Parameters
     ----------
-    dim : int
-        d, the dimension of a head.
-    n_slices : int
-        L, the number of directions.
+    dim, n_slices, seed
+        The dimension d of a head, the number L of directions, and an integer or numpy.random.Generator.
     kind : {"orthogonal", "gaussian"}
-        Independent uniform directions ("gaussian": normalised Gaussian vectors), or blocks of d orthonormal
-        ones ("orthogonal", which cover the space more evenly).
-    seed : int or numpy.random.Generator
+        Blocks of d orthonormal directions, which cover the space more evenly, or independent uniform ones.
 
     Returns
     -------
@@ -84,8 +80,7 @@ def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, 
 
     Examples
     --------
-    >>> rng = np.random.default_rng(0)
-    >>> q, k = rng.standard_normal((2, 5, 8)), rng.standard_normal((2, 5, 8))
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 2, 5, 8))
     >>> phi, psi = sliced_potentials(q, k, slice_directions(8, 3))
     >>> phi.shape
     (2, 3, 5)
@@ -97,15 +92,12 @@ def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, 
 
 @vjp_of(sliced_potentials)
 def sliced_potentials_vjp(q, k, directions, *, query_mask=None, key_mask=None):
-    """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_q, d_k, d_directions)``.
-
-    Derived.
+    """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_q, d_k, d_directions)``. Derived.
 
     Examples
     --------
-    >>> q, k, theta = np.ones((1, 2, 2)), np.ones((1, 2, 2)), np.eye(2)
-    >>> (phi, psi), vjp = sliced_potentials_vjp(q, k, theta)
-    >>> [d.shape for d in vjp((phi, psi))]
+    >>> potentials, vjp = sliced_potentials_vjp(np.ones((1, 2, 2)), np.ones((1, 2, 2)), np.eye(2))
+    >>> [d.shape for d in vjp(potentials)]
     [(1, 2, 2), (1, 2, 2), (2, 2)]
     """
     xp = array_namespace(q, k, directions)

@@ -68,7 +68,7 @@ def attention_scores(q: "... n d", k: "... m d"):
 
 @vjp_of(attention_scores)
 def attention_scores_vjp(q, k):
-    """Scores and their VJP, ``vjp(dS) -> (dq, dk)``.
+    """Scores and their VJP, ``vjp(dS) -> (dq, dk) = (dS k, dSᵀ q) / sqrt(d)``.
 
     Examples
     --------
@@ -99,14 +99,10 @@ def entropic_c_transform(
 
     Parameters
     ----------
-    scores, query_mask, key_mask
-        Similarity S, the negative of the transport cost. Masks are True at valid tokens.
-    dual
-        The dual that is known: (..., n) if onto="key", (..., m) if onto="query".
-    onto : {"key", "query"}
-        The side whose dual is computed.
-    epsilon : float
-        Regularisation, in the units of the scores; positive.
+    scores, epsilon, query_mask, key_mask
+        Similarity S; regularisation in its units, positive; True at valid tokens.
+    dual, onto : array (..., n), "key" or array (..., m), "query"
+        The dual that is known, and the side whose dual is computed.
 
     Returns
     -------
@@ -116,9 +112,8 @@ def entropic_c_transform(
     Examples
     --------
     >>> import numpy as np
-    >>> scores = np.zeros((2, 4))
-    >>> entropic_c_transform(scores, np.zeros(2), onto="key")  # log(2/4) - log(2)
-    array([-1.38629436, -1.38629436, -1.38629436, -1.38629436])
+    >>> entropic_c_transform(np.zeros((2, 4)), np.zeros(2), onto="key").round(3)  # log(2/4) - log(2)
+    array([-1.386, -1.386, -1.386, -1.386])
     """
     _check_dual(scores, dual, onto)
     valid = valid_pairs(query_mask, key_mask)
@@ -142,8 +137,7 @@ def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mas
     --------
     >>> import numpy as np
     >>> g, vjp = entropic_c_transform_vjp(np.zeros((2, 2)), np.zeros(2), onto="key")
-    >>> d_scores, d_dual = vjp(np.asarray([1.0, 0.0]))
-    >>> d_dual
+    >>> vjp(np.asarray([1.0, 0.0]))[1]
     array([-0.5, -0.5])
     """
     xp = array_namespace(scores, dual)
@@ -175,9 +169,9 @@ def _negative_lse(exponents, axis, valid):
 def _check_dual(scores, dual, onto):
     check_choice(onto, "onto", "entropic_c_transform", ("key", "query"))
     *leading, n, m = scores.shape
-    expected = (*leading, n if onto == "key" else m)
+    side, length = ("query", n) if onto == "key" else ("key", m)
+    expected = (*leading, length)
     if tuple(dual.shape) != expected:
-        side = "query" if onto == "key" else "key"
         raise ValueError(
             f"entropic_c_transform: onto={onto!r} takes a {side} dual of shape {expected} for scores of shape "
             f"{tuple(scores.shape)}, got {tuple(dual.shape)}"
@@ -188,33 +182,25 @@ def _check_dual(scores, dual, onto):
 def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0, query_mask=None, key_mask=None):
     """The plan that a pair of duals stands for, ``P_ij = exp((f_i + g_j + S_ij) / epsilon)``.
 
+    It overflows, with a FloatingPointError, if the duals do not belong to the scores.
     O(nm). Source: Peyré & Cuturi, Proposition 4.3; asap_ref/oracle/README.md, "Shapes and marginals".
 
     Parameters
     ----------
-    scores, epsilon, query_mask, key_mask
-        As in `entropic_c_transform`, and the same as the duals were computed with.
-    duals : Duals
-        Query dual and key dual.
+    scores, duals, epsilon, query_mask, key_mask
+        As in `entropic_c_transform`, and the same as the `Duals` were computed with.
 
     Returns
     -------
     array (..., n, m)
         Zero in masked rows and columns.
 
-    Raises
-    ------
-    FloatingPointError
-        If the duals do not belong to the scores and the plan overflows.
-
     Examples
     --------
     >>> import numpy as np
-    >>> scores = np.asarray([[3.0, 0.0], [0.0, 3.0]])
-    >>> from asap_ref.method.sinkhorn import sinkhorn
-    >>> P = transport_plan(scores, sinkhorn(scores))
-    >>> P.sum(axis=0), P.sum(axis=1)
-    (array([1., 1.]), array([1., 1.]))
+    >>> transport_plan(np.zeros((2, 2)), Duals(np.log([0.5, 0.5]), np.zeros(2)))
+    array([[0.5, 0.5],
+           [0.5, 0.5]])
     """
     xp = array_namespace(scores, *duals)
     f, g = duals
@@ -233,9 +219,8 @@ def transport_plan_vjp(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=
     --------
     >>> import numpy as np
     >>> P, vjp = transport_plan_vjp(np.zeros((1, 2)), Duals(np.zeros(1), np.zeros(2)))
-    >>> d_scores, d_duals = vjp(np.ones((1, 2)))
-    >>> d_duals.query
-    array([2.])
+    >>> vjp(np.ones((1, 2)))[1]
+    Duals(query=array([2.]), key=array([1., 1.]))
     """
     xp = array_namespace(scores, *duals)
     P = transport_plan(scores, duals, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
@@ -256,10 +241,8 @@ def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0
 
     Parameters
     ----------
-    query_dual
-        A prediction of f, up to a constant.
-    scores, epsilon, query_mask, key_mask
-        As in `entropic_c_transform`.
+    scores, query_dual, epsilon, query_mask, key_mask
+        As in `entropic_c_transform`; the dual is a prediction of f, up to a constant.
 
     Returns
     -------
@@ -270,9 +253,8 @@ def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0
     --------
     >>> import numpy as np
     >>> from asap_ref.method.sinkhorn import sinkhorn
-    >>> scores = np.asarray([[3.0, 0.0], [1.0, 2.0]])
-    >>> start = sinkhorn(scores, n_iter=4).query
-    >>> np.allclose(two_sided_c_transform(scores, start).key, sinkhorn(scores, n_iter=5).key)
+    >>> S = np.asarray([[3.0, 0.0], [1.0, 2.0]])
+    >>> np.allclose(two_sided_c_transform(S, sinkhorn(S, n_iter=4).query), sinkhorn(S, n_iter=5))
     True
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
@@ -291,8 +273,7 @@ def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=Non
     --------
     >>> import numpy as np
     >>> duals, vjp = two_sided_c_transform_vjp(np.zeros((2, 2)), np.zeros(2))
-    >>> d_scores, d_query_dual = vjp(Duals(np.asarray([1.0, 0.0]), np.zeros(2)))
-    >>> d_query_dual
+    >>> vjp(Duals(np.asarray([1.0, 0.0]), np.zeros(2)))[1]
     array([0.5, 0.5])
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
@@ -320,17 +301,14 @@ def marginal_error(plan: "... n m", *, query_mask=None, key_mask=None):
     Returns
     -------
     (array (...), array (...))
-        Row error and column error, one per leading index. After `sinkhorn` the row error is rounding and
-        the column error says how far it is from convergence.
+        Row and column error. After `sinkhorn` the first is rounding; the second says how far it has converged.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.method.sinkhorn import sinkhorn
-    >>> scores = np.asarray([[4.0, 0.0], [3.0, 0.0]])
-    >>> rows, columns = marginal_error(transport_plan(scores, sinkhorn(scores, n_iter=0)))
-    >>> print(f"{float(rows):.2f} {float(columns):.2f}")
-    0.00 0.93
+    >>> rows, columns = marginal_error(np.asarray([[0.5, 0.5], [0.75, 0.25]]))
+    >>> float(rows), float(columns)
+    (0.0, 0.25)
     """
     xp = array_namespace(plan)
     rows = keep(xp.abs(xp.sum(plan, axis=-1) - 1), query_mask)
