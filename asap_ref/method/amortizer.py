@@ -20,7 +20,7 @@ from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.printing import extent, in_short
 from asap_ref.support.saved import SavedWeights
 from asap_ref.support.tables import html_table
-from asap_ref.support.trees import map_leaves
+from asap_ref.support.trees import place_like
 
 
 @operator
@@ -140,13 +140,9 @@ class Amortizer(
 
     def placed(self, like, name, make):
         """What ``make()`` gives, its arrays in the module, dtype and device of ``like``; made once."""
-        xp = array_namespace(like)
-        key = (name, xp.__name__, str(like.dtype), str(like.device))
+        key = (name, array_namespace(like).__name__, str(like.dtype), str(like.device))
         if key not in self._placed:
-            # torch takes no reversed views, which eigenvectors in descending order are
-            self._placed[key] = map_leaves(
-                lambda x: xp.asarray(np.ascontiguousarray(x), dtype=like.dtype, device=like.device), make()
-            )
+            self._placed[key] = place_like(like, make())
         return self._placed[key]
 
     def predict(self, q, k, *, query_mask=None, key_mask=None):

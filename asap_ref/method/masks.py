@@ -40,14 +40,7 @@ def at_valid_pairs(x, query_mask, key_mask):
 
 
 def column_mass(scores, query_mask=None, key_mask=None):
-    """n'/m', what each valid column of a plan sums to: a float, or (..., 1) where masks differ.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> column_mass(np.zeros((2, 4))), column_mass(np.zeros((2, 4)), None, np.asarray([True, False, False, False]))
-    (0.5, array([2.]))
-    """
+    """n'/m', what each valid column of a plan sums to: a float, or (..., 1) where there are masks."""
     xp = array_namespace(scores)
     n, m = scores.shape[-2:]
     if query_mask is None and key_mask is None:
@@ -69,14 +62,7 @@ def token_count(x, mask):
 
 
 def centred(x, mask):
-    """Take from x (..., n) its mean over tokens; zero at padding. It is its own VJP.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> centred(np.asarray([1.0, 3.0, np.nan]), np.asarray([True, True, False]))
-    array([-1.,  1.,  0.])
-    """
+    """Take from x (..., n) its mean over tokens; zero at padding. It is its own VJP."""
     xp = array_namespace(x)
     if mask is None:
         return x - xp.mean(x, axis=-1, keepdims=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from asap_ref.method.masks import centred, keep_tokens
+from asap_ref.method.masks import centred, keep_tokens, of_features
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.support.arrays import array_namespace, transpose
 from asap_ref.support.contracts import operator, vjp_of
@@ -125,8 +125,7 @@ def _samples(q, k, directions, query_mask, key_mask):
         d**-0.25 * (transpose(directions) @ transpose(keep_tokens(tokens, mask)))
         for tokens, mask in ((q, query_mask), (k, key_mask))
     )
-    x_mask, y_mask = (mask if mask is None else mask[..., None, :] for mask in (query_mask, key_mask))
-    return x, y, dict(x_mask=x_mask, y_mask=y_mask)
+    return x, y, dict(x_mask=of_features(query_mask), y_mask=of_features(key_mask))
 
 
 def check_directions(name, directions, q):

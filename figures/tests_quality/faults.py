@@ -122,7 +122,7 @@ FAULTS = [
         ("method/potentials.py", "[zero, d_slope], axis=-1) + xp", "[zero, d_slope], axis=-1) - xp"),
         ("method/potentials.py", "(ys - xs) * d_psi", "(xs - ys) * d_psi"),
         ("method/potentials.py", " and all(given is None for given in extra)", ""),
-        ("method/potentials.py", "(weights >= 0)", "(weights > 0)"),
+        ("method/staircase.py", "(weights >= 0)", "(weights > 0)"),
         ("method/staircase.py", "xp.clip((i * m_ - 1) // n_, 0, m - 1)", "xp.clip(i * m_ // n_, 0, m - 1)"),
         ("method/staircase.py", "xp.clip((j * n_ - 1) // m_, 0, n - 1)", "xp.clip(j * n_ // m_, 0, n - 1)"),
         (
