@@ -31,8 +31,6 @@ def amortized_query_dual(
 
     Parameters
     ----------
-    q, k, query_mask, key_mask
-        Queries and keys of H heads; masks are True at valid tokens.
     families, weights : sequence of Family, array (H, F)
         Of the features Phi, as in `dual_features`; one for each head and feature.
 

@@ -22,11 +22,6 @@ def softmax_attention(q: "... n d", k: "... m d", v: "... m p", *, query_mask=No
 
     O(n m (d + p)). Source: Vaswani et al. 2017, equation 1.
 
-    Parameters
-    ----------
-    q, k, v, query_mask, key_mask
-        Queries, keys and values; masks are True at valid tokens.
-
     Returns
     -------
     array (..., n, p)
@@ -78,10 +73,8 @@ def sinkhorn_attention(
 
     Parameters
     ----------
-    q, k, v, query_mask, key_mask
-        Queries, keys and values; masks are True at valid tokens.
-    n_iter, epsilon
-        T, of which 0 is softmax attention at temperature epsilon; regularisation in the units of the scores.
+    n_iter : int
+        T; 0 is softmax attention at temperature epsilon.
 
     Returns
     -------
@@ -139,8 +132,6 @@ def asap_attention(q: "... H n d", k: "... H m d", v: "... H m p", amortizer, *,
 
     Parameters
     ----------
-    q, k, v, query_mask, key_mask
-        Queries, keys and values of H heads; masks are True at valid tokens.
     amortizer : Amortizer
         Of as many heads, as from `fit_amortizer`; its epsilon is used.
 

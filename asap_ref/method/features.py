@@ -30,7 +30,7 @@ class Family:
 
     Examples
     --------
-    A family is asked for by its name, as in ``fit_amortizer(batches, cumulants=True)``; extensions/__init__.py makes one.
+    How to make one is in extensions/__init__.py. It is asked for by name: ``fit_amortizer(batches, cumulants=True)``.
 
     >>> issubclass(Slices, Family), FAMILIES["slices"] is Slices
     (True, True)
@@ -112,8 +112,6 @@ def dual_features(q: "... n d", k: "... m d", families: "...", *, query_mask=Non
 
     Parameters
     ----------
-    q, k, query_mask, key_mask
-        Queries and keys; masks are True at valid tokens.
     families : sequence of Family
         Their arrays are of the module, device and dtype of q, and fit it.
 

@@ -41,8 +41,6 @@ def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_
 
     Parameters
     ----------
-    scores, epsilon, query_mask, key_mask
-        As in `entropic_c_transform`; scores of any size.
     n_iter, init : int, array
         T, the number of iterations, of which 0 is softmax; a query dual to start from instead of softmax.
 

@@ -68,10 +68,8 @@ def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, 
 
     Parameters
     ----------
-    q, k, query_mask, key_mask
-        Queries and keys; of H heads where each has its own directions. Masks are True at valid tokens.
     directions
-        As from `slice_directions`, converted to the module and dtype of q.
+        As from `slice_directions`, converted to the module and dtype of q; where each of H heads has its own, q has H.
 
     Returns
     -------

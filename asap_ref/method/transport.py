@@ -47,11 +47,6 @@ def attention_scores(q: "... n d", k: "... m d"):
 
     O(n m d). Source: Vaswani et al. 2017, equation 1.
 
-    Parameters
-    ----------
-    q, k
-        Queries and keys.
-
     Returns
     -------
     array (..., n, m)
@@ -99,8 +94,6 @@ def entropic_c_transform(
 
     Parameters
     ----------
-    scores, epsilon, query_mask, key_mask
-        Similarity S; regularisation in its units, positive; True at valid tokens.
     dual, onto : array (..., n), "key" or array (..., m), "query"
         The dual that is known, and the side whose dual is computed.
 
@@ -187,8 +180,8 @@ def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0,
 
     Parameters
     ----------
-    scores, duals, epsilon, query_mask, key_mask
-        As in `entropic_c_transform`, and the same as the `Duals` were computed with.
+    duals : Duals
+        Computed with the same scores, epsilon and masks.
 
     Returns
     -------
@@ -241,8 +234,8 @@ def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0
 
     Parameters
     ----------
-    scores, query_dual, epsilon, query_mask, key_mask
-        As in `entropic_c_transform`; the dual is a prediction of f, up to a constant.
+    query_dual
+        A prediction of f, up to a constant.
 
     Returns
     -------
@@ -295,8 +288,8 @@ def marginal_error(plan: "... n m", *, query_mask=None, key_mask=None):
 
     Parameters
     ----------
-    plan, query_mask, key_mask
-        As `transport_plan` gives and takes them.
+    plan
+        As `transport_plan` gives it.
 
     Returns
     -------
