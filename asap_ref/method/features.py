@@ -16,10 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from asap_ref.method.slices import check_directions, sliced_potentials, sliced_potentials_vjp
+from asap_ref.method.slices import sliced_potentials, sliced_potentials_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.printing import shapes_of_fields
+from asap_ref.support.settings import check_directions
 from asap_ref.support.trees import map_leaves
 
 FAMILIES = {}  # its name in files, and as a setting of `fit_amortizer` -> the class of a family

@@ -70,23 +70,6 @@ def centred(x, mask):
     return keep(x - xp.sum(x, axis=-1, keepdims=True) / token_count(x, mask), mask)
 
 
-def below_top(x, mask):
-    """Take from x (..., n) its largest value over tokens, which becomes zero; zero at padding."""
-    xp = array_namespace(x)
-    tokens = x if mask is None else xp.where(mask, x, -xp.inf)
-    return keep(x - xp.max(tokens, axis=-1, keepdims=True), mask)
-
-
 def of_features(mask):
     """One mask for all features: (..., n) -> (..., 1, n)."""
     return None if mask is None else mask[..., None, :]
-
-
-def mean_and_covariance(x, mask):
-    """Mean and covariance over tokens: (..., n, d) -> mean (..., 1, d), x less its mean, Cov (..., d, d), and n'."""
-    xp = array_namespace(x)
-    x = keep_tokens(x, mask)
-    count = x.shape[-2] if mask is None else token_count(x[..., 0], mask)[..., None]  # an integer, or (..., 1, 1)
-    mean = xp.ones_like(x[..., None, :, 0]) @ x / count  # a product is the fastest sum of rows
-    spread = keep_tokens(x - mean, mask)
-    return mean, spread, xp.matrix_transpose(spread) @ spread / count, count

@@ -15,7 +15,7 @@ from asap_ref.method.masks import centred, keep_tokens, of_features
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.support.arrays import array_namespace, transpose
 from asap_ref.support.contracts import operator, vjp_of
-from asap_ref.support.settings import check_choice, check_count
+from asap_ref.support.settings import check_choice, check_count, check_directions
 
 
 def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
@@ -124,14 +124,3 @@ def _samples(q, k, directions, query_mask, key_mask):
         for tokens, mask in ((q, query_mask), (k, key_mask))
     )
     return x, y, dict(x_mask=of_features(query_mask), y_mask=of_features(key_mask))
-
-
-def check_directions(name, directions, q):
-    """Raise unless the directions are (d, L), or (H, d, L) with the heads of q (..., H, n, d)."""
-    d = q.shape[-1]
-    own = directions.ndim == 3 and q.ndim >= 3 and directions.shape[0] == q.shape[-3]
-    if not (directions.ndim == 2 or own) or directions.shape[-2] != d:
-        heads = f" or (H, d, L) with H = {q.shape[-3]}" if q.ndim >= 3 else ""
-        raise ValueError(
-            f"{name} has shape {tuple(directions.shape)}, expected (d, L){heads}, with d = {d} as in q and k"
-        )
