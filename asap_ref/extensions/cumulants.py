@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from asap_ref.fast.form import fast_form
-from asap_ref.fast.quadratic_form import QuadraticForm
+from asap_ref.fast.quadratic_form import QuadraticForm, mean_and_covariance
 from asap_ref.method.features import Family
-from asap_ref.method.masks import centred, keep_tokens, mean_and_covariance, of_features
+from asap_ref.method.masks import centred, keep_tokens, of_features
 from asap_ref.support.arrays import array_namespace, transpose
 
 

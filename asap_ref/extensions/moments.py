@@ -21,9 +21,9 @@ import numpy as np
 
 from asap_ref.extensions.quadratic import OnBasis
 from asap_ref.fast.form import fast_form
-from asap_ref.fast.quadratic_form import Lifted, QuadraticForm
+from asap_ref.fast.quadratic_form import Lifted, QuadraticForm, mean_and_covariance
 from asap_ref.method.features import Family
-from asap_ref.method.masks import centred, keep, mean_and_covariance, of_features
+from asap_ref.method.masks import centred, keep, of_features
 from asap_ref.support.arrays import array_namespace, transpose
 
 

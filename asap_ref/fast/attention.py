@@ -13,12 +13,12 @@ import math
 import numpy as np
 
 from asap_ref.fast import kernels
-from asap_ref.fast.from_dual import attention_from_dual, divisor, tiles
+from asap_ref.fast.from_dual import attention_from_dual, below_top, divisor, tiles
 from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.scaling import scale, scaled_attention, scaled_attention_vjp
 from asap_ref.fast.threads import over_problems, over_problems_vjp, within_a_chunk
 from asap_ref.method import attention as readable
-from asap_ref.method.masks import below_top, column_mass, keep_tokens, valid_pairs, without_padding
+from asap_ref.method.masks import column_mass, keep_tokens, valid_pairs, without_padding
 from asap_ref.method.transport import attention_scores, attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, one_pass, transpose
 from asap_ref.support.contracts import fast_form_of

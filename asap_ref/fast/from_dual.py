@@ -23,7 +23,7 @@ import math
 
 import numpy as np
 
-from asap_ref.method.masks import below_top, keep, keep_tokens
+from asap_ref.method.masks import keep, keep_tokens
 from asap_ref.method.transport import attention_scores, transport_plan, two_sided_c_transform
 from asap_ref.support.arrays import array_namespace, one_pass, transpose
 
@@ -44,6 +44,13 @@ def attention_from_dual(q, k, v, f_hat, query_mask, key_mask, *, epsilon, block=
     xp = array_namespace(q, k, v, f_hat)
     out, good = _from_slabs(*problem, epsilon, block)
     return out if bool(xp.all(good)) else xp.where(good[..., None, None], out, _in_log_domain(*problem, epsilon))
+
+
+def below_top(x, mask):
+    """Take from x (..., n) its largest value over tokens, which becomes zero; zero at padding."""
+    xp = array_namespace(x)
+    tokens = x if mask is None else xp.where(mask, x, -xp.inf)
+    return keep(x - xp.max(tokens, axis=-1, keepdims=True), mask)
 
 
 def tiles(count, size, least=1):

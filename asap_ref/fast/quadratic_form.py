@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from asap_ref.method.masks import mean_and_covariance
+from asap_ref.method.masks import keep_tokens, token_count
 from asap_ref.support.arrays import array_namespace, one_pass, transpose
 
 
@@ -78,3 +78,13 @@ class QuadraticForm:
 @one_pass
 def _scaled_sum(xp, a, x, y):
     return a * x + y
+
+
+def mean_and_covariance(x, mask):
+    """Mean and covariance over tokens: (..., n, d) -> mean (..., 1, d), x less its mean, Cov (..., d, d), and n'."""
+    xp = array_namespace(x)
+    x = keep_tokens(x, mask)
+    count = x.shape[-2] if mask is None else token_count(x[..., 0], mask)[..., None]  # an integer, or (..., 1, 1)
+    mean = xp.ones_like(x[..., None, :, 0]) @ x / count  # a product is the fastest sum of rows
+    spread = keep_tokens(x - mean, mask)
+    return mean, spread, xp.matrix_transpose(spread) @ spread / count, count

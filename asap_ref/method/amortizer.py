@@ -9,44 +9,35 @@ Shapes: q (..., H, n, d), k (..., H, m, d), weights (H, F), query dual (..., H, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from asap_ref.method.features import FAMILIES, check_families, dual_features, dual_features_vjp, of_heads
 from asap_ref.method.regression import SufficientStatistics
-from asap_ref.support import files
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.printing import extent, in_short
+from asap_ref.support.saved import SavedWeights
 from asap_ref.support.tables import html_table
-from asap_ref.support.trees import map_leaves
+from asap_ref.support.trees import place_like
 
 
 @operator
 def amortized_query_dual(
     q: "... H n d", k: "... H m d", families: "...", weights: "...", *, query_mask=None, key_mask=None
 ):
-    """Predict the query dual, ``f_hat = Phiᵀ w`` (paper).
+    """Predict the query dual, ``f_hat = Phiᵀ w`` (paper), at the cost of `dual_features`.
 
     Parameters
     ----------
-    q, k
-        Queries and keys of H heads.
-    families : sequence of Family
-        Of the features Phi, as in `dual_features`.
-    weights : array (H, F)
-        One for each head and feature.
-    query_mask, key_mask
-        True at valid tokens.
+    families, weights : sequence of Family, array (H, F)
+        Of the features Phi, as in `dual_features`; one for each head and feature.
 
     Returns
     -------
     array (..., H, n)
         Mean zero over the valid tokens, zero at the others.
-
-    Notes
-    -----
-    The cost is that of `dual_features`.
 
     Examples
     --------
@@ -94,23 +85,22 @@ def check_weights(q, families, weights):
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (H, F) = {expected}")
 
 
-SETTINGS = ("epsilon", "n_iter", "objective", "refine")  # saved as JSON beside the arrays
-MEASURED = ("r_squared", "slice_errors")  # arrays that may be missing
-
-
 @dataclass(frozen=True)
-class Amortizer:
+class Amortizer(
+    SavedWeights,
+    kind="amortizer",
+    settings=("epsilon", "n_iter", "objective", "refine"),
+    measured=("r_squared", "slice_errors"),
+    families=FAMILIES,
+    statistics=SufficientStatistics,
+):
     """A calibrated map from queries and keys to the query dual, with the settings that made it.
 
     Examples
     --------
-    >>> rng = np.random.default_rng(0)
-    >>> q, k = rng.standard_normal((2, 16, 1, 6, 4))  # 16 sequences, one head, 6 tokens, dimension 4
     >>> from asap_ref import fit_amortizer
-    >>> amortizer = fit_amortizer([(q, k)], n_slices=4, n_iter=5)
-    >>> amortizer.predict(q, k).shape
-    (16, 1, 6)
-    >>> amortizer
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 16, 1, 6, 4))  # 16 sequences, 1 head, 6 tokens, d = 4
+    >>> fit_amortizer([(q, k)], n_slices=4, n_iter=5)
     <Amortizer: heads 1, slices 4 + cumulants 3, for T = 5 at epsilon 1 by regression, R² 0.96 to 0.96>
     """
 
@@ -133,10 +123,10 @@ class Amortizer:
     def __repr__(self):
         features = " + ".join(f"{family.name} {family.count}" for family in self.families)
         teacher = f"for T = {self.n_iter} at epsilon {self.epsilon:g} by {self.objective}"
-        more = f", refine {self.refine}" if self.refine else ""
-        if self.r_squared is not None:
-            more += f", R² {np.min(self.r_squared):.2f} to {np.max(self.r_squared):.2f}"
-        return f"<Amortizer: heads {len(self.weights)}, {features}, {teacher}{more}>"
+        refine = f"refine {self.refine}" if self.refine else ""
+        return in_short(
+            self, f"heads {len(self.weights)}", features, teacher, refine, extent("R²", self.r_squared)
+        )
 
     def _repr_html_(self):
         measured = [] if self.r_squared is None else [["R²", *(f"{x:.3f}" for x in self.r_squared)]]
@@ -148,13 +138,9 @@ class Amortizer:
 
     def placed(self, like, name, make):
         """What ``make()`` gives, its arrays in the module, dtype and device of ``like``; made once."""
-        xp = array_namespace(like)
-        key = (name, xp.__name__, str(like.dtype), str(like.device))
+        key = (name, array_namespace(like).__name__, str(like.dtype), str(like.device))
         if key not in self._placed:
-            # torch takes no reversed views, which eigenvectors in descending order are
-            self._placed[key] = map_leaves(
-                lambda x: xp.asarray(np.ascontiguousarray(x), dtype=like.dtype, device=like.device), make()
-            )
+            self._placed[key] = place_like(like, make())
         return self._placed[key]
 
     def predict(self, q, k, *, query_mask=None, key_mask=None):
@@ -180,56 +166,3 @@ class Amortizer:
             r_squared=None if self.r_squared is None else self.r_squared[heads],
             statistics=None if self.statistics is None else self.statistics.of_heads(heads),
         )
-
-    # ------------------------------------------------------------------------------------------------ files
-
-    def save(self, path):
-        """Write the amortizer as .npz, atomically."""
-        files.save(path, "amortizer", *self.state())
-
-    @classmethod
-    def load(cls, path):
-        """Read an amortizer that `save` wrote."""
-        return files.load(path, "amortizer", cls.from_state)
-
-    def state(self):
-        """(nested dict of arrays, JSON-ready settings), from which `from_state` rebuilds the amortizer."""
-        arrays = {"weights": self.weights} | {name: getattr(self, name) for name in MEASURED}
-        arrays = {name: x for name, x in arrays.items() if x is not None}
-        for i, family in enumerate(self.families):
-            arrays[f"family{i}"] = {each.name: getattr(family, each.name) for each in fields(family)}
-        if self.statistics is not None:
-            arrays["statistics"] = self.statistics.state()
-        names = [family.name for family in self.families]
-        return arrays, {"families": names} | {name: getattr(self, name) for name in SETTINGS}
-
-    @classmethod
-    def from_state(cls, arrays, settings):
-        """Rebuild an amortizer from its `state`, or from what release 0.1 wrote."""
-        if "families" not in settings:
-            arrays, settings = _from_0_1(arrays, settings)
-        arrays, settings = dict(arrays), dict(settings)
-        names = settings.pop("families")
-        unknown = [name for name in names if name not in FAMILIES]
-        if unknown:
-            raise ValueError(f"families {unknown} are not among those here, {list(FAMILIES)}; import their module")
-        families = tuple(FAMILIES[name](**arrays.pop(f"family{i}", {})) for i, name in enumerate(names))
-        if "statistics" in arrays:
-            arrays["statistics"] = SufficientStatistics.from_state(arrays["statistics"])
-        if settings.keys() != set(SETTINGS):
-            raise ValueError(f"settings are {sorted(settings)}, expected {sorted(SETTINGS)}")
-        return cls(families, **arrays, **settings)
-
-
-def _from_0_1(arrays, settings):
-    """What release 0.1 wrote, family by family: it knew four by name, and a hidden layer that is no more."""
-    if "hidden" in arrays:
-        raise ValueError("a hidden layer was left out after release 0.1, since it did not pay; calibrate anew")
-    arrays, settings = dict(arrays), dict(settings)
-    basis = {"basis": arrays.pop("basis")} if "basis" in arrays else None
-    families = [("slices", {"directions": arrays.pop("directions")})]
-    families += [("cumulants", {})] if settings.pop("cumulants") else []
-    families += [("quadratic", basis)] if basis else []
-    families += [("moments", basis)] if settings.pop("moments") else []
-    arrays |= {f"family{i}": family for i, (_, family) in enumerate(families)}
-    return arrays, settings | {"families": [name for name, _ in families]}

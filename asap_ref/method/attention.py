@@ -15,28 +15,17 @@ from asap_ref.method.transport import attention_scores, attention_scores_vjp, tr
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
 
-# --------------------------------------------------------------------------------------------------- softmax
-
 
 @operator
 def softmax_attention(q: "... n d", k: "... m d", v: "... m p", *, query_mask=None, key_mask=None):
     """Row-softmax attention: half of a Sinkhorn iteration.
 
-    Parameters
-    ----------
-    q, k, v
-        Queries, keys and values.
-    query_mask, key_mask
-        True at valid tokens.
+    O(n m (d + p)). Source: Vaswani et al. 2017, equation 1.
 
     Returns
     -------
     array (..., n, p)
         Zero at masked queries.
-
-    Notes
-    -----
-    O(n m (d + p)). Source: Vaswani et al. 2017, equation 1.
 
     Examples
     --------
@@ -74,48 +63,35 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
     return P @ v, vjp
 
 
-# -------------------------------------------------------------------------------------------------- Sinkhorn
-
-
 @operator
 def sinkhorn_attention(
     q: "... n d", k: "... m d", v: "... m p", *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None
 ):
     """Doubly-stochastic attention by Sinkhorn's iteration, the teacher of ASAP.
 
+    O(n m (d + p + T)). Source: Sander et al. 2022 (Sinkformer), whose code counts 2T + 1 half steps.
+
     Parameters
     ----------
-    q, k, v
-        Queries, keys and values.
     n_iter : int
         T; 0 is softmax attention at temperature epsilon.
-    epsilon : float
-        Regularisation, in the units of the scores.
-    query_mask, key_mask
-        True at valid tokens.
 
     Returns
     -------
     array (..., n, p)
         Zero at masked queries.
 
-    Notes
-    -----
-    O(n m (d + p + T)). Source: Sander et al. 2022 (Sinkformer), whose code counts 2T + 1 half steps.
-
     Examples
     --------
     >>> import numpy as np
     >>> q = np.asarray([[1.0], [0.0]])
-    >>> v = np.eye(2)
-    >>> sinkhorn_attention(q, q, v, n_iter=50).sum(axis=0).round(6)  # with v = I the output is the plan itself
+    >>> sinkhorn_attention(q, q, np.eye(2), n_iter=50).sum(axis=0).round(6)  # with v = I the output is the plan itself
     array([1., 1.])
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S = attention_scores(q, k)
-    P = transport_plan(S, sinkhorn(S, n_iter=n_iter, **settings), **settings)
-    return P @ v
+    return transport_plan(S, sinkhorn(S, n_iter=n_iter, **settings), **settings) @ v
 
 
 @vjp_of(sinkhorn_attention)
@@ -130,8 +106,7 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
     >>> import numpy as np
     >>> q = np.asarray([[1.0], [0.0]])
     >>> out, vjp = sinkhorn_attention_vjp(q, q, q, n_iter=5)
-    >>> dq, dk, dv = vjp(np.ones((2, 1)))
-    >>> dv.round(6)  # columns of the plan sum to 1
+    >>> vjp(np.ones((2, 1)))[2].round(6)  # columns of the plan sum to 1
     array([[1.],
            [1.]])
     """
@@ -149,38 +124,28 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
     return P @ v, vjp
 
 
-# ------------------------------------------------------------------------------------------------------ ASAP
-
-
 @operator
 def asap_attention(q: "... H n d", k: "... H m d", v: "... H m p", amortizer, *, query_mask=None, key_mask=None):
     """Doubly-stochastic attention without a loop: predict the query dual, rebuild the plan from it.
 
+    O(n m (d + p) + L n (d + log n)). Source: ASAP, arXiv 2605.12879 (paper).
+
     Parameters
     ----------
-    q, k, v
-        Queries, keys and values of H heads.
     amortizer : Amortizer
         Of as many heads, as from `fit_amortizer`; its epsilon is used.
-    query_mask, key_mask
-        True at valid tokens.
 
     Returns
     -------
     array (..., H, n, p)
         Rows of the plan are exact; columns are as good as the prediction.
 
-    Notes
-    -----
-    O(n m (d + p) + L n (d + log n)). Source: ASAP, arXiv 2605.12879 (paper).
-
     Examples
     --------
     >>> import numpy as np
     >>> from asap_ref.calibration.fit import fit_amortizer
     >>> q, k, v = np.random.default_rng(0).standard_normal((3, 64, 1, 8, 4))
-    >>> amortizer = fit_amortizer([(q, k)], n_slices=4)
-    >>> teacher, compiled = sinkhorn_attention(q, k, v), asap_attention(q, k, v, amortizer)
+    >>> teacher, compiled = sinkhorn_attention(q, k, v), asap_attention(q, k, v, fit_amortizer([(q, k)], n_slices=4))
     >>> bool(np.abs(compiled - teacher).max() < 0.1 * np.abs(teacher).max())
     True
     """

@@ -16,9 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from asap_ref.method.slices import check_directions, sliced_potentials, sliced_potentials_vjp
+from asap_ref.method.slices import sliced_potentials, sliced_potentials_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.printing import shapes_of_fields
+from asap_ref.support.settings import check_directions
 from asap_ref.support.trees import map_leaves
 
 FAMILIES = {}  # its name in files, and as a setting of `fit_amortizer` -> the class of a family
@@ -29,38 +31,18 @@ class Family:
 
     Examples
     --------
-    A family of one feature, |q|². It may then be asked for by name, as in ``fit_amortizer(batches, length=True)``:
+    How to make one is in extensions/__init__.py. It is asked for by name: ``fit_amortizer(batches, cumulants=True)``.
 
-    >>> import numpy as np
-    >>> from asap_ref.method.masks import centred, keep_tokens
-    >>> @dataclass(frozen=True)
-    ... class Length(Family, name="length"):
-    ...     count = 1
-    ...
-    ...     def features_vjp(self, q, k, *, query_mask=None, key_mask=None):
-    ...         xp, q = array_namespace(q), keep_tokens(q, query_mask)
-    ...         of_features = None if query_mask is None else query_mask[..., None, :]
-    ...
-    ...         def vjp(d_features):
-    ...             return 2 * q * xp.matrix_transpose(centred(d_features, of_features)), 0 * k, {}
-    ...
-    ...         return centred(xp.sum(q * q, axis=-1)[..., None, :], of_features), vjp
-    >>> q, k = np.random.default_rng(0).standard_normal((2, 1, 5, 4))
-    >>> dual_features(q, k, [Length()]).shape
-    (1, 1, 5)
-    >>> del FAMILIES["length"]
+    >>> issubclass(Slices, Family), FAMILIES["slices"] is Slices
+    (True, True)
     """
 
     default = False  # the setting of `fit_amortizer` when none is given; what is false leaves the family out
 
     def __init_subclass__(cls, *, name):
         cls.name = name
-        cls.__repr__ = Family.__repr__  # or a dataclass would print its arrays
+        cls.__repr__ = shapes_of_fields  # or a dataclass would print its arrays
         FAMILIES[name] = cls
-
-    def __repr__(self):
-        arrays = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return f"{type(self).__name__}({', '.join(f'{name} {tuple(x.shape)}' for name, x in arrays)})"
 
     @classmethod
     def fitted(cls, setting, axes):
@@ -123,36 +105,21 @@ class Slices(Family, name="slices"):
         return phi, vjp
 
 
-# ------------------------------------------------------------------------------------------- several families
-
-
 @operator
 def dual_features(q: "... n d", k: "... m d", families: "...", *, query_mask=None, key_mask=None):
     """Features from which the query dual is predicted: those of each family, one below the other.
 
+    The cost is that of the families. Source: slices: paper and asap_ref/oracle/README.md, "Slices".
+
     Parameters
     ----------
-    q, k
-        Queries and keys.
     families : sequence of Family
-        Their arrays are of the module, device and dtype of q.
-    query_mask, key_mask
-        True at valid tokens.
+        Their arrays are of the module, device and dtype of q, and fit it.
 
     Returns
     -------
     array (..., F, n)
         Each centred over its valid tokens, zero at masked queries.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If something is no family, or its arrays do not fit q.
-
-    Notes
-    -----
-    The cost is that of the families; slices: O(L (n + m) (d + log(n + m))).
-    Source: slices: paper and asap_ref/oracle/README.md, "Slices".
 
     Examples
     --------
@@ -169,18 +136,14 @@ def dual_features(q: "... n d", k: "... m d", families: "...", *, query_mask=Non
 
 @vjp_of(dual_features)
 def dual_features_vjp(q, k, families, *, query_mask=None, key_mask=None):
-    """Features and their VJP, ``vjp(d_features) -> (d_q, d_k, d_families)``, a dict of gradients for each family.
-
-    Derived.
+    """Features and their VJP, ``vjp(d_features) -> (d_q, d_k, d_families)``, a dict for each family. Derived.
 
     Examples
     --------
     >>> import numpy as np
-    >>> q, k = np.ones((2, 1, 3, 2))
-    >>> features, vjp = dual_features_vjp(q, k, [Slices(np.eye(2))])
-    >>> d_q, d_k, (d_slices,) = vjp(features)
-    >>> d_q.shape, d_k.shape, d_slices["directions"].shape
-    ((1, 3, 2), (1, 3, 2), (2, 2))
+    >>> features, vjp = dual_features_vjp(*np.ones((2, 1, 3, 2)), [Slices(np.eye(2))])
+    >>> vjp(features)[2][0]["directions"].shape
+    (2, 2)
     """
     check_families(families, q)
     made = [family.features_vjp(q, k, query_mask=query_mask, key_mask=key_mask) for family in families]
@@ -211,12 +174,5 @@ def check_families(families, q):
 
 
 def of_heads(arrays, heads):
-    """Cut anything that holds arrays to some of the heads: an array with three axes has one entry a head.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> [x.shape for x in of_heads([np.ones((4, 2)), np.ones((3, 4, 2))], [0, 2])]
-    [(4, 2), (2, 4, 2)]
-    """
+    """Cut anything that holds arrays to some of the heads: an array with three axes has one entry a head."""
     return map_leaves(lambda x: x[heads] if x.ndim == 3 else x, arrays)

@@ -10,14 +10,7 @@ from asap_ref.support.arrays import array_namespace
 
 
 def keep(x, mask):
-    """Keep x (..., n) where the mask is True, zero at padding.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> keep(np.asarray([1.0, np.nan]), np.asarray([True, False]))
-    array([1., 0.])
-    """
+    """Keep x (..., n) where the mask is True, zero at padding."""
     xp = array_namespace(x)
     return x if mask is None else xp.where(mask, x, xp.zeros_like(x))
 
@@ -47,14 +40,7 @@ def at_valid_pairs(x, query_mask, key_mask):
 
 
 def column_mass(scores, query_mask=None, key_mask=None):
-    """n'/m', what each valid column of a plan sums to: a float, or (..., 1) where masks differ.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> column_mass(np.zeros((2, 4))), column_mass(np.zeros((2, 4)), None, np.asarray([True, False, False, False]))
-    (0.5, array([2.]))
-    """
+    """n'/m', what each valid column of a plan sums to: a float, or (..., 1) where there are masks."""
     xp = array_namespace(scores)
     n, m = scores.shape[-2:]
     if query_mask is None and key_mask is None:
@@ -76,14 +62,7 @@ def token_count(x, mask):
 
 
 def centred(x, mask):
-    """Take from x (..., n) its mean over tokens; zero at padding. It is its own VJP.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> centred(np.asarray([1.0, 3.0, np.nan]), np.asarray([True, True, False]))
-    array([-1.,  1.,  0.])
-    """
+    """Take from x (..., n) its mean over tokens; zero at padding. It is its own VJP."""
     xp = array_namespace(x)
     if mask is None:
         return x - xp.mean(x, axis=-1, keepdims=True)
@@ -91,38 +70,6 @@ def centred(x, mask):
     return keep(x - xp.sum(x, axis=-1, keepdims=True) / token_count(x, mask), mask)
 
 
-def below_top(x, mask):
-    """Take from x (..., n) its largest value over tokens, which becomes zero; zero at padding.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> below_top(np.asarray([1.0, 3.0, 9.0]), np.asarray([True, True, False]))
-    array([-2.,  0.,  0.])
-    """
-    xp = array_namespace(x)
-    tokens = x if mask is None else xp.where(mask, x, -xp.inf)
-    return keep(x - xp.max(tokens, axis=-1, keepdims=True), mask)
-
-
 def of_features(mask):
     """One mask for all features: (..., n) -> (..., 1, n)."""
     return None if mask is None else mask[..., None, :]
-
-
-def mean_and_covariance(x, mask):
-    """Mean and covariance over tokens: (..., n, d) -> mean (..., 1, d), x less its mean, Cov (..., d, d), and n'.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> mean, _, cov, count = mean_and_covariance(np.asarray([[1.0], [3.0], [np.nan]]), np.asarray([True, True, False]))
-    >>> float(mean[0, 0]), float(cov[0, 0])
-    (2.0, 1.0)
-    """
-    xp = array_namespace(x)
-    x = keep_tokens(x, mask)
-    count = x.shape[-2] if mask is None else token_count(x[..., 0], mask)[..., None]  # an integer, or (..., 1, 1)
-    mean = xp.ones_like(x[..., None, :, 0]) @ x / count  # a product is the fastest sum of rows
-    spread = keep_tokens(x - mean, mask)
-    return mean, spread, xp.matrix_transpose(spread) @ spread / count, count

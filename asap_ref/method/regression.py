@@ -14,21 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from asap_ref.support.arrays import to_numpy
+from asap_ref.support.printing import in_short
+from asap_ref.support.saved import SavedArrays
 
 
 @dataclass(frozen=True)
-class SufficientStatistics:
+class SufficientStatistics(SavedArrays):
     """All that ridge regression needs of the data: sums over tokens, one a head, float64 on the host.
 
     Examples
     --------
-    >>> rng = np.random.default_rng(0)
-    >>> features, target = rng.standard_normal((2, 1, 3, 5)), rng.standard_normal((2, 1, 5))
-    >>> whole = SufficientStatistics.of(features, target)
-    >>> first, second = (SufficientStatistics.of(features[i], target[i]) for i in (0, 1))
-    >>> np.allclose(whole.gram, (first + second).gram), whole.count == (first + second).count
-    (True, True)
-    >>> whole
+    >>> features, target = np.ones((2, 1, 3, 5)), np.ones((2, 1, 5))
+    >>> SufficientStatistics.of(features[0], target[0]) + SufficientStatistics.of(features[1], target[1])
     <SufficientStatistics: heads 1, features 3, tokens 10>
     """
 
@@ -39,7 +36,7 @@ class SufficientStatistics:
 
     def __repr__(self):
         H, F = self.cross.shape
-        return f"<SufficientStatistics: heads {H}, features {F}, tokens {self.count:g}>"
+        return in_short(self, f"heads {H}", f"features {F}", f"tokens {self.count:g}")
 
     @classmethod
     def of(cls, features, target, *, mask=None):
@@ -61,12 +58,8 @@ class SufficientStatistics:
                 f"statistics of {self.gram.shape[:2]} and of {other.gram.shape[:2]} heads and features cannot be "
                 "merged; they must come from the same heads, slices and feature families"
             )
-        return SufficientStatistics(
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.square + other.square,
-            self.count + other.count,
-        )
+        gram, cross, square = self.gram + other.gram, self.cross + other.cross, self.square + other.square
+        return SufficientStatistics(gram, cross, square, self.count + other.count)
 
     def of_slices(self, picked, candidates):
         """Statistics of some of the slices, (H, L) indices into the first ``candidates`` features, and all others."""
@@ -87,15 +80,6 @@ class SufficientStatistics:
         """Statistics of some of the heads only, by index."""
         heads = list(heads)
         return SufficientStatistics(self.gram[heads], self.cross[heads], self.square[heads], self.count)
-
-    def state(self):
-        """Return a dict of arrays, from which `from_state` rebuilds the statistics."""
-        return {name: np.asarray(getattr(self, name)) for name in ("gram", "cross", "square", "count")}
-
-    @classmethod
-    def from_state(cls, arrays):
-        """Rebuild statistics from their `state`."""
-        return cls(**{**arrays, "count": arrays["count"].item()})
 
     def ridge(self, strength):
         """Weights (H, F) that minimise |f - Phiᵀ w|² + strength * sum_a (Phi Phiᵀ)_aa w_a².

@@ -36,35 +36,24 @@ from asap_ref.support.contracts import operator, vjp_of
 def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init: "... n" = None):
     """Sinkhorn's algorithm in the log domain: the duals of a doubly-stochastic plan.
 
+    O(T n m) time, O(n m) memory. Source: Cuturi 2013; log domain: Peyré & Cuturi, section 4.4; the softmax
+    start: Sander et al. 2022 (Sinkformer).
+
     Parameters
     ----------
-    scores
-        Similarity S, the negative of the transport cost; any size.
-    n_iter : int
-        T, the number of iterations; 0 is row-softmax attention.
-    epsilon : float
-        Regularisation, in the units of the scores; positive.
-    query_mask, key_mask
-        True at valid tokens.
-    init
-        Query dual to start from, instead of softmax.
+    n_iter, init : int, array
+        T, the number of iterations, of which 0 is softmax; a query dual to start from instead of softmax.
 
     Returns
     -------
     Duals
         f (..., n) and g (..., m). `marginal_error` of their `transport_plan` says how far they converged.
 
-    Notes
-    -----
-    O(T n m) time, O(n m) memory. Source: Cuturi 2013; log domain: Peyré & Cuturi, section 4.4; the softmax
-    start: Sander et al. 2022 (Sinkformer).
-
     Examples
     --------
     >>> import numpy as np
     >>> scores = np.asarray([[4.0, 1.0], [3.0, 2.0]])
-    >>> P = transport_plan(scores, sinkhorn(scores, n_iter=50))
-    >>> P.round(3)
+    >>> transport_plan(scores, sinkhorn(scores, n_iter=50)).round(3)
     array([[0.731, 0.269],
            [0.269, 0.731]])
     """
@@ -75,8 +64,7 @@ def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_
 def sinkhorn_vjp(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init=None):
     """Sinkhorn and its VJP, unrolled: ``vjp(Duals(df, dg)) -> (d_scores,)``, or ``(d_scores, d_init)``.
 
-    The derivation is at the top of the file. O(T n m) time and
-    O(n m + (n + m) T) memory, where keeping every iteration's matrix would take O(T n m). Derived.
+    Derived, at the top of the file. O(T n m) time, O(n m + (n + m) T) memory instead of O(T n m) for every H.
 
     Examples
     --------

@@ -11,26 +11,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from asap_ref.method.masks import centred, keep_tokens
+from asap_ref.method.masks import centred, keep_tokens, of_features
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.support.arrays import array_namespace, transpose
 from asap_ref.support.contracts import operator, vjp_of
-from asap_ref.support.settings import check_choice, check_count
+from asap_ref.support.settings import check_choice, check_count, check_directions
 
 
 def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
     """Unit directions on which queries and keys are projected.
 
+    O(d² L). Sliced transport projects on random directions (paper); the orthogonal blocks are our default.
+
     Parameters
     ----------
-    dim : int
-        d, the dimension of a head.
-    n_slices : int
-        L, the number of directions.
+    dim, n_slices, seed
+        The dimension d of a head, the number L of directions, and an integer or numpy.random.Generator.
     kind : {"orthogonal", "gaussian"}
-        Independent uniform directions ("gaussian": normalised Gaussian vectors), or blocks of d orthonormal
-        ones ("orthogonal", which cover the space more evenly).
-    seed : int or numpy.random.Generator
+        Blocks of d orthonormal directions, which cover the space more evenly, or independent uniform ones.
 
     Returns
     -------
@@ -41,10 +39,6 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
     ------
     TypeError, ValueError
         If dim or n_slices is not a positive integer or the kind is unknown.
-
-    Notes
-    -----
-    O(d² L). Sliced transport projects on random directions (paper); the orthogonal blocks are our default.
 
     Examples
     --------
@@ -69,29 +63,22 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
 def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, query_mask=None, key_mask=None):
     """Kantorovich potentials of queries and keys on each slice: the raw features of ASAP.
 
+    O(L (n + m) (d + log(n + m))). Sliced dual projection (paper); the scaling by d^(-1/4), which makes the slices
+    of an orthonormal basis sum to the scores, is asap_ref/oracle/README.md, "Slices".
+
     Parameters
     ----------
-    q, k
-        Queries and keys; of H heads where each has its own directions.
     directions
-        As from `slice_directions`, converted to the module and dtype of q.
-    query_mask, key_mask
-        True at valid tokens.
+        As from `slice_directions`, converted to the module and dtype of q; where each of H heads has its own, q has H.
 
     Returns
     -------
     (phi, psi) : arrays (..., L, n) and (..., L, m)
         Potentials for the bilinear cost, each of mean zero over its valid tokens, zero at the others.
 
-    Notes
-    -----
-    O(L (n + m) (d + log(n + m))). Sliced dual projection (paper); the scaling by d^(-1/4), which makes the slices
-    of an orthonormal basis sum to the scores, is asap_ref/oracle/README.md, "Slices".
-
     Examples
     --------
-    >>> rng = np.random.default_rng(0)
-    >>> q, k = rng.standard_normal((2, 5, 8)), rng.standard_normal((2, 5, 8))
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 2, 5, 8))
     >>> phi, psi = sliced_potentials(q, k, slice_directions(8, 3))
     >>> phi.shape
     (2, 3, 5)
@@ -103,15 +90,12 @@ def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, 
 
 @vjp_of(sliced_potentials)
 def sliced_potentials_vjp(q, k, directions, *, query_mask=None, key_mask=None):
-    """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_q, d_k, d_directions)``.
-
-    Derived.
+    """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_q, d_k, d_directions)``. Derived.
 
     Examples
     --------
-    >>> q, k, theta = np.ones((1, 2, 2)), np.ones((1, 2, 2)), np.eye(2)
-    >>> (phi, psi), vjp = sliced_potentials_vjp(q, k, theta)
-    >>> [d.shape for d in vjp((phi, psi))]
+    >>> potentials, vjp = sliced_potentials_vjp(np.ones((1, 2, 2)), np.ones((1, 2, 2)), np.eye(2))
+    >>> [d.shape for d in vjp(potentials)]
     [(1, 2, 2), (1, 2, 2), (2, 2)]
     """
     xp = array_namespace(q, k, directions)
@@ -139,16 +123,4 @@ def _samples(q, k, directions, query_mask, key_mask):
         d**-0.25 * (transpose(directions) @ transpose(keep_tokens(tokens, mask)))
         for tokens, mask in ((q, query_mask), (k, key_mask))
     )
-    x_mask, y_mask = (mask if mask is None else mask[..., None, :] for mask in (query_mask, key_mask))
-    return x, y, dict(x_mask=x_mask, y_mask=y_mask)
-
-
-def check_directions(name, directions, q):
-    """Raise unless the directions are (d, L), or (H, d, L) with the heads of q (..., H, n, d)."""
-    d = q.shape[-1]
-    own = directions.ndim == 3 and q.ndim >= 3 and directions.shape[0] == q.shape[-3]
-    if not (directions.ndim == 2 or own) or directions.shape[-2] != d:
-        heads = f" or (H, d, L) with H = {q.shape[-3]}" if q.ndim >= 3 else ""
-        raise ValueError(
-            f"{name} has shape {tuple(directions.shape)}, expected (d, L){heads}, with d = {d} as in q and k"
-        )
+    return x, y, dict(x_mask=of_features(query_mask), y_mask=of_features(key_mask))

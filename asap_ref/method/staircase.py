@@ -114,6 +114,8 @@ def _walk(a, b, cost, *, weighted):
 
 def _sides(x, y, x_weights, y_weights, x_mask, y_mask):
     xp = array_namespace(x, y)
+    _check_weights("x_weights", x_weights, x_mask)
+    _check_weights("y_weights", y_weights, y_mask)
 
     def spread(given, like):
         """Broadcast what may lack leading axes; where nothing is given, every sample counts, and alike."""
@@ -126,6 +128,17 @@ def _sides(x, y, x_weights, y_weights, x_mask, y_mask):
         y_valid & xp.any(x_valid, axis=-1, keepdims=True),
     )
     return _side(x, x_valid, spread(x_weights, x)), _side(y, y_valid, spread(y_weights, y))
+
+
+def _check_weights(name, weights, mask):
+    if weights is None:
+        return
+    xp, weights = array_namespace(weights), keep(weights, mask)
+    if not bool(xp.all((weights >= 0) & xp.isfinite(weights))):
+        raise ValueError(f"kantorovich_potentials_1d: {name} must be finite and at least 0, got {weights}")
+    empty = xp.sum(weights, axis=-1) == 0
+    if bool(xp.any(empty if mask is None else empty & xp.any(mask, axis=-1))):
+        raise ValueError(f"kantorovich_potentials_1d: {name} must not sum to zero, got {weights}")
 
 
 def _side(x, valid, weights):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from asap_ref.method.masks import at_valid_pairs, column_mass, keep, valid_pairs
 from asap_ref.support.arrays import array_namespace, logsumexp, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.printing import values_if_short
 from asap_ref.support.settings import check_choice
 
 
@@ -37,33 +38,18 @@ class Duals(NamedTuple):
     query: Any
     key: Any
 
-    def __repr__(self):
-        values = f"Duals(query={self.query!r}, key={self.key!r})"
-        if len(values) <= 200:
-            return values
-        query, key = (f"{tuple(x.shape)} of {x.dtype}" for x in self)
-        return f"Duals(query={query}, key={key})"
-
-
-# ----------------------------------------------------------------------------------------------- scores
+    __repr__ = values_if_short
 
 
 @operator
 def attention_scores(q: "... n d", k: "... m d"):
     """Scaled dot products ``S = q kᵀ / sqrt(d)``, (..., n, m).
 
-    Parameters
-    ----------
-    q, k
-        Queries and keys.
+    O(n m d). Source: Vaswani et al. 2017, equation 1.
 
     Returns
     -------
     array (..., n, m)
-
-    Notes
-    -----
-    O(n m d). Source: Vaswani et al. 2017, equation 1.
 
     Examples
     --------
@@ -77,7 +63,7 @@ def attention_scores(q: "... n d", k: "... m d"):
 
 @vjp_of(attention_scores)
 def attention_scores_vjp(q, k):
-    """Scores and their VJP, ``vjp(dS) -> (dq, dk)``.
+    """Scores and their VJP, ``vjp(dS) -> (dq, dk) = (dS k, dSᵀ q) / sqrt(d)``.
 
     Examples
     --------
@@ -94,9 +80,6 @@ def attention_scores_vjp(q, k):
     return attention_scores(q, k), vjp
 
 
-# ------------------------------------------------------------------------------ the entropic c-transform
-
-
 @operator
 def entropic_c_transform(
     scores: "... n m", dual: "...", *, onto="key", epsilon=1.0, query_mask=None, key_mask=None
@@ -106,35 +89,24 @@ def entropic_c_transform(
     Onto keys, ``g_j = epsilon log(n'/m') - epsilon LSE_i((f_i + S_ij) / epsilon)``: the columns of the plan
     get their mass. Onto queries, ``f_i = -epsilon LSE_j((g_j + S_ij) / epsilon)``: the rows get theirs.
 
+    O(nm) time and memory. Source: Peyré & Cuturi, "Computational Optimal Transport", section 4.4 (soft
+    minimum); asap_ref/oracle/README.md, "Sinkhorn". The masked and rectangular marginals are derived, not the paper's.
+
     Parameters
     ----------
-    scores
-        Similarity S, the negative of the transport cost.
-    dual
-        The dual that is known: (..., n) if onto="key", (..., m) if onto="query".
-    onto : {"key", "query"}
-        The side whose dual is computed.
-    epsilon : float
-        Regularisation, in the units of the scores; positive.
-    query_mask, key_mask
-        True at valid tokens.
+    dual, onto : array (..., n), "key" or array (..., m), "query"
+        The dual that is known, and the side whose dual is computed.
 
     Returns
     -------
     array (..., m) or (..., n)
         The other dual, zero at masked tokens.
 
-    Notes
-    -----
-    O(nm) time and memory. Source: Peyré & Cuturi, "Computational Optimal Transport", section 4.4 (soft
-    minimum); asap_ref/oracle/README.md, "Sinkhorn". The masked and rectangular marginals are derived, not the paper's.
-
     Examples
     --------
     >>> import numpy as np
-    >>> scores = np.zeros((2, 4))
-    >>> entropic_c_transform(scores, np.zeros(2), onto="key")  # log(2/4) - log(2)
-    array([-1.38629436, -1.38629436, -1.38629436, -1.38629436])
+    >>> entropic_c_transform(np.zeros((2, 4)), np.zeros(2), onto="key").round(3)  # log(2/4) - log(2)
+    array([-1.386, -1.386, -1.386, -1.386])
     """
     _check_dual(scores, dual, onto)
     valid = valid_pairs(query_mask, key_mask)
@@ -158,8 +130,7 @@ def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mas
     --------
     >>> import numpy as np
     >>> g, vjp = entropic_c_transform_vjp(np.zeros((2, 2)), np.zeros(2), onto="key")
-    >>> d_scores, d_dual = vjp(np.asarray([1.0, 0.0]))
-    >>> d_dual
+    >>> vjp(np.asarray([1.0, 0.0]))[1]
     array([-0.5, -0.5])
     """
     xp = array_namespace(scores, dual)
@@ -191,51 +162,38 @@ def _negative_lse(exponents, axis, valid):
 def _check_dual(scores, dual, onto):
     check_choice(onto, "onto", "entropic_c_transform", ("key", "query"))
     *leading, n, m = scores.shape
-    expected = (*leading, n if onto == "key" else m)
+    side, length = ("query", n) if onto == "key" else ("key", m)
+    expected = (*leading, length)
     if tuple(dual.shape) != expected:
-        side = "query" if onto == "key" else "key"
         raise ValueError(
             f"entropic_c_transform: onto={onto!r} takes a {side} dual of shape {expected} for scores of shape "
             f"{tuple(scores.shape)}, got {tuple(dual.shape)}"
         )
 
 
-# --------------------------------------------------------------------------------------------- the plan
-
-
 @operator
 def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0, query_mask=None, key_mask=None):
     """The plan that a pair of duals stands for, ``P_ij = exp((f_i + g_j + S_ij) / epsilon)``.
 
+    It overflows, with a FloatingPointError, if the duals do not belong to the scores.
+    O(nm). Source: Peyré & Cuturi, Proposition 4.3; asap_ref/oracle/README.md, "Shapes and marginals".
+
     Parameters
     ----------
-    scores, epsilon, query_mask, key_mask
-        As in `entropic_c_transform`, and the same as the duals were computed with.
     duals : Duals
-        Query dual and key dual.
+        Computed with the same scores, epsilon and masks.
 
     Returns
     -------
     array (..., n, m)
         Zero in masked rows and columns.
 
-    Raises
-    ------
-    FloatingPointError
-        If the duals do not belong to the scores and the plan overflows.
-
-    Notes
-    -----
-    O(nm). Source: Peyré & Cuturi, Proposition 4.3; asap_ref/oracle/README.md, "Shapes and marginals".
-
     Examples
     --------
     >>> import numpy as np
-    >>> scores = np.asarray([[3.0, 0.0], [0.0, 3.0]])
-    >>> from asap_ref.method.sinkhorn import sinkhorn
-    >>> P = transport_plan(scores, sinkhorn(scores))
-    >>> P.sum(axis=0), P.sum(axis=1)
-    (array([1., 1.]), array([1., 1.]))
+    >>> transport_plan(np.zeros((2, 2)), Duals(np.log([0.5, 0.5]), np.zeros(2)))
+    array([[0.5, 0.5],
+           [0.5, 0.5]])
     """
     xp = array_namespace(scores, *duals)
     f, g = duals
@@ -254,9 +212,8 @@ def transport_plan_vjp(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=
     --------
     >>> import numpy as np
     >>> P, vjp = transport_plan_vjp(np.zeros((1, 2)), Duals(np.zeros(1), np.zeros(2)))
-    >>> d_scores, d_duals = vjp(np.ones((1, 2)))
-    >>> d_duals.query
-    array([2.])
+    >>> vjp(np.ones((1, 2)))[1]
+    Duals(query=array([2.]), key=array([1., 1.]))
     """
     xp = array_namespace(scores, *duals)
     P = transport_plan(scores, duals, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
@@ -268,37 +225,29 @@ def transport_plan_vjp(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=
     return P, vjp
 
 
-# ------------------------------------------------------------------------ the two-sided entropic c-transform
-
-
 @operator
 def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0, query_mask=None, key_mask=None):
     """Rebuild both duals from a (predicted) query dual: one Sinkhorn iteration from a good start.
+
+    O(nm). The closing step of ASAP (paper). Fed the query dual of iteration T - 1 it returns exactly the
+    duals of a teacher of T iterations: that dual is called *closure-ready*.
 
     Parameters
     ----------
     query_dual
         A prediction of f, up to a constant.
-    scores, epsilon, query_mask, key_mask
-        As in `entropic_c_transform`.
 
     Returns
     -------
     Duals
         g = c-transform of the prediction onto keys, then f = c-transform of g onto queries: rows are exact.
 
-    Notes
-    -----
-    O(nm). The closing step of ASAP (paper). Fed the query dual of iteration T - 1 it returns exactly the
-    duals of a teacher of T iterations: that dual is called *closure-ready*.
-
     Examples
     --------
     >>> import numpy as np
     >>> from asap_ref.method.sinkhorn import sinkhorn
-    >>> scores = np.asarray([[3.0, 0.0], [1.0, 2.0]])
-    >>> start = sinkhorn(scores, n_iter=4).query
-    >>> np.allclose(two_sided_c_transform(scores, start).key, sinkhorn(scores, n_iter=5).key)
+    >>> S = np.asarray([[3.0, 0.0], [1.0, 2.0]])
+    >>> np.allclose(two_sided_c_transform(S, sinkhorn(S, n_iter=4).query), sinkhorn(S, n_iter=5))
     True
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
@@ -317,8 +266,7 @@ def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=Non
     --------
     >>> import numpy as np
     >>> duals, vjp = two_sided_c_transform_vjp(np.zeros((2, 2)), np.zeros(2))
-    >>> d_scores, d_query_dual = vjp(Duals(np.asarray([1.0, 0.0]), np.zeros(2)))
-    >>> d_query_dual
+    >>> vjp(Duals(np.asarray([1.0, 0.0]), np.zeros(2)))[1]
     array([0.5, 0.5])
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
@@ -340,23 +288,20 @@ def marginal_error(plan: "... n m", *, query_mask=None, key_mask=None):
 
     Parameters
     ----------
-    plan, query_mask, key_mask
-        As `transport_plan` gives and takes them.
+    plan
+        As `transport_plan` gives it.
 
     Returns
     -------
     (array (...), array (...))
-        Row error and column error, one per leading index. After `sinkhorn` the row error is rounding and
-        the column error says how far it is from convergence.
+        Row and column error. After `sinkhorn` the first is rounding; the second says how far it has converged.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.method.sinkhorn import sinkhorn
-    >>> scores = np.asarray([[4.0, 0.0], [3.0, 0.0]])
-    >>> rows, columns = marginal_error(transport_plan(scores, sinkhorn(scores, n_iter=0)))
-    >>> print(f"{float(rows):.2f} {float(columns):.2f}")
-    0.00 0.93
+    >>> rows, columns = marginal_error(np.asarray([[0.5, 0.5], [0.75, 0.25]]))
+    >>> float(rows), float(columns)
+    (0.0, 0.25)
     """
     xp = array_namespace(plan)
     rows = keep(xp.abs(xp.sum(plan, axis=-1) - 1), query_mask)

@@ -28,6 +28,8 @@ promises that would otherwise stand in every docstring and clutter the mathemati
 - no floating-point warning escapes: what matters is raised, the rest is meant (exp of -large is 0).
 
 An operator that another one calls is not checked again: the outermost speaks for those it calls.
+
+Parameters that mean the same everywhere (`SHARED`) are described by the decorator, where the docstring does not.
 """
 
 from __future__ import annotations
@@ -47,6 +49,15 @@ from asap_ref.support.trees import map_leaves, named_leaves
 _scope = threading.local()  # whether this thread is inside an operator
 
 MASKS = {"query_mask": "... n", "key_mask": "... m"}
+SHARED = {
+    "q": "Queries.",
+    "k": "Keys.",
+    "v": "Values.",
+    "scores": "Similarity S, the negative of the transport cost; any size.",
+    "epsilon": "Regularisation, in the units of the scores; positive.",
+    "query_mask": "True at valid queries, False at padding.",
+    "key_mask": "True at valid keys, False at padding.",
+}
 CONTRACT = """Contract
 --------
 Shapes, module, device and dtype of arrays are checked, and that results are finite: TypeError, ValueError or
@@ -57,7 +68,22 @@ def operator(function):
     """Decorate an operator, whose ``def`` line says the shapes of its arrays; see the module docstring."""
     written = {name: _literal(x) for name, x in function.__annotations__.items()}
     shapes = {name: written.get(name, MASKS.get(name)) for name in inspect.signature(function).parameters}
+    function.__doc__ = _with_shared_parameters(inspect.cleandoc(function.__doc__ or ""), shapes)
     return _checked(function, {name: shape for name, shape in shapes.items() if shape is not None}, CONTRACT)
+
+
+def _with_shared_parameters(text, names):
+    """Describe in a docstring that says what is returned the shared parameters that it leaves out."""
+    before, head, rest = text.partition("Parameters\n----------\n")
+    if not head:
+        before, returns, after = text.partition("Returns\n-------\n")
+        head, rest = "Parameters\n----------\n", f"\n{returns}{after}"
+        if not returns:
+            return text
+    lines = [line for line in rest.partition("\n\n")[0].splitlines() if not line.startswith(" ")]
+    own = {name.strip() for line in lines for name in line.partition(" : ")[0].split(",")}
+    shared = [f"{name}\n    {SHARED[name]}\n" for name in names if name in SHARED and name not in own]
+    return f"{before}{head}{''.join(shared)}{rest}" if shared else text
 
 
 def vjp_of(forward):

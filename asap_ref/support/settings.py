@@ -49,3 +49,14 @@ def check_choice(value, name, function, choices):
     """Raise unless value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{function}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_directions(name, directions, q):
+    """Raise unless the directions are (d, L), or (H, d, L) with the heads of q (..., H, n, d)."""
+    d = q.shape[-1]
+    own = directions.ndim == 3 and q.ndim >= 3 and directions.shape[0] == q.shape[-3]
+    if not (directions.ndim == 2 or own) or directions.shape[-2] != d:
+        heads = f" or (H, d, L) with H = {q.shape[-3]}" if q.ndim >= 3 else ""
+        raise ValueError(
+            f"{name} has shape {tuple(directions.shape)}, expected (d, L){heads}, with d = {d} as in q and k"
+        )

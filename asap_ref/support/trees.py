@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 
-from asap_ref.support.arrays import to_numpy
+from asap_ref.support.arrays import array_namespace, to_numpy
 
 
 def tree_map(function, tree, *others):
@@ -97,6 +97,13 @@ def map_leaves(change, x):
     if is_dataclass(x):
         return replace(x, **{field.name: map_leaves(change, getattr(x, field.name)) for field in fields(x)})
     return change(x)
+
+
+def place_like(like, x):
+    """Copy the NumPy arrays of what `map_leaves` goes through to the module, dtype and device of another array."""
+    xp, where = array_namespace(like), dict(dtype=like.dtype, device=like.device)
+    # torch takes no reversed views, which eigenvectors in descending order are
+    return map_leaves(lambda array: xp.asarray(np.ascontiguousarray(array), **where), x)
 
 
 def named_leaves(name, x):

@@ -31,10 +31,10 @@ TESTS = {
     "calibration/slice_choice.py": ["calibration/test_fit.py"],
     "method/attention.py": ["method/test_attention.py", "calibration/test_fit.py", "promises/test_masks.py"],
     "fast/attention.py": ["fast/test_fast_attention.py", "calibration/test_fit.py"],
-    "fast/from_dual.py": ["fast/test_fast_attention.py", "calibration/test_fit.py"],
+    "fast/from_dual.py": ["fast/test_fast_attention.py", "calibration/test_fit.py", "promises/test_masks.py"],
     "fast/prediction.py": ["fast/test_fast_attention.py", "calibration/test_fit.py"],
     "fast/slices.py": ["fast/test_fast_attention.py", "calibration/test_fit.py"],
-    "fast/quadratic_form.py": ["fast/test_fast_attention.py", "calibration/test_fit.py"],
+    "fast/quadratic_form.py": ["fast/test_fast_attention.py", "calibration/test_fit.py", "promises/test_masks.py"],
     "fast/scaling.py": ["fast/test_fast_attention.py", "promises/test_masks.py"],
     "calibration/recalibration.py": ["fidelity/test_drift.py"],
     "fidelity/drift.py": ["fidelity/test_drift.py"],
@@ -122,7 +122,7 @@ FAULTS = [
         ("method/potentials.py", "[zero, d_slope], axis=-1) + xp", "[zero, d_slope], axis=-1) - xp"),
         ("method/potentials.py", "(ys - xs) * d_psi", "(xs - ys) * d_psi"),
         ("method/potentials.py", " and all(given is None for given in extra)", ""),
-        ("method/potentials.py", "(weights >= 0)", "(weights > 0)"),
+        ("method/staircase.py", "(weights >= 0)", "(weights > 0)"),
         ("method/staircase.py", "xp.clip((i * m_ - 1) // n_, 0, m - 1)", "xp.clip(i * m_ // n_, 0, m - 1)"),
         ("method/staircase.py", "xp.clip((j * n_ - 1) // m_, 0, n - 1)", "xp.clip(j * n_ // m_, 0, n - 1)"),
         (
@@ -158,8 +158,8 @@ FAULTS = [
         ),
         ("method/slices.py", "blocks = blocks * np.sign(", "np.sign("),
         # ---- features and calibration
-        ("method/masks.py", "@ x / count", "@ x / x.shape[-2]"),
-        ("method/masks.py", "spread = keep_tokens(x - mean, mask)", "spread = x - mean"),
+        ("fast/quadratic_form.py", "@ x / count", "@ x / x.shape[-2]"),
+        ("fast/quadratic_form.py", "spread = keep_tokens(x - mean, mask)", "spread = x - mean"),
         ("extensions/cumulants.py", "2 * d_cov * (u @ cov)", "d_cov * (u @ cov)"),
         ("extensions/cumulants.py", "d_k = 2 / m * spread", "d_k = 1 / m * spread"),
         (
@@ -196,7 +196,7 @@ FAULTS = [
         ("method/masks.py", "keep_tokens(k, key_mask), keep_tokens", "k, keep_tokens"),
         # ---- moment features
         ("extensions/moments.py", "keepdims=True) for C in (Cw, Cu))", "keepdims=True) for C in (Cu, Cw))"),
-        ("method/masks.py", "matrix_transpose(spread) @ spread / count", "matrix_transpose(x) @ x / count"),
+        ("fast/quadratic_form.py", "matrix_transpose(spread) @ spread / count", "matrix_transpose(x) @ x / count"),
         ("extensions/moments.py", "for C in (Cw, Cu) for a", "for C in (Cu, Cw) for a"),
         ("extensions/moments.py", "both = upper + xp", "both = 2 * upper + 0 * xp"),
         ("extensions/moments.py", "d_s[..., :r, None] / n_", "d_s[..., :r, None]"),
@@ -204,7 +204,7 @@ FAULTS = [
         # ---- the fast forms
         ("fast/attention.py", "E -= E.max(-1, keepdims=True)", "pass"),
         ("fast/from_dual.py", "f_hat = below_top(f_hat, query_mask)", "f_hat = f_hat"),
-        ("method/masks.py", "x if mask is None else xp.where(mask, x, -xp.inf)", "x"),
+        ("fast/from_dual.py", "x if mask is None else xp.where(mask, x, -xp.inf)", "x"),
         ("fast/from_dual.py", "f_hat[..., None] / epsilon]", "f_hat[..., None]]"),
         ("fast/from_dual.py", "s[..., J] += counted", "s[..., J] = counted"),
         ("fast/from_dual.py", "+= E[:, R] @ b", "+= E[:, R] @ b**0"),

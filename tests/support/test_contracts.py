@@ -9,6 +9,7 @@ from tallies import CALLS, refused
 
 import asap_ref as ar
 from asap_ref.support.arrays import array_module, array_namespace, logsumexp, softmax, to_numpy
+from asap_ref.support.contracts import operator
 
 S = np.zeros((2, 3, 4))
 Q = np.zeros((2, 1, 3, 4))
@@ -172,3 +173,23 @@ def test_logsumexp_and_softmax_of_nothing():
 def test_to_numpy_of_a_tensor_that_tracks_gradients():
     torch = pytest.importorskip("torch", reason="torch is not installed: pip install asap-ref[peers]")
     np.testing.assert_array_equal(to_numpy(torch.ones(2, requires_grad=True)), [1, 1])
+
+
+def test_shared_parameters_are_described_where_a_docstring_leaves_them_out():
+    @operator
+    def scaled(q: "... n d", *, factor=2.0, epsilon=1.0, query_mask=None):
+        """Scale.
+
+        Parameters
+        ----------
+        factor, epsilon
+            Multiply.
+
+        Returns
+        -------
+        array
+        """
+
+    described = scaled.__doc__.partition("Parameters\n----------\n")[2].partition("\n\nReturns\n")[0]
+    heads = [line for line in described.splitlines() if not line.startswith(" ")]
+    assert heads == ["q", "query_mask", "factor, epsilon"]  # what it says itself is not said again
