@@ -76,9 +76,17 @@ def test_masks_of_either_side(case, queries, keys, dtype):
 
 @pytest.mark.parametrize("shape", [(), (1,), (B := battery.B, 1), (battery.H,), (1, battery.H), (B, battery.H)])
 def test_masks_that_several_problems_share(case, shape):
+    """No mask is copied for that."""
     problem, rng = case(70, 66), np.random.default_rng(3)
     masks = [rng.random((*shape, n)) < 0.7 for n in (70, 66)]
     problem.set(problem.wide, *masks)
+    leading = (battery.B, battery.H)
+    for mask in masks:
+        shared, every, rows = launch.mask_rows(mask, leading, mask.shape[-1])
+        assert shared is mask
+        index = np.arange(battery.B * battery.H) // every % rows
+        whole = np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(-1, mask.shape[-1])
+        np.testing.assert_array_equal(mask.reshape(-1, mask.shape[-1])[index], whole)
     assert battery.sinkhorn(problem) <= TOLERANCE["float64"]
     assert battery.asap(problem, amortizer(5)) <= TOLERANCE["float64"]
 
