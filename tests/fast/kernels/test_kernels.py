@@ -439,6 +439,21 @@ def test_softmax_is_one_launch_and_sinkhorn_two_an_iteration_and_one(emulated):
     assert (found["launches"], found["waits"], found["transfers"]) == (1 + 41, 0, 0)
 
 
+def test_backwards_launches_two_kernels_an_iteration_and_a_few_passes(emulated):
+    case = battery.Case(emulated.asarray, 9, 9)
+
+    def launches(n_iter):
+        fast.sinkhorn_attention_vjp(*case.placed, n_iter=n_iter)
+        with stand_in.counted() as found:
+            _, vjp = fast.sinkhorn_attention_vjp(*case.placed, n_iter=n_iter)
+            vjp(case.placed[2])
+        return found["launches"], found["waits"]
+
+    (ten, waits), (eleven, _) = launches(10), launches(11)
+    assert eleven - ten == 4 and waits == 2  # two forward, two backward; a look at the output, one at the gradients
+    assert ten <= (2 * 10 + 2) + (2 * 10 + 3) + 20
+
+
 @pytest.mark.parametrize("where", range(3))
 def test_a_result_that_is_not_finite_is_found_when_it_is_copied(device, where):
     tokens = [x.copy() for x in np.random.default_rng(0).standard_normal((3, 1, 2, 70, 4))]
