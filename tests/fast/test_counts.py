@@ -1,4 +1,7 @@
-"""What a GPU would have to do: kernels launched, waits of the host, transfers; bounded, whatever the size."""
+"""What a GPU would have to do: kernels launched, waits of the host, transfers; bounded, whatever the size.
+
+This is of the array forms. CuPy takes kernels of our own for attention, whose launches are counted beside them.
+"""
 
 import numpy as np
 import pytest

@@ -239,12 +239,14 @@ def mask_rows(mask, leading, length):
     --------
     >>> mask_rows(np.ones((3, 1, 5), bool), (3, 8), 5)[1:]  # a sequence, one mask: its 8 heads share it
     (8, 3)
+    >>> mask_rows(np.ones((8, 5), bool), (3, 8), 5)[1:]  # a head, one mask: the sequences share it
+    (1, 8)
     """
     if mask is None:
         return None, 1, 1
     shape = (1,) * (len(leading) + 1 - mask.ndim) + tuple(mask.shape[:-1])
-    own = [axis for axis, size in enumerate(shape) if size > 1] or [0]
-    first, last = own[0], own[-1] + 1
+    own = [axis for axis, size in enumerate(shape) if size > 1]
+    first, last = (own[0], own[-1] + 1) if own else (0, 0)  # one for all
     if shape[first:last] != tuple(leading[first:last]):  # shared along an axis between others: rare
         xp = array_namespace(mask)
         mask, first, last = xp.broadcast_to(mask, (*leading, length)), 0, len(leading)

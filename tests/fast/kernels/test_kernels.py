@@ -76,9 +76,17 @@ def test_masks_of_either_side(case, queries, keys, dtype):
 
 @pytest.mark.parametrize("shape", [(), (1,), (B := battery.B, 1), (battery.H,), (1, battery.H), (B, battery.H)])
 def test_masks_that_several_problems_share(case, shape):
+    """No mask is copied for that."""
     problem, rng = case(70, 66), np.random.default_rng(3)
     masks = [rng.random((*shape, n)) < 0.7 for n in (70, 66)]
     problem.set(problem.wide, *masks)
+    leading = (battery.B, battery.H)
+    for mask in masks:
+        shared, every, rows = launch.mask_rows(mask, leading, mask.shape[-1])
+        assert shared is mask
+        index = np.arange(battery.B * battery.H) // every % rows
+        whole = np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(-1, mask.shape[-1])
+        np.testing.assert_array_equal(mask.reshape(-1, mask.shape[-1])[index], whole)
     assert battery.sinkhorn(problem) <= TOLERANCE["float64"]
     assert battery.asap(problem, amortizer(5)) <= TOLERANCE["float64"]
 
@@ -429,6 +437,21 @@ def test_softmax_is_one_launch_and_sinkhorn_two_an_iteration_and_one(emulated):
         fast.softmax_attention(*case.placed)
         fast.sinkhorn_attention(*case.placed, n_iter=20)
     assert (found["launches"], found["waits"], found["transfers"]) == (1 + 41, 0, 0)
+
+
+def test_backwards_launches_two_kernels_an_iteration_and_a_few_passes(emulated):
+    case = battery.Case(emulated.asarray, 9, 9)
+
+    def launches(n_iter):
+        fast.sinkhorn_attention_vjp(*case.placed, n_iter=n_iter)
+        with stand_in.counted() as found:
+            _, vjp = fast.sinkhorn_attention_vjp(*case.placed, n_iter=n_iter)
+            vjp(case.placed[2])
+        return found["launches"], found["waits"]
+
+    (ten, waits), (eleven, _) = launches(10), launches(11)
+    assert eleven - ten == 4 and waits == 2  # two forward, two backward; a look at the output, one at the gradients
+    assert ten <= (2 * 10 + 2) + (2 * 10 + 3) + 20
 
 
 @pytest.mark.parametrize("where", range(3))
