@@ -8,9 +8,10 @@
 README.md beside this file describes the vectors for readers in any language.
 """
 
-from asap_ref.oracle.adapter import ModuleReport, check_module, load_module, run_case
+from asap_ref.oracle.adapter import check_module, load_module, run_case
 from asap_ref.oracle.case import Case, case, cases, flags, operators, parametrize
 from asap_ref.oracle.check import Report, check
+from asap_ref.oracle.module_report import ModuleReport
 
 __all__ = [
     "Case",

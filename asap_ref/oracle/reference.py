@@ -144,7 +144,9 @@ def fit_amortizer(q, k, directions, *, n_iter, epsilon, ridge, cumulants):
     target = target - xp.mean(target, axis=-1, keepdims=True)
     statistics = SufficientStatistics.of(features, target)
     weights = statistics.ridge(ridge)
-    return weights, statistics.r_squared(weights)
+    # sums are kept in float64; results have the dtype of the inputs
+    r_squared = xp.asarray(statistics.r_squared(weights))
+    return xp.astype(xp.asarray(weights), q.dtype), xp.astype(r_squared, q.dtype)
 
 
 # ------------------------------------------------------------------------------------------- the small Transformer

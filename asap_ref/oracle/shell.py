@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from asap_ref.oracle.adapter import check_module
-from asap_ref.oracle.case import VECTORS, case, cases, flags, operators
+from asap_ref.oracle.case import VECTORS, VERSIONS, case, cases, flags, operators
 from asap_ref.oracle.check import DTYPES
 
 
@@ -36,13 +37,17 @@ def add_commands(parser, make):
     check = make(
         commands.add_parser,
         "asap-ref oracle check my_package.my_module",
-        "asap-ref oracle check my_file.py --operator sinkhorn --dtype float32",
+        "asap-ref oracle check my_file.py --operator sinkhorn --dtype float32 -x",
         name="check",
         help="check a module whose functions are named as the operators; exit with 1 if a case fails",
     )
     check.set_defaults(run=run_check)
     check.add_argument("module", help="name of a module, or path of a .py file")
     check.add_argument("--dtype", choices=DTYPES, default="float64", help="what to compute in (%(default)s)")
+    check.add_argument("--version", type=int, choices=VERSIONS, help="only the cases of this version (all)")
+    check.add_argument("--require-gradients", action="store_true", help="fail where a gradient is not given")
+    check.add_argument("-x", "--stop", action="store_true", help="stop at the first case that fails")
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
 
     for command in (list_, check):
         command.add_argument("--operator", choices=list(operators()), metavar="OPERATOR", help="only this one")
@@ -87,9 +92,36 @@ def run_show(args):
 
 def run_check(args):
     """Run ``asap-ref oracle check``; 1 if a case fails."""
-    report = check_module(args.module, operator=args.operator, flags=args.flag, dtype=args.dtype)
-    print(report)
+    report = check_module(
+        args.module,
+        operator=args.operator,
+        flags=args.flag,
+        dtype=args.dtype,
+        version=args.version,
+        require_gradients=args.require_gradients,
+        stop_at_first=args.stop,
+        on_report=Progress(),
+    )
+    print(json.dumps(report.as_dict(), indent=1) if args.json else report)
     return 0 if report.passed else 1
+
+
+class Progress:
+    """One line on stderr that says how far the check is: rewritten on a terminal, else a line an operator."""
+
+    def __init__(self):
+        self.failed, self.operator = 0, None
+
+    def __call__(self, done, n, report):
+        """Tell of one more case."""
+        self.failed += not report.passed
+        operator = report.case.operator
+        text = f"{done} of {n} cases, {self.failed} failed: {operator}"
+        if sys.stderr.isatty():
+            print(f"\r{text:<70}", end="\n" if done == n else "", file=sys.stderr, flush=True)
+        elif operator != self.operator:
+            print(text, file=sys.stderr, flush=True)
+        self.operator = operator
 
 
 def run_export(args):
