@@ -385,6 +385,8 @@ def marginal_error(plan, *, query_mask=None, key_mask=None):
     """
     xp = array_namespace(plan)
     mass = column_mass(plan, query_mask, key_mask)
-    rows = _keep(xp.abs(xp.sum(plan, axis=-1) - 1), query_mask)
-    columns = _keep(xp.abs(xp.sum(plan, axis=-2) - mass), key_mask)
+    pairs = valid_pairs(query_mask, key_mask)
+    rows, columns = xp.abs(xp.sum(plan, axis=-1) - 1), xp.abs(xp.sum(plan, axis=-2) - mass)
+    if pairs is not None:  # a token that has none to meet on the other side counts as masked
+        rows, columns = _keep(rows, xp.any(pairs, axis=-1)), _keep(columns, xp.any(pairs, axis=-2))
     return xp.max(rows, axis=-1), xp.max(columns, axis=-1)

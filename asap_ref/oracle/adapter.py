@@ -72,12 +72,7 @@ def check_module(
     >>> oracle.check_module("asap_ref.oracle.reference", operator="softmax_attention").passed
     True
     """
-    module, remark = load_module(module), ""
-    if module.__name__ == OWN:
-        module = importlib.import_module("asap_ref.oracle.reference")
-        remark = (
-            f"{OWN} itself takes pairs of duals and amortizers: checked as {module.__name__}, which takes arrays"
-        )
+    module, remark = resolved(module)
     wanted = cases(operator, flags, version)
     names = list(dict.fromkeys(case.operator for case in wanted))
     absent = tuple(name for name in names if not callable(getattr(module, name, None)))
@@ -119,6 +114,18 @@ def check_module(
         tuple(meant.items()),
         remark,
         stopped=stop_at_first and any(not report.passed for report in reports),
+    )
+
+
+def resolved(module):
+    """(the module that is meant, a remark if it is not the one named)."""
+    module = load_module(module)
+    if module.__name__ != OWN:
+        return module, ""
+    module = importlib.import_module("asap_ref.oracle.reference")
+    return (
+        module,
+        f"{OWN} itself takes pairs of duals and amortizers: checked as {module.__name__}, which takes arrays",
     )
 
 

@@ -95,6 +95,17 @@ class Case:
         return self._group("must_be_zero")
 
 
+@dataclass(frozen=True)
+class CaseAtHand(Case):
+    """A case whose arrays were not read from a file: ``groups`` holds them as a file would."""
+
+    groups: Mapping = None
+
+    @property
+    def _groups(self):
+        return self.groups
+
+
 @functools.cache
 def manifest(version=1):
     """Return the manifest as it stands in vectors/v<version>/manifest.json."""
@@ -113,34 +124,41 @@ def _versions(version):
 def _all_cases(version):
     if version is None:
         return tuple(case for each in VERSIONS for case in _all_cases(each))
-    listed = manifest(version)
-    hints = listed["flags"]
+    return tuple(_read(manifest(version), VECTORS / f"v{version}"))
 
+
+def read_cases(folder):
+    """Return the cases of another folder that has a manifest.json, such as ``oracle random --save`` writes."""
+    path = Path(folder) / "manifest.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}")
+    return list(_read(json.loads(path.read_text(encoding="utf-8")), Path(folder)))
+
+
+def _read(listed, folder):
     def common(entry):
         return dict(
             id=entry["id"],
             operator=entry["operator"],
             flags=tuple(entry["flags"]),
-            hint="\n".join(f"{flag}: {hints[flag]}" for flag in entry["flags"]),
+            hint="\n".join(f"{flag}: {listed['flags'][flag]}" for flag in entry["flags"]),
             note=entry["note"],
             source=listed["operators"][entry["operator"]]["source"],
         )
 
-    stored = tuple(
-        Case(
+    for entry in listed["cases"]:
+        yield Case(
             **common(entry),
             arguments=entry["arguments"],
             second_source=entry["second_source"],
             rules={key: entry[key] for key in ("gauge", "outputs", "gradients")},
-            path=VECTORS / f"v{version}" / entry["file"],
+            path=folder / entry["file"],
         )
-        for entry in listed["cases"]
-    )
-    if not listed.get("drawn"):
-        return stored
-    from asap_ref.oracle.drawn import DrawnCase, Recipe  # built on this file
+    if listed.get("drawn"):
+        from asap_ref.oracle.drawn import DrawnCase, Recipe  # built on this file
 
-    return stored + tuple(DrawnCase.of(Recipe.read(entry["recipe"]), **common(entry)) for entry in listed["drawn"])
+        for entry in listed["drawn"]:
+            yield DrawnCase.of(Recipe.read(entry["recipe"]), **common(entry))
 
 
 def operators(version=None):

@@ -21,6 +21,7 @@ from asap_ref.support.arrays import to_numpy
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 GRADIENT = "gradient of "
+MOST_HINTS = 4
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,14 @@ class Report:
         """Names of the arrays that are wrong or missing."""
         return tuple(c.name for c in self.comparisons if c.status in ("wrong", "missing"))
 
+    def _hints(self):
+        """The hints of a failure: those that the wrong arrays speak for, then those of the case, not too many."""
+        hints = dict(line.split(": ", 1) for line in self.case.hint.splitlines())
+        spoken = [flag for c in self.comparisons for flag in c.evidence if flag in hints]
+        flags = list(dict.fromkeys([*spoken, *hints]))
+        flags = [flag for flag in flags if flag != "half_gradients" or self.dtype in ("float16", "bfloat16")]
+        return [f"{flag}: {hints[flag]}" for flag in flags[:MOST_HINTS]]
+
     def as_dict(self):
         """Return the report as plain dicts and lists, for JSON."""
 
@@ -120,7 +129,7 @@ class Report:
         if not self.passed:
             settings = ", ".join(f"{key} = {value}" for key, value in self.case.arguments.items())
             lines.append(f"  arguments: {settings or 'none'}; source: {self.case.source}")
-            for hint in self.case.hint.splitlines():
+            for hint in self._hints():
                 lines += textwrap.wrap(hint, 96, initial_indent="  look at    ", subsequent_indent=" " * 13)
         return "\n".join(lines)
 

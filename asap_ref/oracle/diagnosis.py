@@ -19,15 +19,20 @@ def diagnose(case, name, found, expected, dtype):
     close = max(CLOSE, 20 * {"float64": 0, "float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2}[dtype])
     scale = max(float(np.abs(expected).max(initial=0)), 1e-300)
 
+    padding = case.must_be_zero.get(name)
+
+    def centred(x):
+        return _centred(x, padding)
+
     def same(a, b):
         return bool(np.abs(a - b).max(initial=0) <= close * scale)
 
     free = name in {output for output, _ in case.rules["gauge"]}  # a constant has been added to it
-    if np.any(expected) and not np.any(_centred(found) if free else found):
+    if np.any(expected) and not np.any(centred(found) if free else found):
         return [("it is the same for all tokens" if free else "it is zero everywhere", "")]
     remarks = []
     if not same(found, expected):
-        remarks = [*_relation(case, found, expected, same, free), *_order(found, expected, same)]
+        remarks = [*_relation(case, found, expected, same, centred if free else None), *_order(found, expected, same)]
         remarks += _intermediates(case, name, found, close)
     if not remarks:
         remarks += [(text, "") for text in _where(found, expected, free)]
@@ -38,16 +43,21 @@ def diagnose(case, name, found, expected, dtype):
     return remarks
 
 
-def _centred(x):
-    return x - x.mean(-1, keepdims=True) if x.ndim else x
+def _centred(x, padding=None):
+    """Less its mean over the valid entries, and zero at padding."""
+    if not x.ndim:
+        return x
+    valid = np.ones(x.shape, bool) if padding is None else ~padding
+    mean = np.where(valid, x, 0).sum(-1, keepdims=True) / np.maximum(valid.sum(-1, keepdims=True), 1)
+    return np.where(valid, x - mean, 0)
 
 
-def _relation(case, found, expected, same, free):
+def _relation(case, found, expected, same, centred):
     """Look for the right array times, or plus, a number that we know."""
     numbers = _known_numbers(case)
     if expected.size < 2 or not np.any(expected):
         return
-    x, y = (_centred(found), _centred(expected)) if free else (found, expected)
+    x, y = (centred(found), centred(expected)) if centred else (found, expected)
     factor = float(np.sum(x * y) / max(np.sum(y * y), 1e-300))
     if same(x, factor * y) and not same(x, y):
         meaning = _name_of(factor, {"-1 (a sign)": -1.0, **numbers})
