@@ -32,7 +32,10 @@ def diagnose(case, name, found, expected, dtype):
         return [("it is the same for all tokens" if free else "it is zero everywhere", "")]
     remarks = []
     if not same(found, expected):
-        remarks = [*_relation(case, found, expected, same, centred if free else None), *_order(found, expected, same)]
+        remarks = [
+            *_relation(case, found, expected, same, centred if free else None),
+            *_order(found, expected, same),
+        ]
         remarks += _intermediates(case, name, found, close)
     if not remarks:
         remarks += [(text, "") for text in _where(found, expected, free)]

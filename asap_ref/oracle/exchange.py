@@ -35,6 +35,22 @@ def write_npz(path, arrays):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def manifest_text(content):
+    """JSON with a case, an operator or a flag on each line."""
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            lines = [f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items()]
+            parts.append(f'"{key}": {{\n' + ",\n".join(lines) + "\n}")
+        elif isinstance(value, list):
+            parts.append(
+                f'"{key}": [\n' + ",\n".join(f"  {json.dumps(v, ensure_ascii=False)}" for v in value) + "\n]"
+            )
+        else:
+            parts.append(f'"{key}": {json.dumps(value)}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def save_cases(folder, chosen, dtype):
     """Write cases for one dtype as files that have the form of the vectors, with their own manifest.
 
@@ -68,7 +84,7 @@ def save_cases(folder, chosen, dtype):
             }
         )
     content = {"format": "asap_ref oracle", "version": "drawn", "flags": flags(), "operators": operators()}
-    (folder / "manifest.json").write_text(json.dumps({**content, "cases": entries}, indent=1), encoding="utf-8")
+    (folder / "manifest.json").write_text(manifest_text({**content, "cases": entries}), encoding="utf-8")
     return len(entries)
 
 

@@ -31,7 +31,7 @@ from page import page
 
 from asap_ref.oracle.case import VECTORS, Case
 from asap_ref.oracle.check import check
-from asap_ref.oracle.exchange import write_npz
+from asap_ref.oracle.exchange import manifest_text, write_npz
 
 PAGE = VECTORS.parent / "CASES.md"
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -210,22 +210,6 @@ def write_manifest(folder, entries):
         "cases": entries,
     }
     (folder / "manifest.json").write_text(manifest_text(content), encoding="utf-8")
-
-
-def manifest_text(content):
-    """JSON with a case, an operator or a flag on each line."""
-    parts = []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            lines = [f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items()]
-            parts.append(f'"{key}": {{\n' + ",\n".join(lines) + "\n}")
-        elif isinstance(value, list):
-            parts.append(
-                f'"{key}": [\n' + ",\n".join(f"  {json.dumps(v, ensure_ascii=False)}" for v in value) + "\n]"
-            )
-        else:
-            parts.append(f'"{key}": {json.dumps(value)}')
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def differences(folder, committed):
