@@ -20,6 +20,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from asap_ref.oracle import whatif
 from asap_ref.oracle.case import cases
 from asap_ref.oracle.check import GRADIENT, Report, check
 from asap_ref.oracle.contract import Inputs, all_names, breaches, misfit, misspelt, right_signature
@@ -97,7 +98,8 @@ def check_module(
             text = f"{wrong_call}; it is called as {right_signature(case.operator)}"
             report = Report(case, dtype, breaches=(("signature", text),))
         else:
-            report = run_case(module, case, **run)
+            tried = sum(not r.passed and r.case.operator == case.operator for r in reports)
+            report = run_case(module, case, explain=tried < whatif.PER_OPERATOR, **run)
         reports.append(report)
         if on_report is not None:
             on_report(done, len(wanted), report)
@@ -150,14 +152,18 @@ def in_other_layouts(module, reports, **run):
         if report.passed and any(x.ndim for x in inputs.values()) and "/" not in "".join(inputs):
             now = best.get(report.case.operator, ((0, 0), None))
             best[report.case.operator] = max(now, (size, report.case), key=lambda pair: pair[0])
-    return [run_case(module, case, layout=layout, **run) for _, case in best.values() for layout in LAYOUTS]
+    return [
+        run_case(module, case, layout=layout, explain=False, **run)
+        for _, case in best.values()
+        for layout in LAYOUTS
+    ]
 
 
-def run_case(module, case, *, dtype="float64", require_gradients=False, layout=None):
+def run_case(module, case, *, dtype="float64", require_gradients=False, layout=None, explain=True):
     """Compute one case with a module, gradients included where it can, and check it.
 
     An exception is a failure, and so is a breach of the contract: see contract.py. ``layout`` is one of those of
-    `contract.Inputs`; the case's own if not given.
+    `contract.Inputs`; the case's own if not given. ``explain`` as in `check`.
     """
     case = case.at(dtype)
     own_layout = getattr(case, "layout", "contiguous")
@@ -176,7 +182,9 @@ def run_case(module, case, *, dtype="float64", require_gradients=False, layout=N
         named = {name: x for name, x in named.items() if x is not None}
         named |= {f"{GRADIENT}{name}": x for name, x in (gradients or {}).items()}
         broken = breaches(inputs, named, dtype)
-        report = _checked(case, outputs, gradients, dtype, require_gradients)
+        report = _checked(
+            case, outputs, gradients=gradients, dtype=dtype, require_gradients=require_gradients, explain=explain
+        )
         report = dataclasses.replace(report, breaches=tuple(broken))
     if layout and layout != own_layout and not report.passed:
         text = f"the case passes; it does not when its inputs are views of larger arrays ({layout})"
@@ -184,12 +192,12 @@ def run_case(module, case, *, dtype="float64", require_gradients=False, layout=N
     return report
 
 
-def _checked(case, outputs, gradients, dtype, require_gradients):
+def _checked(case, outputs, *, dtype, **more):
     """`check`, where outputs without a name or number that fits are a failure and not an error of the caller."""
     if len(_flat(outputs, case)) and all(x is None for x in _flat(outputs, case)):
         return Report(case, dtype, message=f"returned None; expected {', '.join(case.outputs)}")
     try:
-        return check(case, outputs, gradients=gradients, dtype=dtype, require_gradients=require_gradients)
+        return check(case, outputs, dtype=dtype, **more)
     except (ValueError, TypeError) as error:
         return Report(case, dtype, message=str(error))
 

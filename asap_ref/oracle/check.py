@@ -134,7 +134,7 @@ class Report:
         return "\n".join(lines)
 
 
-def check(case, outputs, *, gradients=None, intermediates=None, dtype=None, require_gradients=False):
+def check(case, outputs, *, gradients=None, intermediates=None, dtype=None, require_gradients=False, explain=True):
     """Compare an implementation's results with a case.
 
     Parameters
@@ -151,6 +151,9 @@ def check(case, outputs, *, gradients=None, intermediates=None, dtype=None, requ
         What the implementation computed in, whose tolerance counts; read off the outputs if not given.
     require_gradients : bool
         Whether a gradient that is not given fails.
+    explain : bool
+        Whether mistakes are tried out where something is wrong (whatif.py), which takes as long as computing the case
+        some twenty times.
 
     Returns
     -------
@@ -197,6 +200,9 @@ def check(case, outputs, *, gradients=None, intermediates=None, dtype=None, requ
         comparisons = [
             dataclasses.replace(c, status="missing") if c.status == "not given" else c for c in comparisons
         ]
+    if explain:
+        gradients = {name: to_host(x) for name, x in given.items()}
+        comparisons = _explained(case, dtype, comparisons, found, gradients)
     if intermediates:
         known = case.intermediates
         tolerance = {"tolerance": next(iter(case.rules["outputs"].values()))["tolerance"]}
@@ -206,6 +212,32 @@ def check(case, outputs, *, gradients=None, intermediates=None, dtype=None, requ
             if name in intermediates
         ]
     return Report(case, dtype, tuple(comparisons))
+
+
+def _explained(case, dtype, comparisons, outputs, gradients):
+    """The comparisons, the first wrong one with the mistakes that give just what was found."""
+    wrong = [c.name for c in comparisons if c.status == "wrong" and not c.problem]
+    first = next((name for name in wrong), None)
+    if first is None:
+        return comparisons
+    if first in outputs:
+        found = {name: outputs[name] for name in wrong if name in outputs}
+    else:
+        found = {name.removeprefix(GRADIENT): gradients[name.removeprefix(GRADIENT)] for name in wrong}
+    from asap_ref.oracle import (
+        whatif,
+    )  # which computes with the package's operators; only where something is wrong
+
+    explained = whatif.explain(case, dtype, found)
+    if not explained:
+        return comparisons
+    texts, flags = zip(*explained, strict=True)
+    return [
+        dataclasses.replace(c, remarks=(*texts, *c.remarks), evidence=(*flags, *c.evidence))
+        if c.name == first
+        else c
+        for c in comparisons
+    ]
 
 
 def to_host(x):
@@ -297,7 +329,8 @@ def _compare(case, dtype, name, found, expected, rule):
         return Comparison(name, "ok", error, tolerance)
     remarks = diagnose(case, name, found, expected, dtype)
     if not_zero:
-        remarks = [("padding must be exactly zero here", "padding"), *remarks]
+        elsewhere = np.where(padding, 0.0, deviation).max(initial=0) > tolerance
+        remarks = [("padding must be exactly zero here", "" if elsewhere else "padding"), *remarks]
     evidence = tuple(dict.fromkeys(flag for _, flag in remarks if flag))
     values = float(found[worst]), float(expected[worst])
     return Comparison(

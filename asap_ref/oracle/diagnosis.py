@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 LEAST_OF_FLOAT32, MOST_OF_FLOAT32 = 1e-10, 3e-6  # relative errors in float64 that float32 inside would explain
+MOST_PLACES = 6  # that are listed
 CLOSE = 1e-6  # of the largest entry: how well a relation must hold to be named
 
 
@@ -148,5 +149,6 @@ def _where(found, expected, free):
             others = tuple(i for i in range(found.ndim) if i != found.ndim + axis)
             lines = np.flatnonzero(wrong.any(axis=others))
             if len(lines) <= found.shape[axis] // 2:
-                yield f"it is wrong only at {', '.join(map(str, lines))} of the {what} ({found.shape[axis]} long)"
+                some = ", ".join(map(str, lines[:MOST_PLACES])) + (", ..." if len(lines) > MOST_PLACES else "")
+                yield f"it is wrong only at {some} of the {what} ({found.shape[axis]} long)"
                 return

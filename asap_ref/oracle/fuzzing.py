@@ -12,6 +12,7 @@ from asap_ref.oracle.contract import misfit
 from asap_ref.oracle.drawn import DrawnCase
 from asap_ref.oracle.module_report import ModuleReport
 from asap_ref.oracle.recipe import ARGUMENTS, AXES, MASKS, OPTIONAL, SIDES, UNMASKED, Recipe
+from asap_ref.oracle.suspects import ranked, ranked_by_smallest
 
 SIZES = ("n", "m", "batch", "heads", "d", "p", "n_slices", "rank")
 EDGES = (1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257)
@@ -72,7 +73,7 @@ def shrink(module, case, *, dtype="float64", tries=150, seconds=20.0):
             return False
         left[0] -= 1
         candidate = DrawnCase.of(recipe)
-        return not why_not(candidate, dtype) and not run_case(module, candidate, dtype=dtype).passed
+        return not why_not(candidate, dtype) and not run_case(module, candidate, dtype=dtype, explain=False).passed
 
     def attempt(**changes):
         nonlocal best
@@ -133,6 +134,13 @@ class FuzzReport(ModuleReport):
 
     smallest: tuple = ()  # (report, case as it was met) of each operator that fails
     drawn: int = 0
+
+    def suspects(self):
+        """Flags that explain the smallest failing case of the lowest failing operator, best first."""
+        first = self.first_operator()
+        found = [report for report, _ in self.smallest if report.case.operator == first and not report.passed]
+        mine = [report for report in self.reports if report.case.operator == first]
+        return ranked_by_smallest(mine, found[0]) if found else ranked(mine)
 
     def __str__(self):
         lines = []
