@@ -93,7 +93,7 @@ class BackwardInHalf(torch.autograd.Function):
 
 LSE = "return torch.logsumexp(x.masked_fill(~valid, torch.finfo(x.dtype).min / 4), dim)"
 MASKS = "    q_alive, k_alive = q.any(-1, keepdim=True), k.any(-1, keepdim=True)\n"
-TAKE = '    q = torch.ones_like(x[..., :, 0], dtype=torch.bool) if query_mask is None else query_mask.expand(x.shape[:-1])\n'
+TAKE = "    q = torch.ones_like(x[..., :, 0], dtype=torch.bool) if query_mask is None else query_mask.expand(x.shape[:-1])\n"
 SDPA = "out = functional.scaled_dot_product_attention(q, k, v, bias, scale=1 / (math.sqrt(q.shape[-1]) * epsilon))"
 BIAS = """bias = (g / epsilon).masked_fill(~valid[1], torch.finfo(g.dtype).min / 4)[..., None, :]
     bias = bias.expand(*bias.shape[:-2], q.shape[-2], -1)
