@@ -55,9 +55,6 @@ def test_the_definition_is_at_most_two_hops_away(name):
         assert function.__doc__.startswith(definition.__doc__)
 
 
-STILL_SHADOWED = {"asap_ref.oracle.case", "asap_ref.oracle.check"}  # until these two modules get other names
-
-
 def test_no_module_is_shadowed_by_a_function_of_its_name():
     shadowed = set()
     root = Path(ar.__file__).parent
@@ -66,7 +63,7 @@ def test_no_module_is_shadowed_by_a_function_of_its_name():
         for module in folder.glob("[!_]*.py"):
             if not inspect.ismodule(getattr(package, module.stem, inspect)):
                 shadowed.add(f"{package.__name__}.{module.stem}")
-    assert shadowed == STILL_SHADOWED
+    assert not shadowed
 
 
 def test_shapes_stand_on_the_def_line():

@@ -304,12 +304,13 @@ def marginal_error(plan: "... n m", *, query_mask=None, key_mask=None):
     (0.0, 0.25)
     """
     xp = array_namespace(plan)
-    rows = keep(xp.abs(xp.sum(plan, axis=-1) - 1), query_mask)
+    pairs = valid_pairs(query_mask, key_mask)  # a query that has no key to meet counts as masked
+    rows = keep(xp.abs(xp.sum(plan, axis=-1) - 1), None if pairs is None else xp.any(pairs, axis=-1))
     return xp.max(rows, axis=-1), xp.max(column_error(plan, query_mask, key_mask), axis=-1)
 
 
 def column_error(plan, query_mask, key_mask):
-    """Deviation of each column sum of a plan from n'/m', (..., n, m) -> (..., m); zero at padding."""
+    """Deviation of each column sum of a plan from n'/m', (..., n, m) -> (..., m); zero where no pair is valid."""
     xp = array_namespace(plan)
-    mass = column_mass(plan, query_mask, key_mask)
-    return keep(xp.abs(xp.sum(plan, axis=-2) - mass), key_mask)
+    pairs, mass = valid_pairs(query_mask, key_mask), column_mass(plan, query_mask, key_mask)
+    return keep(xp.abs(xp.sum(plan, axis=-2) - mass), None if pairs is None else xp.any(pairs, axis=-2))

@@ -8,9 +8,12 @@
 README.md beside this file describes the vectors for readers in any language.
 """
 
-from asap_ref.oracle.adapter import ModuleReport, check_module, load_module, run_case
-from asap_ref.oracle.case import Case, case, cases, flags, operators, parametrize
-from asap_ref.oracle.check import Report, check
+from asap_ref.oracle import reference
+from asap_ref.oracle.adapter import check_module, load_module, run_case
+from asap_ref.oracle.fuzzing import fuzz, random_case, shrink
+from asap_ref.oracle.module_report import ModuleReport
+from asap_ref.oracle.stored import Case, case, cases, flags, operators, parametrize
+from asap_ref.oracle.verdict import Report, check
 
 __all__ = [
     "Case",
@@ -21,8 +24,12 @@ __all__ = [
     "check",
     "check_module",
     "flags",
+    "fuzz",
     "load_module",
     "operators",
     "parametrize",
+    "random_case",
+    "reference",
     "run_case",
+    "shrink",
 ]

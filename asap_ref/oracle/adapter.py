@@ -1,7 +1,7 @@
 """Run a whole implementation through the oracle: a module whose functions are named as the operators.
 
-The adapter module offers, for each operator it has, a function of that name that takes the inputs and arguments
-of the manifest by keyword and returns the outputs in their order. It may also offer
+README.md, "The contract of an adapter", says what such a module offers: a function for each operator it has, called
+by keyword, and optionally
 
     to_array(x, dtype)      a NumPy array (float64, bool or int64) as the implementation's own, in the dtype of
                             that name ("float64", ..., "bool", "int64"); without it, NumPy arrays are passed
@@ -13,95 +13,35 @@ Without the latter, outputs that are torch or JAX arrays are differentiated by t
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import sys
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from asap_ref.oracle import whatif
+from asap_ref.oracle.contract import Inputs, all_names, breaches, misfit, misspelt, right_signature
+from asap_ref.oracle.module_report import ModuleReport
+from asap_ref.oracle.stored import cases
+from asap_ref.oracle.verdict import GRADIENT, Report, check
 
-from asap_ref.oracle.case import cases, operators
-from asap_ref.oracle.check import Report, check
-from asap_ref.oracle.diagnosis import LEAST_OF_FLOAT32, MOST_OF_FLOAT32
-
-
-@dataclass(frozen=True)
-class ModuleReport:
-    """Reports of all cases of a module; `.passed`, and a text that says where to begin."""
-
-    name: str
-    reports: tuple
-    absent: tuple  # operators that the module does not have
-    version: int = 1
-
-    @property
-    def passed(self):
-        """Whether every case of every operator that is there passed, and there was one."""
-        return bool(self.reports) and all(report.passed for report in self.reports)
-
-    @property
-    def failed(self):
-        """Reports that did not pass, lowest operator first."""
-        return tuple(report for report in self.reports if not report.passed)
-
-    def first_operator(self):
-        """Return the lowest operator that fails: what stands above it may be right."""
-        failing = {report.case.operator for report in self.failed}
-        return next((name for name in operators(self.version) if name in failing), None)
-
-    def suspects(self):
-        """Flags of the failing cases of the lowest failing operator, most telling first.
-
-        If few cases fail, a flag tells much if those that bear it fail and others pass. If most fail, so does the
-        ordinary case, whose flags describe the formula itself; rather those than flags that other operators share.
-        Wrong gradients of right values, and errors of the size of float32, speak for themselves.
-        """
-        first = self.first_operator()
-        mine = [report for report in self.reports if report.case.operator == first]
-        failed = [report for report in mine if not report.passed]
-        most = 2 * len(failed) > len(mine)
-        scores = {}
-        for flag in {flag for report in failed for flag in report.case.flags} - {"plain"}:
-            with_flag = [not r.passed for r in mine if flag in r.case.flags]
-            without = [not r.passed for r in mine if flag not in r.case.flags]
-            fails, others_fail = (sum(x) / len(x) if x else 0.0 for x in (with_flag, without))
-            ordinary = flag in failed[0].case.flags
-            told = (ordinary, fails) if most else (round(fails - others_fail, 1), ordinary)
-            own = len(with_flag) / sum(flag in case.flags for case in cases(version=self.version))
-            scores[flag] = (*told, own, flag)
-        ranked = sorted(scores, key=scores.get, reverse=True)
-        wrong = [c for report in failed for c in report.comparisons if c.status == "wrong"]
-        if wrong and all(c.name.startswith("gradient") for c in wrong) and not any(r.message for r in failed):
-            ranked.insert(0, "gradient_through_both_sides")
-        if wrong and all(LEAST_OF_FLOAT32 < c.error < MOST_OF_FLOAT32 for c in wrong):
-            ranked.insert(0, "float32_inside")
-        return list(dict.fromkeys(ranked))
-
-    def __str__(self):
-        lines = [str(report) for report in self.failed]
-        n = len(self.reports)
-        lines.append(f"{self.name}: {n - len(self.failed)} of {n} cases passed")
-        if self.absent:
-            lines.append(f"not there, not checked: {', '.join(self.absent)}")
-        without = sorted(
-            {
-                report.case.operator
-                for report in self.reports
-                if any(c.status == "not given" and c.name.startswith("gradient") for c in report.comparisons)
-            }
-        )
-        if without:
-            lines.append(f"not all gradients given: {', '.join(without)}")
-        if self.failed:
-            first = self.first_operator()
-            lines.append(f"begin with {first}, the lowest operator that fails: others are built on it")
-            lines.append(f"its failures have most in common: {', '.join(self.suspects()[:3])}")
-        return "\n".join(lines)
+OWN = "asap_ref"  # whose operators take pairs of duals and amortizers, not the arrays they are made of
+ONLY_LONG = ("slice_directions", "fit_amortizer", "training_trace", "compile_model")
+LAYOUTS = ("transposed", "interleaved")
 
 
-def check_module(module, *, operator=None, flags=None, dtype="float64", version=1):
+def check_module(
+    module,
+    *,
+    operator=None,
+    flags=None,
+    dtype="float64",
+    version=None,
+    require_gradients=False,
+    stop_at_first=False,
+    on_report=None,
+):
     """Check every operator that a module offers.
 
     Parameters
@@ -111,6 +51,12 @@ def check_module(module, *, operator=None, flags=None, dtype="float64", version=
         Which cases, as in `cases`.
     dtype : {"float64", "float32", "float16", "bfloat16"}
         What to compute in, and whose tolerances count.
+    require_gradients : bool
+        Whether a gradient that is not given fails.
+    stop_at_first : bool
+        Whether to stop at the first case that fails.
+    on_report : callable, optional
+        Told ``(number done, number of all, report)`` after each case.
 
     Returns
     -------
@@ -127,65 +73,180 @@ def check_module(module, *, operator=None, flags=None, dtype="float64", version=
     >>> oracle.check_module("asap_ref.oracle.reference", operator="softmax_attention").passed
     True
     """
-    module = load_module(module)
-    wanted = [case for case in cases(operator, flags, version) if runs_in(case, dtype)]
+    module, remark = resolved(module)
+    wanted = cases(operator, flags, version)
     names = list(dict.fromkeys(case.operator for case in wanted))
     absent = tuple(name for name in names if not callable(getattr(module, name, None)))
+    meant = misspelt(module, absent)
     if len(absent) == len(names):
-        raise ValueError(f"{module.__name__} offers none of {', '.join(names) or 'the operators asked for'}")
-    reports = tuple(run_case(module, case, dtype=dtype) for case in wanted if case.operator not in absent)
-    return ModuleReport(module.__name__, reports, absent, version)
-
-
-def runs_in(case, dtype):
-    """Whether the case has a tolerance for the dtype."""
-    return any(dtype in rule["tolerance"] for rule in case.rules["outputs"].values())
-
-
-def run_case(module, case, *, dtype="float64"):
-    """Compute one case with a module, gradients included where it can, and check it; an exception is a failure."""
-    function = getattr(module, case.operator)
-    to_array = getattr(module, "to_array", _numpy_array)
-    inputs = {name: to_array(x, dtype if x.dtype.kind == "f" else str(x.dtype)) for name, x in case.inputs.items()}
-    cotangents = [to_array(x, dtype) for x in case.cotangents.values()]
-    gradients = None
-    try:
-        if not cotangents or not any(dtype in rule["tolerance"] for rule in case.rules["gradients"].values()):
-            outputs = function(**inputs, **case.arguments)
-        elif callable(getattr(module, f"{case.operator}_vjp", None)):
-            outputs, vjp = getattr(module, f"{case.operator}_vjp")(**inputs, **case.arguments)
-            found = vjp(tuple(cotangents) if isinstance(outputs, tuple | list) else cotangents[0])
-            floats = [name for name, x in case.inputs.items() if x.dtype.kind == "f"]
-            gradients = {name: g for name, g in zip(floats, found, strict=False) if name in case.gradients}
-            outputs = function(**inputs, **case.arguments)  # the value without a backward pass is the one to check
+        told = "".join(f"; is its {yours} meant to be {name}?" for name, yours in meant.items())
+        raise ValueError(f"{module.__name__} offers none of {', '.join(names) or 'the operators asked for'}{told}")
+    wanted = [case for case in wanted if case.operator not in absent]
+    reports, skipped, layouts, misfits = [], [], [], set()
+    run = dict(dtype=dtype, require_gradients=require_gradients)
+    for done, case in enumerate(wanted, start=1):
+        if reason := why_not(case, dtype):
+            skipped.append((case.id, reason))
+            continue
+        function = getattr(module, case.operator)
+        if misfit(function, [*case.inputs, *case.arguments]):
+            wrong_call = f"your {case.operator} {misfit(function, all_names(case.operator))}"
+            if case.operator in misfits:
+                skipped.append((case.id, wrong_call))
+                continue
+            misfits.add(case.operator)  # said once
+            text = f"{wrong_call}; it is called as {right_signature(case.operator)}"
+            report = Report(case, dtype, breaches=(("signature", text),))
         else:
-            wanted = list(case.gradients)
-            outputs, gradients = _autograd(function, inputs, case.arguments, wanted, cotangents)
+            tried = sum(not r.passed and r.case.operator == case.operator for r in reports)
+            report = run_case(module, case, explain=tried < whatif.PER_OPERATOR, **run)
+        reports.append(report)
+        if on_report is not None:
+            on_report(done, len(wanted), report)
+        if stop_at_first and not report.passed:
+            break
+    else:
+        layouts = in_other_layouts(module, reports, **run)
+    return ModuleReport(
+        module.__name__,
+        tuple(reports),
+        absent,
+        tuple(skipped),
+        tuple(layouts),
+        tuple(meant.items()),
+        remark,
+        stopped=stop_at_first and any(not report.passed for report in reports),
+    )
+
+
+def resolved(module):
+    """(the module that is meant, a remark if it is not the one named)."""
+    module = load_module(module)
+    if module.__name__ != OWN:
+        return module, ""
+    module = importlib.import_module("asap_ref.oracle.reference")
+    return (
+        module,
+        f"{OWN} itself takes pairs of duals and amortizers: checked as {module.__name__}, which takes arrays",
+    )
+
+
+def why_not(case, dtype):
+    """Say why a case is not asked in a dtype; an empty text if it is."""
+    rules = case.at(dtype).rules["outputs"].values()
+    if any(dtype in rule["tolerance"] for rule in rules):
+        return ""
+    if "float32_inside" in case.flags:
+        return f"{dtype} has too few digits for its data"
+    if case.operator in ONLY_LONG:
+        return f"{dtype} is not asked of fits, whole models and random directions"
+    return f"in {dtype} rounding alone changes the result by a quarter or more"
+
+
+def in_other_layouts(module, reports, **run):
+    """Run once more, with views as inputs, a passed case of each operator: that with most and largest arrays."""
+    best = {}
+    for report in reports:
+        inputs = report.case.inputs
+        size = (len(inputs), sum(x.size for x in inputs.values()))
+        if report.passed and any(x.ndim for x in inputs.values()) and "/" not in "".join(inputs):
+            now = best.get(report.case.operator, ((0, 0), None))
+            best[report.case.operator] = max(now, (size, report.case), key=lambda pair: pair[0])
+    return [
+        run_case(module, case, layout=layout, explain=False, **run)
+        for _, case in best.values()
+        for layout in LAYOUTS
+    ]
+
+
+def run_case(module, case, *, dtype="float64", require_gradients=False, layout=None, explain=True):
+    """Compute one case with a module, gradients included where it can, and check it.
+
+    An exception is a failure, and so is a breach of the contract: see contract.py. ``layout`` is one of those of
+    `contract.Inputs`; the case's own if not given. ``explain`` as in `check`.
+    """
+    case = case.at(dtype)
+    own_layout = getattr(case, "layout", "contiguous")
+    to_array = getattr(module, "to_array", _numpy_array)
+    inputs = Inputs(case.inputs, to_array, dtype, layout or own_layout)
+    cotangents = [to_array(x, dtype) for x in case.cotangents.values()]
+    try:
+        outputs, gradients = _compute(module, case, dtype, inputs.arrays, cotangents)
     except Exception as error:  # whatever the implementation raises is what its author must see
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}, line {last.lineno}"
         what = next(iter(str(error).splitlines()), "")
-        return Report(case, dtype, message=f"raised {type(error).__name__}: {what} ({where})")
-    return check(case, outputs, gradients=gradients, dtype=dtype)
+        report = Report(case, dtype, message=f"raised {type(error).__name__}: {what} ({where})")
+    else:
+        named = dict(zip(case.outputs, _flat(outputs, case), strict=False))
+        named = {name: x for name, x in named.items() if x is not None}
+        named |= {f"{GRADIENT}{name}": x for name, x in (gradients or {}).items()}
+        broken = breaches(inputs, named, dtype)
+        report = _checked(
+            case, outputs, gradients=gradients, dtype=dtype, require_gradients=require_gradients, explain=explain
+        )
+        report = dataclasses.replace(report, breaches=tuple(broken))
+    if layout and layout != own_layout and not report.passed:
+        text = f"the case passes; it does not when its inputs are views of larger arrays ({layout})"
+        report = dataclasses.replace(report, breaches=(("memory_layout", text), *report.breaches))
+    return report
+
+
+def _checked(case, outputs, *, dtype, **more):
+    """`check`, where outputs without a name or number that fits are a failure and not an error of the caller."""
+    if len(_flat(outputs, case)) and all(x is None for x in _flat(outputs, case)):
+        return Report(case, dtype, message=f"returned None; expected {', '.join(case.outputs)}")
+    try:
+        return check(case, outputs, dtype=dtype, **more)
+    except (ValueError, TypeError) as error:
+        return Report(case, dtype, message=str(error))
+
+
+def _compute(module, case, dtype, inputs, cotangents):
+    """(outputs, gradients by name or None) of one call."""
+    function = getattr(module, case.operator)
+    asked = any(dtype in rule["tolerance"] for rule in case.rules["gradients"].values())
+    if not cotangents or not asked:
+        return function(**inputs, **case.arguments), None
+    if callable(getattr(module, f"{case.operator}_vjp", None)):
+        outputs, vjp = getattr(module, f"{case.operator}_vjp")(**inputs, **case.arguments)
+        found = vjp(tuple(cotangents) if isinstance(outputs, tuple | list) else cotangents[0])
+        found = found if isinstance(found, tuple | list) else (found,)
+        floats = [name for name, x in case.inputs.items() if x.dtype.kind == "f"]
+        gradients = {name: g for name, g in zip(floats, found, strict=False) if name in case.gradients}
+        gradients = {name: g for name, g in gradients.items() if g is not None}
+        return function(**inputs, **case.arguments), gradients  # the value without a backward pass is checked
+    return _autograd(function, inputs, case, cotangents)
+
+
+def _flat(outputs, case):
+    """Outputs in their order, None where one is missing."""
+    if isinstance(outputs, dict):
+        return tuple(outputs.get(name) for name in case.outputs)
+    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
 
 
 def _numpy_array(x, dtype):
     return x.astype(dtype)
 
 
-def _autograd(function, inputs, arguments, wanted, cotangents):
+def _autograd(function, inputs, case, cotangents):
     """(outputs, gradients by name) by the framework of the inputs; gradients are None for other arrays."""
+    wanted, arguments = list(case.gradients), case.arguments
     framework = type(inputs[wanted[0]]).__module__.partition(".")[0]
     if framework == "torch":
         import torch
 
-        leaves = {name: inputs[name].clone().requires_grad_() for name in wanted}
+        leaves = {name: inputs[name].detach().requires_grad_() for name in wanted}  # views stay views
         outputs = function(**(inputs | leaves), **arguments)
-        flat = outputs if isinstance(outputs, tuple | list) else (outputs,)
-        pairs = [(y, c) for y, c in zip(flat, cotangents, strict=True) if y.requires_grad]
+        pairs = [
+            (y, c)
+            for y, c in zip(_flat(outputs, case), cotangents, strict=False)
+            if y is not None and y.requires_grad
+        ]
         if not pairs:
             return outputs, {name: torch.zeros_like(x) for name, x in leaves.items()}
-        values, weights = zip(*pairs, strict=True)
+        values, weights = zip(*((y, c.to(y.dtype)) for y, c in pairs), strict=True)
         found = torch.autograd.grad(values, list(leaves.values()), weights, allow_unused=True)
         zero = (torch.zeros_like(x) for x in leaves.values())
         filled = (z if g is None else g for g, z in zip(found, zero, strict=True))
@@ -197,10 +258,17 @@ def _autograd(function, inputs, arguments, wanted, cotangents):
             return function(**(inputs | dict(zip(wanted, leaves, strict=True))), **arguments)
 
         outputs, vjp = jax.vjp(of_leaves, *(inputs[name] for name in wanted))
-        structure = tuple(cotangents) if isinstance(outputs, tuple | list) else cotangents[0]
-        if hasattr(outputs, "_fields"):
-            structure = type(outputs)(*cotangents)
-        return outputs, dict(zip(wanted, vjp(structure), strict=True))
+        by_name = dict(zip(case.cotangents, cotangents, strict=True))
+        if isinstance(outputs, dict):
+            weights = {name: by_name[name].astype(y.dtype) for name, y in outputs.items() if name in by_name}
+        else:
+            flat = _flat(outputs, case)
+            weights = [c.astype(y.dtype) for y, c in zip(flat, cotangents, strict=False) if y is not None]
+            if hasattr(outputs, "_fields"):
+                weights = type(outputs)(*weights)
+            else:
+                weights = type(outputs)(weights) if isinstance(outputs, tuple | list) else weights[0]
+        return outputs, dict(zip(wanted, vjp(weights), strict=True))
     return function(**inputs, **arguments), None
 
 
@@ -219,8 +287,3 @@ def load_module(module):
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
-
-
-def numpy_inputs(case, dtype="float64"):
-    """Inputs of a case as NumPy arrays of that dtype, masks and labels as they are."""
-    return {name: x.astype(dtype) if np.issubdtype(x.dtype, np.floating) else x for name, x in case.inputs.items()}

@@ -7,50 +7,65 @@ import math
 import numpy as np
 
 LEAST_OF_FLOAT32, MOST_OF_FLOAT32 = 1e-10, 3e-6  # relative errors in float64 that float32 inside would explain
+MOST_PLACES = 6  # that are listed
 CLOSE = 1e-6  # of the largest entry: how well a relation must hold to be named
 
 
 def diagnose(case, name, found, expected, dtype):
-    """Remarks about a wrong array, most telling first; shapes agree."""
+    """Remarks about a wrong array as (text, flag or ""), most telling first; shapes agree."""
     finite = np.isfinite(found)
     if not finite.all():
         what = "NaN" if np.isnan(found).any() else "infinite"
-        return (f"{int((~finite).sum())} of {found.size} entries are {what}",)
+        return [(f"{int((~finite).sum())} of {found.size} entries are {what}", "")]
     close = max(CLOSE, 20 * {"float64": 0, "float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2}[dtype])
     scale = max(float(np.abs(expected).max(initial=0)), 1e-300)
+
+    padding = case.must_be_zero.get(name)
+
+    def centred(x):
+        return _centred(x, padding)
 
     def same(a, b):
         return bool(np.abs(a - b).max(initial=0) <= close * scale)
 
     free = name in {output for output, _ in case.rules["gauge"]}  # a constant has been added to it
-    if np.any(expected) and not np.any(_centred(found) if free else found):
-        return ("it is the same for all tokens" if free else "it is zero everywhere",)
+    if np.any(expected) and not np.any(centred(found) if free else found):
+        return [("it is the same for all tokens" if free else "it is zero everywhere", "")]
     remarks = []
     if not same(found, expected):
-        remarks = [*_relation(case, found, expected, same, free), *_order(found, expected, same)]
+        remarks = [
+            *_relation(case, found, expected, same, centred if free else None),
+            *_order(found, expected, same),
+        ]
         remarks += _intermediates(case, name, found, close)
     if not remarks:
-        remarks += _where(found, expected, free)
+        remarks += [(text, "") for text in _where(found, expected, free)]
     error = np.abs(found - expected).max() / scale
     if dtype == "float64" and LEAST_OF_FLOAT32 < error < MOST_OF_FLOAT32:
-        remarks.append("an error of this size is that of float32: something is computed or stored in float32")
-    return tuple(remarks)
+        text = "an error of this size is that of float32: something is computed or stored in float32"
+        remarks.append((text, "float32_inside"))
+    return remarks
 
 
-def _centred(x):
-    return x - x.mean(-1, keepdims=True) if x.ndim else x
+def _centred(x, padding=None):
+    """Less its mean over the valid entries, and zero at padding."""
+    if not x.ndim:
+        return x
+    valid = np.ones(x.shape, bool) if padding is None else ~padding
+    mean = np.where(valid, x, 0).sum(-1, keepdims=True) / np.maximum(valid.sum(-1, keepdims=True), 1)
+    return np.where(valid, x - mean, 0)
 
 
-def _relation(case, found, expected, same, free):
+def _relation(case, found, expected, same, centred):
     """Look for the right array times, or plus, a number that we know."""
     numbers = _known_numbers(case)
     if expected.size < 2 or not np.any(expected):
         return
-    x, y = (_centred(found), _centred(expected)) if free else (found, expected)
+    x, y = (centred(found), centred(expected)) if centred else (found, expected)
     factor = float(np.sum(x * y) / max(np.sum(y * y), 1e-300))
     if same(x, factor * y) and not same(x, y):
         meaning = _name_of(factor, {"-1 (a sign)": -1.0, **numbers})
-        yield f"it is the right array times {factor:.6g}{meaning}"
+        yield f"it is the right array times {factor:.6g}{meaning}", _flag_of(meaning)
         return
     shift = float(np.mean(found - expected))
     if same(found, expected + shift):
@@ -58,11 +73,12 @@ def _relation(case, found, expected, same, free):
         epsilon = case.arguments.get("epsilon", 1.0)
         scaled = {f"epsilon {key}": epsilon * value for key, value in logs.items()}
         signed = {**scaled, **{f"-{key}": -value for key, value in scaled.items()}, "epsilon": epsilon}
-        yield f"it is the right array plus the constant {shift:.6g}{_name_of(shift, signed)}"
+        meaning = _name_of(shift, signed)
+        yield f"it is the right array plus the constant {shift:.6g}{meaning}", _flag_of(meaning)
     elif found.ndim and found.shape[-1] > 1:
         shifts = np.mean(found - expected, axis=-1, keepdims=True)
         if same(found, expected + shifts):
-            yield "it is the right array plus a constant for each row: is it centred over its tokens?"
+            yield "it is the right array plus a constant for each row: is it centred over its tokens?", "centring"
 
 
 def _known_numbers(case):
@@ -87,12 +103,24 @@ def _name_of(value, numbers):
     return f" = {named[0]}" if named else ""
 
 
+def _flag_of(meaning):
+    """Flag for a factor or constant that has been given a name."""
+    for part, flag in (("epsilon log", "unequal_lengths"), ("n/m", "unequal_lengths"), ("m/n", "unequal_lengths"),
+                       ("epsilon", "epsilon_scaling"), ("(d)", "score_scale"), ("(1/4)", "slice_scale"),
+                       ("(-1/4)", "slice_scale"), ("sign", "sign")):  # fmt: skip
+        if part in meaning:
+            return flag
+    return ""
+
+
 def _order(found, expected, same):
     """Look for the right values in another order, or turned."""
     if found.ndim >= 2 and found.shape[-1] == found.shape[-2] and same(found.swapaxes(-1, -2), expected):
-        yield "it is the transpose of the right array: rows and columns are swapped"
+        text = "it is the transpose of the right array: rows and columns are swapped"
+        yield text, "row_instead_of_column"
     elif found.ndim and found.shape[-1] > 1 and same(np.sort(found, -1), np.sort(expected, -1)):
-        yield "it has the right values in another order: put sorted results back in the order of the input"
+        text = "it has the right values in another order: put sorted results back in the order of the input"
+        yield text, "sort_order"
 
 
 def _intermediates(case, name, found, close):
@@ -105,7 +133,8 @@ def _intermediates(case, name, found, close):
             if step.shape == found.shape and np.abs(centred[0] - centred[1]).max() <= close * (
                 np.abs(step).max() + 1e-300
             ):
-                yield f"it is {key}[{t}]: the value after {t} of {len(steps) - 1} iterations"
+                if t < len(steps) - 1:
+                    yield f"it is {key}[{t}]: the value after {t} of {len(steps) - 1} iterations", "not_converged"
                 return
 
 
@@ -120,5 +149,6 @@ def _where(found, expected, free):
             others = tuple(i for i in range(found.ndim) if i != found.ndim + axis)
             lines = np.flatnonzero(wrong.any(axis=others))
             if len(lines) <= found.shape[axis] // 2:
-                yield f"it is wrong only at {', '.join(map(str, lines))} of the {what} ({found.shape[axis]} long)"
+                some = ", ".join(map(str, lines[:MOST_PLACES])) + (", ..." if len(lines) > MOST_PLACES else "")
+                yield f"it is wrong only at {some} of the {what} ({found.shape[axis]} long)"
                 return

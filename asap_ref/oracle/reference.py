@@ -38,12 +38,14 @@ from asap_ref import (
     two_sided_c_transform_vjp,
 )
 from asap_ref.calibration.objectives import dual_loss_and_gradient, kl_loss_and_gradient
+from asap_ref.method.masks import keep_tokens
 from asap_ref.model.layers import cross_entropy_vjp
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.recording import record
 from asap_ref.model.training import adamw, initial_moments
 from asap_ref.model.transformer import Architecture, Transformer, transformer_vjp
-from asap_ref.support.arrays import array_namespace
+from asap_ref.support.arrays import array_namespace, transpose
+from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.trees import leaves, unflatten
 
 __all__ = [
@@ -51,6 +53,8 @@ __all__ = [
     "amortized_query_dual_vjp",
     "asap_attention",
     "asap_attention_vjp",
+    "attend",
+    "attend_vjp",
     "attention_scores",
     "attention_scores_vjp",
     "compile_model",
@@ -65,6 +69,8 @@ __all__ = [
     "kantorovich_potentials_1d_vjp",
     "kl_loss",
     "kl_loss_vjp",
+    "lse",
+    "lse_vjp",
     "marginal_error",
     "sinkhorn",
     "sinkhorn_attention",
@@ -140,6 +146,56 @@ def _amortizer(directions, weights, basis=None, *, cumulants=True, **settings):
     return Amortizer(tuple(families(directions, basis, cumulants=cumulants)), weights, **settings)
 
 
+@operator
+def lse(q: "... n d", k: "... m d", query_dual: "... n", *, query_mask=None, key_mask=None, epsilon):
+    """(..., n, d), (..., m, d), (..., n) -> (..., m): -epsilon LSE_i((f_i + S_ij) / epsilon), a kernel's first half.
+
+    It is the c-transform onto keys without the mass n'/m'; turned round, that onto queries, which has none.
+    """
+    return lse_vjp(q, k, query_dual, query_mask=query_mask, key_mask=key_mask, epsilon=epsilon)[0]
+
+
+@vjp_of(lse)
+def lse_vjp(q, k, query_dual, *, query_mask=None, key_mask=None, epsilon):
+    """Log-sum-exp onto keys and ``vjp(d_out) -> (dq, dk, d_query_dual)``."""
+    q, k = keep_tokens(q, query_mask), keep_tokens(k, key_mask)
+    S, scores_vjp = attention_scores_vjp(q, k)
+    masks = dict(query_mask=key_mask, key_mask=query_mask)
+    out, transform_vjp = entropic_c_transform_vjp(transpose(S), query_dual, onto="query", epsilon=epsilon, **masks)
+
+    def vjp(d_out):
+        d_S_turned, d_query_dual = transform_vjp(d_out)
+        return *scores_vjp(transpose(d_S_turned)), d_query_dual
+
+    return out, vjp
+
+
+@operator
+def attend(
+    q: "... n d", k: "... m d", v: "... m p", key_dual: "... m", *, query_mask=None, key_mask=None, epsilon
+):
+    """(..., n, d), (..., m, d), (..., m, p), (..., m) -> (..., n, p): softmax_j((S_ij + g_j) / epsilon) v."""
+    return attend_vjp(q, k, v, key_dual, query_mask=query_mask, key_mask=key_mask, epsilon=epsilon)[0]
+
+
+@vjp_of(attend)
+def attend_vjp(q, k, v, key_dual, *, query_mask=None, key_mask=None, epsilon):
+    """Attention with a bias a key and ``vjp(d_out) -> (dq, dk, dv, d_key_dual)``."""
+    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    q, k, v = (keep_tokens(x, mask) for x, mask in ((q, query_mask), (k, key_mask), (v, key_mask)))
+    S, scores_vjp = attention_scores_vjp(q, k)
+    query_dual, transform_vjp = entropic_c_transform_vjp(S, key_dual, onto="query", **settings)
+    P, plan_vjp = transport_plan_vjp(S, query_dual, key_dual, **settings)
+
+    def vjp(d_out):
+        d_S, d_query_dual, d_key_dual = plan_vjp(d_out @ transpose(v))
+        d_S_through, d_key_dual_through = transform_vjp(d_query_dual)
+        dq, dk = scores_vjp(d_S + d_S_through)
+        return dq, dk, transpose(P) @ d_out, d_key_dual + d_key_dual_through
+
+    return P @ v, vjp
+
+
 def asap_attention(q, k, v, directions, weights, basis=None, *, query_mask=None, key_mask=None, **settings):
     """(..., H, n, d), (..., H, m, d), (..., H, m, p), (d, L), (H, F) -> (..., H, n, p)."""
     amortizer = _amortizer(directions, weights, basis, **settings)
@@ -182,7 +238,9 @@ def fit_amortizer(q, k, directions, *, n_iter, epsilon, ridge, cumulants):
     target = target - xp.mean(target, axis=-1, keepdims=True)
     statistics = SufficientStatistics.of(features, target)
     weights = statistics.ridge(ridge)
-    return weights, statistics.r_squared(weights)
+    # sums are kept in float64; results have the dtype of the inputs
+    r_squared = xp.asarray(statistics.r_squared(weights))
+    return xp.astype(xp.asarray(weights), q.dtype), xp.astype(r_squared, q.dtype)
 
 
 # ------------------------------------------------------------------------------------------- the small Transformer

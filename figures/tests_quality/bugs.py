@@ -41,11 +41,11 @@ STEPS_STOPPED = """        before, g = f, key_update(S, f, epsilon, valid)
 STEPS_DETACHED = """        g = key_update(S, f, epsilon, valid).detach()
         f = query_update(S, g, epsilon, valid)
 """
-EXPONENT = """    exponent = ((query_dual[..., :, None] + key_dual[..., None, :]) + scores) / epsilon
+EXPONENT = """    exponent = ((f[..., :, None] + g[..., None, :]) + S) / epsilon
     return exponent.masked_fill(~pairs, -torch.inf).exp()
 """
-KERNELS = """    f, g = (query_dual / epsilon).exp()[..., :, None], (key_dual / epsilon).exp()[..., None, :]
-    return (f * (scores / epsilon).exp() * g).masked_fill(~pairs, 0)
+KERNELS = """    f, g = (f / epsilon).exp()[..., :, None], (g / epsilon).exp()[..., None, :]
+    return (f * (S / epsilon).exp() * g).masked_fill(~pairs, 0)
 """
 
 BUGS = [
@@ -53,7 +53,7 @@ BUGS = [
     bug("scores not divided", "attention_scores", "score_scale", "q @ k.mT / math.sqrt(q.shape[-1])", "q @ k.mT"),
     bug("cost in place of similarity", "attention_scores", "score_scale sign", "return q @ k.mT / math", "return -q @ k.mT / math"),
     bug("epsilon forgotten before the log-sum-exp", C, "epsilon_scaling", "(-epsilon * log_sum_exp", "(-log_sum_exp"),
-    bug("epsilon divides the scores only", C, "epsilon_scaling", "(f[..., :, None] + S) / epsilon", "f[..., :, None] + S / epsilon"),
+    bug("epsilon divides the scores only", C, "epsilon_scaling", "(f[..., :, None] + S) / epsilon, q[..., :, None], -2)\n    return (epsilon", "f[..., :, None] + S / epsilon, q[..., :, None], -2)\n    return (epsilon"),
     bug("log-sum-exp without its maximum", C, "large_logits", LSE, "return torch.log(x.exp().masked_fill(~valid, 0).sum(dim))"),
     bug("maximum over all problems at once", C, "leading_axes large_logits", LSE, "top = x.masked_fill(~valid, -1e30).amax()\n    return torch.log((x - top).exp().masked_fill(~valid, 0).sum(dim)) + top"),
     bug("keys summed over, not queries", C, "row_instead_of_column", "(f[..., :, None] + S) / epsilon, q[..., :, None], -2)", "(f[..., :, None] + S) / epsilon, q[..., :, None], -1)"),
@@ -67,17 +67,17 @@ BUGS = [
     bug("mask of -1e4 in place of minus infinity", C, "padding fully_masked", "torch.finfo(x.dtype).min / 4), dim)", "-1e4), dim)"),
     bug("an empty side leaves the other alive", C, "fully_masked", "return q & k_alive, k & q_alive", "return q, k"),
     bug("duals at padding not zero", C, "padding", "return (epsilon * g).masked_fill(~k, 0)", "return epsilon * g"),
-    bug("key dual in place of query dual", P, "key_dual_for_query_dual", "query_dual[..., :, None] + key_dual[..., None, :]", "query_dual[..., None, :] + key_dual[..., :, None]"),
+    bug("key dual in place of query dual", P, "key_dual_for_query_dual", "((f[..., :, None] + g[..., None, :]) + S)", "((f[..., None, :] + g[..., :, None]) + S)"),
     bug("plan as a product of kernels", P, "large_logits gauge", EXPONENT, KERNELS),
-    bug("plan without epsilon", P, "epsilon_scaling", "+ key_dual[..., None, :]) + scores) / epsilon", "+ key_dual[..., None, :]) + scores)"),
-    bug("dual subtracted", P, "sign", "((query_dual[..., :, None] + key_dual", "((query_dual[..., :, None] - key_dual"),
+    bug("plan without epsilon", P, "epsilon_scaling", "+ g[..., None, :]) + S) / epsilon", "+ g[..., None, :]) + S)"),
+    bug("dual subtracted", P, "sign", "((f[..., :, None] + g[..., None, :]) + S)", "((f[..., :, None] - g[..., None, :]) + S)"),
     bug("half steps swapped", T, "wrong_half_step_order two_sided", STEPS, STEPS_SWAPPED),
-    bug("the prediction returned", T, "two_sided", "return iterate(scores, query_dual, 1, epsilon, valid_tokens(scores, query_mask, key_mask))", "return query_dual, iterate(scores, query_dual, 1, epsilon, valid_tokens(scores, query_mask, key_mask))[1]"),
+    bug("the prediction returned", T, "two_sided", "return iterate(S, query_dual, 1, epsilon, valid)\n\n\n@computed_in_float32\ndef sinkhorn(", "return query_dual, iterate(S, query_dual, 1, epsilon, valid)[1]\n\n\n@computed_in_float32\ndef sinkhorn("),
     bug("gradient stopped at the key side", T, "gradient_through_both_sides", STEPS, STEPS_DETACHED),
-    bug("start from zero", S, "softmax_start", "init = query_update(scores, torch.zeros_like(scores[..., 0, :]), epsilon, valid)", "init = torch.zeros_like(scores[..., :, 0])"),
+    bug("start from zero", S, "softmax_start", "init = query_update(S, torch.zeros_like(S[..., 0, :]), epsilon, valid)", "init = torch.zeros_like(scores[..., :, 0])"),
     bug("init ignored", S, "init", "    if init is None:\n        init =", "    if True:\n        init ="),
-    bug("one iteration more", S, "not_converged", "return iterate(scores, init, n_iter, epsilon, valid)", "return iterate(scores, init, n_iter + 1, epsilon, valid)"),
-    bug("n_iter counts half steps", S, "not_converged", "return iterate(scores, init, n_iter, epsilon, valid)", "return iterate(scores, init, n_iter // 2, epsilon, valid)"),
+    bug("one iteration more", S, "not_converged", "return iterate(S, init, n_iter, epsilon, valid)", "return iterate(S, init, n_iter + 1, epsilon, valid)"),
+    bug("n_iter counts half steps", S, "not_converged", "return iterate(S, init, n_iter, epsilon, valid)", "return iterate(S, init, n_iter // 2, epsilon, valid)"),
     bug("early stop", S, "not_converged", STEPS, STEPS_STOPPED),
     bug("columns held to 1", "marginal_error", "unequal_lengths padding", "(plan.sum(-2) - column_mass(plan, (q, k))).abs()", "(plan.sum(-2) - 1).abs()"),
     bug("y sorted descending", K, "sort_order", "y_order, _ = ascending(y, y_valid)", "y_order, _ = ascending(-y, y_valid)"),

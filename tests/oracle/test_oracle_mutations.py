@@ -33,3 +33,31 @@ def test_a_bug_whose_text_is_gone_is_refused():
     gone = script.BUGS[0].__class__("gone", "sinkhorn", (), "no such text", "")
     with pytest.raises(ValueError, match=r"gone: the right text occurs 0 times in torch_layer\.py"):
         script.mutant(gone)
+
+
+KERNELS = json.loads(gallery.scripts()["kernel_mutations"].with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def test_the_committed_record_of_kernels_has_every_bug_caught_and_most_areas_right():
+    rows = KERNELS["rows"]
+    assert KERNELS["passes_without"] and KERNELS["seconds"] <= 60
+    script = gallery.load("kernel_mutations")
+    assert [row["bug"] for row in rows] == [bug.name for bug in script.BUGS]
+    assert len(rows) >= 60 and all(row["caught"] for row in rows)
+    assert sum(row["hint_named"] for row in rows) >= 0.85 * len(rows)
+    assert all(len(row["suspects"]) <= 2 for row in rows)
+
+
+def test_every_bug_of_a_kernel_still_applies():
+    pytest.importorskip("torch")
+    script = gallery.load("kernel_mutations")
+    for bug in script.BUGS:
+        script.mutant(bug)
+
+
+@pytest.mark.slow
+def test_every_bug_of_a_kernel_is_caught_as_the_record_says():
+    pytest.importorskip("torch")
+    fresh = gallery.load("kernel_mutations").measure()
+    assert fresh["passes_without"] and all(row["caught"] for row in fresh["rows"])
+    assert sum(row["hint_named"] for row in fresh["rows"]) >= 0.85 * len(fresh["rows"])

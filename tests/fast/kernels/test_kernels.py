@@ -450,7 +450,9 @@ def test_backwards_launches_two_kernels_an_iteration_and_a_few_passes(emulated):
         return found["launches"], found["waits"]
 
     (ten, waits), (eleven, _) = launches(10), launches(11)
-    assert eleven - ten == 4 and waits == 2  # two forward, two backward; a look at the output, one at the gradients
+    assert (
+        eleven - ten == 4 and waits == 2
+    )  # two forward, two backward; a look at the output, one at the gradients
     assert ten <= (2 * 10 + 2) + (2 * 10 + 3) + 20
 
 

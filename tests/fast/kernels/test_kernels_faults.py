@@ -1,4 +1,4 @@
-"""Every seeded fault of faults.py is noticed: a check fails, or the emulator sees something that is not allowed."""
+"""Every seeded fault of kernel_faults.py is noticed: a check fails, or the emulator sees what is not allowed."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import battery
 import emulator
 import pytest
 import stand_in
-from faults import FAULTS, seeded
+from kernel_faults import FAULTS, seeded
 
 from asap_ref.fast.kernels import build
 

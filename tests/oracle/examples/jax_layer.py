@@ -55,6 +55,14 @@ def alive(q_mask, k_mask):
     return q_mask & k_mask.any(), k_mask & q_mask.any()
 
 
+def without_padding(S, q_mask, k_mask, f=None, g=None):
+    """Scores and duals of a problem with padding set to 0, which may hold NaN; masks where both sides have tokens."""
+    q_mask, k_mask = alive(q_mask, k_mask)
+    S = jnp.where(q_mask[:, None] & k_mask[None, :], S, 0)
+    f, g = (None if x is None else jnp.where(mask, x, 0) for x, mask in ((f, q_mask), (g, k_mask)))
+    return S, f, g, (q_mask, k_mask)
+
+
 def count(mask, like):
     return jnp.maximum(mask.sum(), 1).astype(like.dtype)
 
@@ -101,8 +109,9 @@ def entropic_c_transform(scores, dual, query_mask=None, key_mask=None, *, onto, 
 
     @over(f"(n,m),({known}),(n),(m)->({new})")
     def solve(S, dual, q_mask, k_mask):
-        half_step = to_keys if onto == "key" else to_queries
-        return half_step(S, dual, epsilon, *alive(q_mask, k_mask))
+        half_step, side = (to_keys, "f") if onto == "key" else (to_queries, "g")
+        S, f, g, masks = without_padding(S, q_mask, k_mask, **{side: dual})
+        return half_step(S, f if onto == "key" else g, epsilon, *masks)
 
     return solve(scores, dual, mask_of(scores, query_mask), mask_of(scores, key_mask, -1))
 
@@ -115,8 +124,8 @@ def two_sided_c_transform(scores, query_dual, query_mask=None, key_mask=None, *,
 @functools.partial(jax.jit, static_argnames="n_iter")
 def sinkhorn(scores, init=None, query_mask=None, key_mask=None, *, n_iter, epsilon):
     def solve(S, q_mask, k_mask, *init):
-        masks = alive(q_mask, k_mask)
-        f = init[0] if init else to_queries(S, jnp.zeros_like(S[0]), epsilon, *masks)
+        S, f, _, masks = without_padding(S, q_mask, k_mask, *init)
+        f = f if init else to_queries(S, jnp.zeros_like(S[0]), epsilon, *masks)
         return iterations(S, f, n_iter, epsilon, *masks)
 
     masks = mask_of(scores, query_mask), mask_of(scores, key_mask, -1)
@@ -134,7 +143,8 @@ def plan_of(S, f, g, epsilon, q_mask, k_mask):
 def transport_plan(scores, query_dual, key_dual, query_mask=None, key_mask=None, *, epsilon):
     @over("(n,m),(n),(m),(n),(m)->(n,m)")
     def solve(S, f, g, q_mask, k_mask):
-        return plan_of(S, f, g, epsilon, *alive(q_mask, k_mask))
+        S, f, g, masks = without_padding(S, q_mask, k_mask, f, g)
+        return plan_of(S, f, g, epsilon, *masks)
 
     return solve(scores, query_dual, key_dual, mask_of(scores, query_mask), mask_of(scores, key_mask, -1))
 
@@ -156,6 +166,7 @@ def marginal_error(plan, query_mask=None, key_mask=None):
 def potentials(x, y, a, b, cost):
     """(phi, psi) of one pair of samples with weights a, b >= 0; samples of weight 0 are padding, and come out as 0."""
     a, b = a * (b.sum() > 0), b * (a.sum() > 0)
+    x, y = jnp.where(a > 0, x, 0), jnp.where(b > 0, y, 0)
     order, y_order = (jnp.argsort(jnp.where(w > 0, lax.stop_gradient(z), jnp.inf)) for z, w in ((x, a), (y, b)))
     xs, ys = x[order], y[y_order]
     A, B = jnp.cumsum(a[order]) * b.sum(), jnp.cumsum(b[y_order]) * a.sum()
@@ -257,6 +268,35 @@ def slice_directions(dim, n_slices, kind, seed):
 # -------------------------------------------------------------------------------------------------------- attentions
 
 
+@jax.jit
+def lse(q, k, query_dual, query_mask=None, key_mask=None, *, epsilon):
+    """The first building block of a kernel: the c-transform onto keys without the mass n'/m'."""
+
+    @over("(n,d),(m,d),(n),(n),(m)->(m)")
+    def solve(q, k, f, *masks):
+        q_mask, k_mask = alive(*masks)
+        q, k, f = jnp.where(q_mask[:, None], q, 0), jnp.where(k_mask[:, None], k, 0), jnp.where(q_mask, f, 0)
+        S = q @ k.T / math.sqrt(q.shape[-1])
+        return to_queries(S.T, f, epsilon, k_mask, q_mask)
+
+    return solve(q, k, query_dual, mask_of(q, query_mask), mask_of(k, key_mask))
+
+
+@jax.jit
+def attend(q, k, v, key_dual, query_mask=None, key_mask=None, *, epsilon):
+    """The second: softmax attention with a bias for each key."""
+
+    @over("(n,d),(m,d),(m,p),(m),(n),(m)->(n,p)")
+    def solve(q, k, v, g, *masks):
+        q_mask, k_mask = alive(*masks)
+        q, k, v = (jnp.where(mask[:, None], z, 0) for z, mask in ((q, q_mask), (k, k_mask), (v, k_mask)))
+        S = q @ k.T / math.sqrt(q.shape[-1])
+        logits = jnp.where(k_mask[None, :], (S + jnp.where(k_mask, g, 0)[None, :]) / epsilon, far(S))
+        return jnp.where(q_mask[:, None], jax.nn.softmax(logits, axis=1) @ v, 0)
+
+    return solve(q, k, v, key_dual, mask_of(q, query_mask), mask_of(k, key_mask))
+
+
 @functools.partial(jax.jit, static_argnames="n_iter")
 def sinkhorn_attention(q, k, v, query_mask=None, key_mask=None, *, n_iter, epsilon):
     @over("(n,d),(m,d),(m,p),(n),(m)->(n,p)")
@@ -332,7 +372,7 @@ def ranks_by_tokens(x, mask, temperature, hard):
 def kl_loss(scores, query_dual, teacher_columns, query_mask=None, key_mask=None, *, epsilon):
     @over("(n,m),(n),(m),(n),(m)->()")
     def solve(S, f, columns, *masks):
-        masks = alive(*masks)
+        S, f, _, masks = without_padding(S, *masks, f)
         f, g = iterations(S, f, 1, epsilon, *masks)
         return -(f.sum() + columns @ g) / (epsilon * count(masks[0], S))
 
@@ -344,9 +384,9 @@ def kl_loss(scores, query_dual, teacher_columns, query_mask=None, key_mask=None,
 def dual_loss(scores, query_dual, query_mask=None, key_mask=None, *, epsilon):
     @over("(n,m),(n),(n),(m)->()")
     def solve(S, f, *masks):
-        q_mask, k_mask = alive(*masks)
+        S, f, _, (q_mask, k_mask) = without_padding(S, *masks, f)
         g = to_keys(S, f, epsilon, q_mask, k_mask)
-        return -jnp.where(q_mask, f, 0).sum() / count(q_mask, S) - g.sum() / count(k_mask, S)
+        return -f.sum() / count(q_mask, S) - g.sum() / count(k_mask, S)
 
     return solve(scores, query_dual, mask_of(scores, query_mask), mask_of(scores, key_mask, -1))
 

@@ -50,6 +50,12 @@ def valid_tokens(x, query_mask, key_mask):
     return q & k_alive, k & q_alive
 
 
+def without_padding(S, query_mask, key_mask):
+    """Scores with padding set to 0, which may hold NaN, and the valid tokens of both sides."""
+    q, k = valid_tokens(S, query_mask, key_mask)
+    return S.masked_fill(~(q[..., :, None] & k[..., None, :]), 0), (q, k)
+
+
 def log_sum_exp(x, valid, dim):
     """Log-sum-exp over valid entries; far away, but finite, where there is none, so that gradients are 0 there."""
     return torch.logsumexp(x.masked_fill(~valid, torch.finfo(x.dtype).min / 4), dim)
@@ -94,8 +100,9 @@ def query_update(S, g, epsilon, valid):
 
 @computed_in_float32
 def entropic_c_transform(scores, dual, query_mask=None, key_mask=None, *, onto, epsilon):
-    valid = valid_tokens(scores, query_mask, key_mask)
-    return (key_update if onto == "key" else query_update)(scores, dual, epsilon, valid)
+    S, valid = without_padding(scores, query_mask, key_mask)
+    dual = dual.masked_fill(~valid[0 if onto == "key" else 1], 0)
+    return (key_update if onto == "key" else query_update)(S, dual, epsilon, valid)
 
 
 def iterate(S, f, n_iter, epsilon, valid):
@@ -109,22 +116,24 @@ def iterate(S, f, n_iter, epsilon, valid):
 
 @computed_in_float32
 def two_sided_c_transform(scores, query_dual, query_mask=None, key_mask=None, *, epsilon):
-    return iterate(scores, query_dual, 1, epsilon, valid_tokens(scores, query_mask, key_mask))
+    S, valid = without_padding(scores, query_mask, key_mask)
+    return iterate(S, query_dual, 1, epsilon, valid)
 
 
 @computed_in_float32
 def sinkhorn(scores, init=None, query_mask=None, key_mask=None, *, n_iter, epsilon):
-    valid = valid_tokens(scores, query_mask, key_mask)
+    S, valid = without_padding(scores, query_mask, key_mask)
     if init is None:
-        init = query_update(scores, torch.zeros_like(scores[..., 0, :]), epsilon, valid)
-    return iterate(scores, init, n_iter, epsilon, valid)
+        init = query_update(S, torch.zeros_like(S[..., 0, :]), epsilon, valid)
+    return iterate(S, init, n_iter, epsilon, valid)
 
 
 @computed_in_float32
 def transport_plan(scores, query_dual, key_dual, query_mask=None, key_mask=None, *, epsilon):
-    q, k = valid_tokens(scores, query_mask, key_mask)
+    S, (q, k) = without_padding(scores, query_mask, key_mask)
+    f, g = query_dual.masked_fill(~q, 0), key_dual.masked_fill(~k, 0)
     pairs = q[..., :, None] & k[..., None, :]
-    exponent = ((query_dual[..., :, None] + key_dual[..., None, :]) + scores) / epsilon
+    exponent = ((f[..., :, None] + g[..., None, :]) + S) / epsilon
     return exponent.masked_fill(~pairs, -torch.inf).exp()
 
 
@@ -141,6 +150,7 @@ def marginal_error(plan, query_mask=None, key_mask=None):
 @computed_in_float32
 def kantorovich_potentials_1d(x, y, x_weights=None, y_weights=None, x_mask=None, y_mask=None, *, cost):
     x_valid, y_valid = valid_tokens(x[..., :, None] + y[..., None, :], x_mask, y_mask)
+    x, y = x.masked_fill(~x_valid, 0), y.masked_fill(~y_valid, 0)
     a, b = (
         (torch.ones_like(z) if weights is None else weights.expand(z.shape)).masked_fill(~valid, 0)
         for z, weights, valid in ((x, x_weights, x_valid), (y, y_weights, y_valid))
@@ -232,6 +242,24 @@ def plan_times_values(q, k, v, g, epsilon, valid):
 
 
 @computed_in_float32
+def lse(q, k, query_dual, query_mask=None, key_mask=None, *, epsilon):
+    """The first building block of a kernel: the c-transform onto keys without the mass n'/m'."""
+    S = attention_scores(clean(q, query_mask), clean(k, key_mask))
+    q_valid, k_valid = valid_tokens(S, query_mask, key_mask)
+    f = query_dual.masked_fill(~q_valid, 0)
+    g = -epsilon * log_sum_exp((f[..., :, None] + S) / epsilon, q_valid[..., :, None], -2)
+    return g.masked_fill(~k_valid, 0)
+
+
+@computed_in_float32
+def attend(q, k, v, key_dual, query_mask=None, key_mask=None, *, epsilon):
+    """The second: softmax attention with a bias for each key."""
+    q, k, v = clean(q, query_mask), clean(k, key_mask), clean(v, key_mask)
+    valid = valid_tokens(q[..., :, :1] + k[..., None, :, 0], query_mask, key_mask)
+    return plan_times_values(q, k, v, key_dual.masked_fill(~valid[1], 0), epsilon, valid)
+
+
+@computed_in_float32
 def sinkhorn_attention(q, k, v, query_mask=None, key_mask=None, *, n_iter, epsilon):
     q, k, v = clean(q, query_mask), clean(k, key_mask), clean(v, key_mask)
     S = attention_scores(q, k)
@@ -294,17 +322,17 @@ def soft_sort(x, valid, temperature, hard):
 
 @computed_in_float32
 def kl_loss(scores, query_dual, teacher_columns, query_mask=None, key_mask=None, *, epsilon):
-    valid = valid_tokens(scores, query_mask, key_mask)
-    f, g = iterate(scores, query_dual, 1, epsilon, valid)
+    S, valid = without_padding(scores, query_mask, key_mask)
+    f, g = iterate(S, query_dual, 1, epsilon, valid)
     return -(f.sum(-1) + (teacher_columns * g).sum(-1)) / (epsilon * valid[0].sum(-1).clamp(min=1))
 
 
 @computed_in_float32
 def dual_loss(scores, query_dual, query_mask=None, key_mask=None, *, epsilon):
-    valid = valid_tokens(scores, query_mask, key_mask)
-    g = key_update(scores, query_dual, epsilon, valid)
-    mass = column_mass(scores, valid)[..., 0]
+    S, valid = without_padding(scores, query_mask, key_mask)
     f_hat = query_dual.masked_fill(~valid[0], 0)
+    g = key_update(S, f_hat, epsilon, valid)
+    mass = column_mass(S, valid)[..., 0]
     return -(f_hat.sum(-1) + mass * g.sum(-1)) / valid[0].sum(-1).clamp(min=1)
 
 

@@ -17,8 +17,12 @@ def certify(spec, outputs, agree):
     return judge(spec, outputs, agree) if judge else []
 
 
+def masked(spec):
+    return any(name.endswith("mask") for name in spec.inputs)
+
+
 def c_transform(spec, outputs, agree):
-    if "query_mask" in spec.inputs:
+    if masked(spec):
         return []
     S, dual, eps = spec.inputs["scores"], spec.inputs["dual"], spec.arguments["epsilon"]
     onto_key = spec.arguments["onto"] == "key"
@@ -54,7 +58,7 @@ def potentials(spec, outputs, agree):
     )  # fmt: skip
     names = ["ot.emd2 (POT)"]
     for index in np.ndindex(x.shape[:-1]):
-        i, j = (np.flatnonzero(spec.inputs[mask][index]) if mask in spec.inputs else np.arange(z.shape[-1])
+        i, j = (np.flatnonzero(np.broadcast_to(spec.inputs.get(mask, True), z.shape)[index])
                 for mask, z in (("x_mask", x), ("y_mask", y)))  # fmt: skip
         n, m = len(i), len(j)
         if n == 0 or m == 0:
@@ -69,7 +73,8 @@ def potentials(spec, outputs, agree):
         )
         p, r = (w / w.sum() for w in (a[index][i], b[index][j]))
         dual = p @ phi + r @ psi
-        agree(f"{spec.id} duality gap", 1 + (dual - ot.emd2(p, r, cost)) / scale, 1, 1e-10)
+        optimum = ot.emd2(p, r, cost) if n * m > 1 else p @ cost @ r
+        agree(f"{spec.id} duality gap", 1 + (dual - optimum) / scale, 1, 1e-10)
         if n == m and "x_weights" not in spec.inputs and "y_weights" not in spec.inputs:
             rows, columns = linear_sum_assignment(cost)
             agree(f"{spec.id} assignment", 1 + (dual - cost[rows, columns].mean()) / scale, 1, 1e-12)
@@ -78,7 +83,7 @@ def potentials(spec, outputs, agree):
 
 
 def softmax_attention(spec, outputs, agree):
-    if "query_mask" in spec.inputs:
+    if masked(spec):
         return []
     q, k, v = (spec.inputs[name] for name in "qkv")
     agree(spec.id, outputs["out"], softmax(q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[-1]), axis=-1) @ v, 1e-12)

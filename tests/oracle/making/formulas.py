@@ -45,6 +45,17 @@ def two_sided_c_transform(xp, scores, query_dual, *, epsilon):
     return query_dual + epsilon * rows, epsilon * columns
 
 
+def lse(xp, q, k, query_dual, *, epsilon):
+    (scores,) = attention_scores(xp, q, k)
+    return (-epsilon * log_sum_exp(xp, (scores + query_dual[:, None]) / epsilon, -2),)
+
+
+def attend(xp, q, k, v, key_dual, *, epsilon):
+    (scores,) = attention_scores(xp, q, k)
+    log_plan, _, _ = balanced(xp, (scores + key_dual[None, :]) / epsilon, 0)
+    return (xp.exp(log_plan) @ v,)
+
+
 def transport_plan(xp, scores, query_dual, key_dual, *, epsilon):
     # rows first: a plan is a product of three kernels, but its factors overflow on their own
     return (xp.exp((scores + query_dual[:, None] + key_dual[None, :]) / epsilon),)

@@ -13,13 +13,10 @@ problem, with them. Files are the same byte for byte on each run, and on another
 from __future__ import annotations
 
 import argparse
-import hashlib
-import io
 import json
 import math
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +29,9 @@ from language_v1 import FLAGS, OPERATORS
 from our_values import intermediates, must_be_zero, our_values
 from page import page
 
-from asap_ref.oracle.case import VECTORS, Case
-from asap_ref.oracle.check import check
+from asap_ref.oracle.exchange import manifest_text, write_npz
+from asap_ref.oracle.stored import VECTORS, Case
+from asap_ref.oracle.verdict import check
 
 PAGE = VECTORS.parent / "CASES.md"
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -45,20 +43,6 @@ GAUGES = {
 }
 
 
-def write_npz(path, arrays):
-    """Write a .npz whose bytes depend on the arrays alone: stored, not deflated, and with a fixed date."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, x in arrays.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.ascontiguousarray(x).reshape(np.shape(x)), version=(1, 0))
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.external_attr = 0o644 << 16
-            entry.create_system = 3
-            archive.writestr(entry, buffer.getvalue())
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def stored(group, arrays):
     """Arrays under their group, inputs and cotangents as float32, which holds them exactly."""
     out = {}
@@ -68,7 +52,7 @@ def stored(group, arrays):
             x = x.astype(np.float64)
             if group in ("inputs", "cotangents"):
                 short = x.astype(np.float32)
-                if not np.array_equal(short.astype(np.float64), x):
+                if not np.array_equal(short.astype(np.float64), x, equal_nan=True):
                     raise DisagreementError(f"{group}/{name} is not exactly representable in float32")
                 x = short
         out[f"{group}/{name}"] = (
@@ -226,22 +210,6 @@ def write_manifest(folder, entries):
         "cases": entries,
     }
     (folder / "manifest.json").write_text(manifest_text(content), encoding="utf-8")
-
-
-def manifest_text(content):
-    """JSON with a case, an operator or a flag on each line."""
-    parts = []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            lines = [f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items()]
-            parts.append(f'"{key}": {{\n' + ",\n".join(lines) + "\n}")
-        elif isinstance(value, list):
-            parts.append(
-                f'"{key}": [\n' + ",\n".join(f"  {json.dumps(v, ensure_ascii=False)}" for v in value) + "\n]"
-            )
-        else:
-            parts.append(f'"{key}": {json.dumps(value)}')
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def differences(folder, committed):

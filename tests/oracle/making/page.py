@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 
+from asap_ref.oracle.recipe import Recipe
+
 
 def page(manifest_path):
     """Markdown of everything that the manifest lists."""
     listed = json.loads(manifest_path.read_text(encoding="utf-8"))
-    cases = listed["cases"]
+    stored, drawn = listed["cases"], listed.get("drawn", [])
+    cases = stored + drawn
+    version, made = listed["version"], {1: "generate.py", 2: "generate_v2.py"}
+    count = f"{len(stored)} cases" + (f" with files, {len(drawn)} drawn from seeds," if drawn else "")
     lines = [
-        "# What the oracle asks",
+        "# What the oracle asks" + ("" if version == 1 else f", version {version}"),
         "",
-        f"Version {listed['version']}: {len(cases)} cases of {len(listed['operators'])} operators. "
-        "Written by tests/oracle/making/generate.py; README.md explains the words.",
+        f"Version {version}: {count} of {len(listed['operators'])} operators. "
+        f"Written by tests/oracle/making/{made[version]}; README.md explains the words.",
         "",
         "## Operators",
         "",
@@ -35,7 +40,8 @@ def page(manifest_path):
         lines.append(f"| `{flag}` | {sum(flag in case['flags'] for case in cases)} | {cell(hint)} |")
     lines += ["", "## Cases", "", "| case | arguments | flags | note |", "|---|---|---|---|"]
     for case in cases:
-        arguments = ", ".join(f"{key} {value}" for key, value in case["arguments"].items())
+        given = case["arguments"] if "arguments" in case else Recipe.read(case["recipe"]).settings
+        arguments = ", ".join(f"{key} {value}" for key, value in given.items())
         lines.append(
             f"| `{case['id']}` | {arguments or '-'} | {', '.join(case['flags'])} | {cell(case['note'])} |"
         )

@@ -15,6 +15,8 @@ from arithmetic import EXACT, ROUNDED, TORCH, rounded
 AXES = {
     "attention_scores": ({"q": "n d", "k": "m d"}, ["n m"]),
     "entropic_c_transform": ({"scores": "n m", "dual": None}, [None]),
+    "lse": ({"q": "n d", "k": "m d", "query_dual": "n"}, ["m"]),
+    "attend": ({"q": "n d", "k": "m d", "v": "m p", "key_dual": "m"}, ["n p"]),
     "two_sided_c_transform": ({"scores": "n m", "query_dual": "n"}, ["n", "m"]),
     "transport_plan": ({"scores": "n m", "query_dual": "n", "key_dual": "m"}, ["n m"]),
     "sinkhorn": ({"scores": "n m", "init": "n"}, ["n", "m"]),
@@ -130,10 +132,10 @@ def in_torch(operator, inputs, arguments, wanted, cotangents, dtype=torch.float6
         if total.requires_grad:
             found = torch.autograd.grad(total, leaves, allow_unused=True)
         gradients = {
-            name: np.zeros(x.shape) if g is None else g.numpy()
+            name: np.zeros(x.shape) if g is None else g.double().numpy()
             for name, g, x in zip(wanted, found, leaves, strict=True)
         }
-    return [y.detach().numpy() for y in outputs], gradients
+    return [y.detach().double().numpy() for y in outputs], gradients
 
 
 def in_fifty_digits(operator, inputs, arguments):

@@ -7,16 +7,21 @@ potentials and gradients have many entries that are nearly zero, so nothing is c
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import textwrap
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from asap_ref.oracle.case import Case
+from asap_ref.oracle import gauge
 from asap_ref.oracle.diagnosis import diagnose
+from asap_ref.oracle.stored import Case
+from asap_ref.support.arrays import to_numpy
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+GRADIENT = "gradient of "
+MOST_HINTS = 4
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,14 @@ class Comparison:
     """One array of a case against what was expected."""
 
     name: str
-    status: str  # "ok", "wrong", "not given" or "not checked"
+    status: str  # "ok", "wrong", "missing" (an output), "not given" (a gradient) or "not checked"
     error: float = 0.0  # largest deviation over the scale
     tolerance: float = 0.0
     worst: tuple = ()  # its index
     found: float = 0.0
     expected: float = 0.0
     remarks: tuple = ()  # what the error looks like
+    evidence: tuple = ()  # flags that the remarks speak for
     problem: str = ""  # why entries cannot be compared at all
 
     @property
@@ -41,6 +47,8 @@ class Comparison:
     def __str__(self):
         if self.status in ("not given", "not checked"):
             return f"  {self.name:<22} {self.status}"
+        if self.status == "missing":
+            return f"  {self.name:<22} MISSING it was not returned"
         if self.status == "ok":
             return f"  {self.name:<22} ok      {self.share:.2g} of the tolerance {self.tolerance:.1e}"
         line = f"  {self.name:<22} WRONG   "
@@ -62,33 +70,71 @@ class Report:
     dtype: str
     comparisons: tuple = field(default_factory=tuple)
     message: str = ""  # why nothing could be compared
+    breaches: tuple = ()  # of the contract: (name, sentence), see contract.py
 
     @property
     def passed(self):
-        """Whether everything that was given is within its tolerance, and something was."""
-        given = [c for c in self.comparisons if c.status in ("ok", "wrong")]
-        return not self.message and bool(given) and all(c.status == "ok" for c in given)
+        """Whether every output is there, and it and all else that was given is within its tolerance."""
+        judged = [c for c in self.comparisons if c.status in ("ok", "wrong", "missing")]
+        return not (self.message or self.breaches) and bool(judged) and all(c.status == "ok" for c in judged)
 
     @property
     def wrong(self):
-        """Names of the arrays that are wrong."""
-        return tuple(c.name for c in self.comparisons if c.status == "wrong")
+        """Names of the arrays that are wrong or missing."""
+        return tuple(c.name for c in self.comparisons if c.status in ("wrong", "missing"))
+
+    def _hints(self):
+        """The hints of a failure: those that the wrong arrays speak for, then those of the case, not too many."""
+        hints = dict(line.split(": ", 1) for line in self.case.hint.splitlines())
+        spoken = [flag for c in self.comparisons for flag in c.evidence if flag in hints]
+        flags = list(dict.fromkeys([*spoken, *hints]))
+        flags = [flag for flag in flags if flag != "half_gradients" or self.dtype in ("float16", "bfloat16")]
+        return [f"{flag}: {hints[flag]}" for flag in flags[:MOST_HINTS]]
+
+    def as_dict(self):
+        """Return the report as plain dicts and lists, for JSON."""
+
+        def finite(x):
+            return x if np.isfinite(x) else str(x)
+
+        return {
+            "case": self.case.id,
+            "dtype": self.dtype,
+            "passed": self.passed,
+            "message": self.message,
+            "breaches": [list(pair) for pair in self.breaches],
+            "comparisons": [
+                {
+                    "name": c.name,
+                    "status": c.status,
+                    "error": finite(c.error),
+                    "tolerance": finite(c.tolerance),
+                    "worst": list(c.worst),
+                    "found": finite(c.found),
+                    "expected": finite(c.expected),
+                    "remarks": [c.problem] if c.problem else list(c.remarks),
+                }
+                for c in self.comparisons
+            ],
+            "flags": list(self.case.flags),
+        }
 
     def __str__(self):
         outcome = "passed" if self.passed else "FAILED"
         lines = [f"{outcome}  {self.case.id}  ({self.dtype}): {self.case.note}"]
         if self.message:
             lines.append(f"  {self.message}")
+        lines += [f"  {name.replace('_', ' '):<22} WRONG   {sentence}" for name, sentence in self.breaches]
         lines += [str(c) for c in self.comparisons if not (self.passed and c.status == "not given")]
         if not self.passed:
             settings = ", ".join(f"{key} = {value}" for key, value in self.case.arguments.items())
             lines.append(f"  arguments: {settings or 'none'}; source: {self.case.source}")
-            for hint in self.case.hint.splitlines():
+            for hint in self._hints():
                 lines += textwrap.wrap(hint, 96, initial_indent="  look at    ", subsequent_indent=" " * 13)
         return "\n".join(lines)
 
 
-def check(case, outputs, *, gradients=None, intermediates=None, dtype=None):
+def check(case, outputs, *, gradients=None, intermediates=None, dtype=None, require_gradients=False, explain=True):
     """Compare an implementation's results with a case.
 
     Parameters
@@ -96,13 +142,18 @@ def check(case, outputs, *, gradients=None, intermediates=None, dtype=None):
     case : Case
     outputs : array, tuple or dict of arrays
         As the implementation returned them: by name, or in the order of ``case.outputs``. NumPy, CuPy, torch
-        and JAX arrays, and whatever has ``__array__`` or ``__dlpack__``.
+        and JAX arrays, and whatever has ``__array__`` or ``__dlpack__``. All of them: one that is missing fails.
     gradients : dict or sequence of arrays, optional
         Gradients of ``sum(cotangent * output)``: by name of the input, or in the order of ``case.gradients``.
     intermediates : dict of arrays, optional
         Any of ``case.intermediates``; the first that is wrong says where the computation left the path.
     dtype : {"float64", "float32", "float16", "bfloat16"}, optional
         What the implementation computed in, whose tolerance counts; read off the outputs if not given.
+    require_gradients : bool
+        Whether a gradient that is not given fails.
+    explain : bool
+        Whether mistakes are tried out where something is wrong (whatif.py), which takes as long as computing the case
+        some twenty times.
 
     Returns
     -------
@@ -133,21 +184,25 @@ def check(case, outputs, *, gradients=None, intermediates=None, dtype=None):
     named = _by_name(case, outputs, tuple(case.outputs), "outputs")
     if not named:
         raise ValueError(f"check: no outputs for {case.id}; expected {', '.join(case.outputs)}")
-    dtype = dtype or _dtype_name(next(iter(named.values())))
+    dtype = dtype or dtype_name(next(iter(named.values())))
     if dtype not in DTYPES:
         raise ValueError(f"check: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    case = case.at(dtype)
     compare = functools.partial(_compare, case, dtype)
     found = {name: to_host(x) for name, x in named.items()}
-    found = _remove_gauge(case, found)
-    comparisons = [
-        compare(name, found.get(name), expected, case.rules["outputs"][name])
-        for name, expected in case.outputs.items()
-    ]
+    comparisons = gauge.judged(case, found, compare)
     given = _by_name(case, gradients, tuple(case.gradients), "gradients")
     comparisons += [
-        compare(f"gradient of {name}", to_host(given.get(name)), expected, case.rules["gradients"][name])
+        compare(f"{GRADIENT}{name}", to_host(given.get(name)), expected, case.rules["gradients"][name])
         for name, expected in case.gradients.items()
     ]
+    if require_gradients:
+        comparisons = [
+            dataclasses.replace(c, status="missing") if c.status == "not given" else c for c in comparisons
+        ]
+    if explain:
+        gradients = {name: to_host(x) for name, x in given.items()}
+        comparisons = _explained(case, dtype, comparisons, found, gradients)
     if intermediates:
         known = case.intermediates
         tolerance = {"tolerance": next(iter(case.rules["outputs"].values()))["tolerance"]}
@@ -159,6 +214,32 @@ def check(case, outputs, *, gradients=None, intermediates=None, dtype=None):
     return Report(case, dtype, tuple(comparisons))
 
 
+def _explained(case, dtype, comparisons, outputs, gradients):
+    """The comparisons, the first wrong one with the mistakes that give just what was found."""
+    wrong = [c.name for c in comparisons if c.status == "wrong" and not c.problem]
+    first = next((name for name in wrong), None)
+    if first is None:
+        return comparisons
+    if first in outputs:
+        found = {name: outputs[name] for name in wrong if name in outputs}
+    else:
+        found = {name.removeprefix(GRADIENT): gradients[name.removeprefix(GRADIENT)] for name in wrong}
+    from asap_ref.oracle import (
+        whatif,
+    )  # which computes with the package's operators; only where something is wrong
+
+    explained = whatif.explain(case, dtype, found)
+    if not explained:
+        return comparisons
+    texts, flags = zip(*explained, strict=True)
+    return [
+        dataclasses.replace(c, remarks=(*texts, *c.remarks), evidence=(*flags, *c.evidence))
+        if c.name == first
+        else c
+        for c in comparisons
+    ]
+
+
 def to_host(x):
     """Any array as NumPy float64 (integers and booleans as they are); None stays None."""
     if x is None:
@@ -168,6 +249,8 @@ def to_host(x):
         x = (x.double() if x.is_floating_point() else x).numpy()
     elif hasattr(x, "get") and hasattr(x, "__cuda_array_interface__"):  # CuPy
         x = x.get()
+    elif type(x).__module__.startswith("array_api_strict"):  # on whichever of its devices
+        x = to_numpy(x)
     elif not hasattr(x, "__array__") and hasattr(x, "__dlpack__"):
         x = np.from_dlpack(x)
     x = np.asarray(x)
@@ -176,7 +259,8 @@ def to_host(x):
     return x if x.dtype.kind in "biu" else x.astype(np.float64)
 
 
-def _dtype_name(x):
+def dtype_name(x):
+    """Name of an array's dtype, without its module."""
     return str(x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype).rpartition(".")[-1]
 
 
@@ -195,23 +279,6 @@ def _by_name(case, values, names, what):
     if len(values) > len(names):
         raise ValueError(f"check: {len(values)} {what} for {case.id}, which has {len(names)}: {', '.join(names)}")
     return {name: x for name, x in zip(names, values, strict=False) if x is not None}
-
-
-@np.errstate(all="ignore")  # infinities are reported, not warned of
-def _remove_gauge(case, found):
-    """Shift duals and potentials by the free constant of each problem, so that they can be compared."""
-    gauge = case.rules["gauge"]  # [[output, sign], ...]: the first output is made to agree in its mean
-    if not gauge or any(name not in found or found[name].shape != case.outputs[name].shape for name, _ in gauge):
-        return found
-    first = gauge[0][0]
-    valid = ~case.must_be_zero.get(first, np.zeros(found[first].shape, bool))
-    difference = np.where(valid, found[first] - case.outputs[first], 0.0)
-    shift = difference.sum(-1, keepdims=True) / np.maximum(valid.sum(-1, keepdims=True), 1)
-    shifted = dict(found)
-    for name, sign in gauge:
-        padding = case.must_be_zero.get(name, np.zeros(found[name].shape, bool))
-        shifted[name] = np.where(padding, found[name], found[name] - sign * shift)
-    return shifted
 
 
 # ------------------------------------------------------------------------------------------------------ metrics
@@ -240,10 +307,10 @@ METRICS = {"entries": entries, "unit_columns": unit_columns, "orthonormal_blocks
 @np.errstate(all="ignore")
 def _compare(case, dtype, name, found, expected, rule):
     tolerance = rule["tolerance"].get(dtype)
-    if found is None:
-        return Comparison(name, "not given")
     if tolerance is None:
         return Comparison(name, "not checked")
+    if found is None:
+        return Comparison(name, "missing" if name in case.rules["outputs"] else "not given")
     if found.shape != expected.shape:
         turned = " (the last two axes are swapped)" if found.shape == expected.swapaxes(-1, -2).shape else ""
         reason = f"has shape {found.shape}, expected {expected.shape}{turned}"
@@ -262,7 +329,10 @@ def _compare(case, dtype, name, found, expected, rule):
         return Comparison(name, "ok", error, tolerance)
     remarks = diagnose(case, name, found, expected, dtype)
     if not_zero:
-        remarks = ("padding must be exactly zero here", *remarks)
+        elsewhere = np.where(padding, 0.0, deviation).max(initial=0) > tolerance
+        remarks = [("padding must be exactly zero here", "" if elsewhere else "padding"), *remarks]
+    evidence = tuple(dict.fromkeys(flag for _, flag in remarks if flag))
+    values = float(found[worst]), float(expected[worst])
     return Comparison(
-        name, "wrong", error, tolerance, worst, float(found[worst]), float(expected[worst]), tuple(remarks)
+        name, "wrong", error, tolerance, worst, *values, tuple(text for text, _ in remarks), evidence
     )

@@ -1,15 +1,21 @@
-"""Cases: one operator on given inputs, with what must come out. Read from vectors/v1; nothing is computed here."""
+"""Cases: one operator on given inputs, with what must come out. Those with files are read from vectors/v1 and v2.
+
+Cases of version 2 whose arrays would be large have no file: the manifest holds their recipe, and drawn.py makes
+them when they are asked for.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 VECTORS = Path(__file__).parent / "vectors"
+VERSIONS = tuple(sorted(int(path.name[1:]) for path in VECTORS.glob("v*")))
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,12 @@ class Case:
     note: str  # what is particular about it
     source: str  # where the mathematics stands
     second_source: str  # the methods, not ours, that gave the same numbers
-    rules: dict  # gauge, and for each output and gradient: metric, scale, tolerance by dtype
-    path: Path
+    rules: Mapping  # gauge, and for each output and gradient: metric, scale, tolerance by dtype
+    path: Path | None  # its file; a drawn case has none
+
+    def at(self, dtype):
+        """Return the case for a computation in that dtype: itself, as its file is for all of them."""
+        return self
 
     @functools.cached_property
     def _groups(self):
@@ -81,8 +91,19 @@ class Case:
 
     @property
     def must_be_zero(self):
-        """For an output, where padding makes it exactly zero: boolean arrays."""
+        """For an output or ``"gradient of <input>"``, where padding makes it exactly zero: boolean arrays."""
         return self._group("must_be_zero")
+
+
+@dataclass(frozen=True)
+class CaseAtHand(Case):
+    """A case whose arrays were not read from a file: ``groups`` holds them as a file would."""
+
+    groups: Mapping = None
+
+    @property
+    def _groups(self):
+        return self.groups
 
 
 @functools.cache
@@ -95,38 +116,65 @@ def manifest(version=1):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def _versions(version):
+    return VERSIONS if version is None else (version,)
+
+
 @functools.cache
 def _all_cases(version):
-    listed = manifest(version)
-    hints = listed["flags"]
-    return tuple(
-        Case(
+    if version is None:
+        return tuple(case for each in VERSIONS for case in _all_cases(each))
+    return tuple(_read(manifest(version), VECTORS / f"v{version}"))
+
+
+def read_cases(folder):
+    """Return the cases of another folder that has a manifest.json, such as ``oracle random --save`` writes."""
+    path = Path(folder) / "manifest.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}")
+    return list(_read(json.loads(path.read_text(encoding="utf-8")), Path(folder)))
+
+
+def _read(listed, folder):
+    def common(entry):
+        return dict(
             id=entry["id"],
             operator=entry["operator"],
-            arguments=entry["arguments"],
             flags=tuple(entry["flags"]),
-            hint="\n".join(f"{flag}: {hints[flag]}" for flag in entry["flags"]),
+            hint="\n".join(f"{flag}: {listed['flags'][flag]}" for flag in entry["flags"]),
             note=entry["note"],
-            source=entry["source"],
+            source=listed["operators"][entry["operator"]]["source"],
+        )
+
+    for entry in listed["cases"]:
+        yield Case(
+            **common(entry),
+            arguments=entry["arguments"],
             second_source=entry["second_source"],
             rules={key: entry[key] for key in ("gauge", "outputs", "gradients")},
-            path=VECTORS / f"v{version}" / entry["file"],
+            path=folder / entry["file"],
         )
-        for entry in listed["cases"]
-    )
+    if listed.get("drawn"):
+        from asap_ref.oracle.drawn import DrawnCase, Recipe  # built on this file
+
+        for entry in listed["drawn"]:
+            yield DrawnCase.of(Recipe.read(entry["recipe"]), **common(entry))
 
 
-def operators(version=1):
+def operators(version=None):
     """Return what the manifest says of each operator: its arguments, results and source, lowest floor first."""
-    return dict(manifest(version)["operators"])
+    return dict(manifest(_versions(version)[-1])["operators"])  # each version has all those of the one before
 
 
-def flags(version=1):
+def flags(version=None):
     """Return the hint of each flag, by name."""
-    return dict(manifest(version)["flags"])
+    return dict(manifest(_versions(version)[-1])["flags"])
 
 
-def cases(operator=None, flags=None, version=1):
+_known_flags = flags  # `flags` is also the name of an argument
+
+
+def cases(operator=None, flags=None, version=None):
     """Return the cases of an operator, or with certain flags, or all of them.
 
     Parameters
@@ -134,8 +182,9 @@ def cases(operator=None, flags=None, version=1):
     operator : str, optional
     flags : str or collection of str, optional
         Cases with at least one of them.
-    version : int
-        Version of the vectors; a released version never changes.
+    version : int, optional
+        Version of the vectors; a released version never changes. Without it those of all versions: each adds cases
+        to the ones before.
 
     Returns
     -------
@@ -152,14 +201,13 @@ def cases(operator=None, flags=None, version=1):
     >>> all("padding" in case.flags for case in oracle.cases(flags="padding"))
     True
     """
-    known = manifest(version)
+    known_operators, known_flags = operators(version), _known_flags(version)
     wanted = {flags} if isinstance(flags, str) else set(flags or ())
-    if operator is not None and operator not in known["operators"]:
-        raise ValueError(f"oracle: no operator {operator!r}; there are: {', '.join(known['operators'])}")
-    if wanted - set(known["flags"]):
+    if operator is not None and operator not in known_operators:
+        raise ValueError(f"oracle: no operator {operator!r}; there are: {', '.join(known_operators)}")
+    if wanted - set(known_flags):
         raise ValueError(
-            f"oracle: no flag {', '.join(sorted(wanted - set(known['flags'])))}; "
-            f"there are: {', '.join(known['flags'])}"
+            f"oracle: no flag {', '.join(sorted(wanted - set(known_flags)))}; there are: {', '.join(known_flags)}"
         )
     return [
         case
@@ -168,7 +216,7 @@ def cases(operator=None, flags=None, version=1):
     ]
 
 
-def case(id, version=1):
+def case(id, version=None):
     """Return the case of that id.
 
     Raises
@@ -185,7 +233,7 @@ def case(id, version=1):
     )
 
 
-def parametrize(operator=None, flags=None, version=1):
+def parametrize(operator=None, flags=None, version=None):
     """Return a pytest mark that runs a test once for each case, as its argument ``case``.
 
     Examples

@@ -1,0 +1,305 @@
+"""Fresh cases of any size, the smallest that still fails, and a minute of them: `random_case`, `shrink`, `fuzz`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from asap_ref.oracle.adapter import load_module, resolved, run_case, why_not
+from asap_ref.oracle.contract import misfit
+from asap_ref.oracle.drawn import DrawnCase
+from asap_ref.oracle.module_report import ModuleReport
+from asap_ref.oracle.recipe import ARGUMENTS, AXES, MASKS, OPTIONAL, SIDES, UNMASKED, Recipe
+from asap_ref.oracle.suspects import ranked, ranked_by_smallest
+
+SIZES = ("n", "m", "batch", "heads", "d", "p", "n_slices", "rank")
+EDGES = (1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257)
+
+
+def random_case(operator, **said):
+    """Draw a case of any size from a seed, with expected values and tolerances.
+
+    Parameters
+    ----------
+    operator : str
+    **said
+        Fields of `asap_ref.oracle.recipe.Recipe`: n, m, d, p, batch, heads, mask, side, padding, values, layout, given,
+        arguments, seed, ...
+
+    Returns
+    -------
+    Case
+        For float64; ``case.at("float32")`` draws the numbers, and what comes of them, for another dtype.
+
+    Raises
+    ------
+    ValueError
+        If the operator is not drawn, or a field is none of those that there are.
+
+    Examples
+    --------
+    >>> from asap_ref import oracle
+    >>> case = oracle.random_case("sinkhorn", n=129, m=257, mask="left", seed=3)
+    >>> case.inputs["scores"].shape
+    (2, 2, 129, 257)
+    >>> oracle.run_case(oracle.reference, case).passed
+    True
+    """
+    try:
+        return DrawnCase.of(Recipe(operator, **said))
+    except TypeError:
+        unknown = sorted(set(said) - set(Recipe.__dataclass_fields__))
+        raise ValueError(
+            f"random_case: nothing is called {', '.join(unknown)}; there are {', '.join(Recipe.__dataclass_fields__)}"
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------------------------- shrinking
+
+
+def shrink(module, case, *, dtype="float64", tries=150, seconds=20.0):
+    """Return the smallest case that still fails, found by dropping options and sizes one after the other.
+
+    Sizes are tried from 1 upwards, so that what comes out is where a failure begins: 33 if tiles of 32 are at fault.
+    """
+    module, until = load_module(module), time.monotonic() + seconds
+    best = case.recipe
+    left = [tries]
+
+    def fails(recipe):
+        if left[0] <= 0 or time.monotonic() > until:
+            return False
+        left[0] -= 1
+        candidate = DrawnCase.of(recipe)
+        return not why_not(candidate, dtype) and not run_case(module, candidate, dtype=dtype, explain=False).passed
+
+    def attempt(**changes):
+        nonlocal best
+        try:
+            smaller = best.smaller(**changes)
+        except ValueError:
+            return False
+        if smaller != best and fails(smaller):
+            best = smaller
+            return True
+        return False
+
+    for changes in (
+        {"layout": "contiguous"},
+        {"mask": "none"},
+        {"side": "both"},
+        {"padding": "100"},
+        {"values": "normal"},
+        {"batch": 0},
+        {"heads": 0},
+        {"batch": 1},
+        {"heads": 1},
+    ):
+        attempt(**changes)
+    for name in best.given:
+        attempt(given=tuple(other for other in best.given if other != name))
+    for name in best.arguments:
+        attempt(arguments={key: x for key, x in best.arguments.items() if key != name})
+    for _ in range(2):  # one size may allow another to become smaller
+        for size in SIZES:
+            _smallest(size, attempt, lambda: best)
+    return DrawnCase.of(best)
+
+
+def _smallest(size, attempt, current):
+    """Make one size as small as it goes: halve the gap between what passes and what fails, then step down."""
+    high, low = getattr(current(), size), 0 if size in ("batch", "heads") else 1
+    if high <= low or attempt(**{size: low}):
+        return
+    while high - low > 1:  # low passes, high fails
+        middle = (low + high) // 2
+        if attempt(**{size: middle}):
+            high = middle
+        else:
+            low = middle
+    # not all failures are monotone: 33 fails and 64 does not
+    for smaller in (size_ for size_ in (2, 3, 5, 17, 33, 65) if size_ < getattr(current(), size)):
+        if attempt(**{size: smaller}):
+            return
+
+
+# ------------------------------------------------------------------------------------------------------------ fuzzing
+
+
+@dataclass(frozen=True)
+class FuzzReport(ModuleReport):
+    """What a minute of drawn cases showed: as a `ModuleReport`, with the smallest failing case of each operator."""
+
+    smallest: tuple = ()  # (report, case as it was met) of each operator that fails
+    drawn: int = 0
+
+    def suspects(self):
+        """Flags that explain the smallest failing case of the lowest failing operator, best first."""
+        first = self.first_operator()
+        found = [report for report, _ in self.smallest if report.case.operator == first and not report.passed]
+        mine = [report for report in self.reports if report.case.operator == first]
+        return ranked_by_smallest(mine, found[0]) if found else ranked(mine)
+
+    def __str__(self):
+        lines = []
+        for report, met in self.smallest:
+            lines += [str(report), f"  smallest that fails; met as {met.note}", f"  again: {again(report)}"]
+        kinds = len({report.case.operator for report in self.reports})
+        lines.append(
+            f"{self.name}: {self.drawn} cases of {kinds} operators drawn, {len(self.smallest)} operators fail"
+        )
+        if self.failed:
+            lines.append(f"begin with {self.first_operator()}: {', '.join(self.suspects()[:3])}")
+        return "\n".join(lines)
+
+
+def again(report):
+    """The command that draws the case of a report again."""
+    r = report.case.recipe
+    default = Recipe(r.operator)
+    words = [f"asap-ref oracle random {r.operator} MODULE --dtype {report.dtype}"]
+    for name in (*SIZES, "mask", "side", "padding", "values", "layout", "seed"):
+        if getattr(r, name) != getattr(default, name):
+            words.append(f"--{name.replace('_', '-')} {getattr(r, name)}")
+    words += [f"--give {name}" for name in r.given]
+    words += [f"--set {key}={x}" for key, x in r.arguments.items()]
+    return " ".join(words)
+
+
+def fuzz(module, *, seconds=60.0, operator=None, dtype="float64", seed=0, on_report=None):
+    """Draw cases for a time, edges first, and shrink what fails.
+
+    Parameters
+    ----------
+    module : module, or its name, or the path of a .py file
+    seconds : float
+        How long; each operator is drawn at least once.
+    operator : str, optional
+        Only this one.
+    dtype : str
+    seed : int
+        Another one draws other cases.
+    on_report : callable, optional
+        Told ``(number done, None, report)`` after each case.
+
+    Returns
+    -------
+    FuzzReport
+
+    Examples
+    --------
+    >>> from asap_ref import oracle
+    >>> oracle.fuzz(oracle.reference, seconds=0, operator="lse").passed
+    True
+    """
+    module, remark = resolved(module)
+    known = [name for name in AXES if operator in (None, name)]
+    names = [name for name in known if callable(getattr(module, name, None))]
+    if not names:
+        raise ValueError(f"{module.__name__} offers none of {', '.join(known)}")
+    until, rng = time.monotonic() + seconds, np.random.default_rng(seed)
+    reports, smallest, skipped, rounds = [], [], [], 0
+    failing, drawn = set(), 0
+    while rounds == 0 or (time.monotonic() < until and len(failing) < len(names)):
+        for name in names:
+            if name in failing or (rounds and time.monotonic() > until):
+                continue
+            case = DrawnCase.of(edge(name, rounds, rng))
+            if reason := why_not(case, dtype):
+                skipped.append((case.note, reason))
+                continue
+            if misfit(getattr(module, name), [*case.inputs, *case.arguments]):
+                skipped.append((case.note, f"your {name} does not take these arguments"))
+                continue
+            report, drawn = run_case(module, case, dtype=dtype), drawn + 1
+            reports.append(report)
+            if on_report is not None:
+                on_report(drawn, None, report)
+            if not report.passed:
+                failing.add(name)
+                least = shrink(
+                    module, report.case, dtype=dtype, seconds=max(2.0, min(20.0, until - time.monotonic()))
+                )
+                smallest.append((run_case(module, least, dtype=dtype), report.case))
+        rounds += 1
+    absent = tuple(name for name in known if name not in names)
+    return FuzzReport(
+        module.__name__,
+        tuple(reports),
+        absent,
+        tuple(skipped),
+        remark=remark,
+        smallest=tuple(smallest),
+        drawn=drawn,
+    )
+
+
+def edge(operator, number, rng):
+    """The number-th recipe of an operator: what breaks kernels first, then anything."""
+    first = [
+        dict(n=33, m=65, d=8, p=5),
+        dict(n=70, m=40, values="rising", mask="left", batch=3),
+        dict(n=40, m=33, mask="holes", side="key"),
+        dict(n=33, m=40, mask="heads", d=33, p=17),
+        dict(n=1, m=35),
+        dict(n=129, m=1, mask="empty"),
+        dict(n=34, m=51, mask="holes", layout="interleaved"),
+        dict(n=17, m=34, values="large"),
+        dict(n=300, m=200, batch=1, heads=1),
+        dict(n=20, m=24, mask="prefix", side="query", layout="transposed"),
+        dict(n=5, m=600, batch=1, heads=1),
+        dict(n=600, m=5, batch=1, heads=1, mask="one", side="key"),
+    ]
+    seed = int(rng.integers(2**31))
+    given = tuple(name for name in OPTIONAL.get(operator, ()) if rng.random() < 0.5)
+    arguments = other_arguments(operator, rng)
+    if number < len(first):
+        said = dict(first[number])
+    else:
+        cap = 66 if operator == "sliced_attention" else 257
+        sizes = [size for size in EDGES if size <= cap]
+        said = dict(
+            n=int(rng.choice(sizes) if rng.random() < 0.7 else rng.integers(1, cap)),
+            m=int(rng.choice(sizes) if rng.random() < 0.7 else rng.integers(1, cap)),
+            d=int(rng.choice([1, 3, 8, 16, 33, 64, 80])),
+            p=int(rng.choice([1, 5, 16, 33])),
+            batch=int(rng.integers(0, 4)),
+            heads=int(rng.integers(0, 4)),
+            n_slices=int(rng.integers(1, 5)),
+            rank=int(rng.integers(1, 4)),
+            mask=str(rng.choice(MASKS)),
+            side=str(rng.choice(SIDES)),
+            padding=str(rng.choice(["100", "nan"])),
+            values=str(rng.choice(["normal", "normal", "rising", "large", "equal", "ties"])),
+            layout=str(rng.choice(["contiguous", "contiguous", "transposed", "interleaved"])),
+        )
+    if operator in UNMASKED:
+        said |= dict(mask="none", side="both")
+    if operator == "sliced_attention":
+        said |= {key: min(said.get(key, 8), most) for key, most in (("n", 66), ("m", 66), ("d", 6))}
+        if said.get("values") in ("equal", "ties"):
+            said["values"] = "normal"
+    if operator == "marginal_error":
+        said["padding"] = "100"
+    if said.get("rank", 2) > said.get("d", 8):
+        said["rank"] = said["d"]
+    return Recipe(operator, **said, given=given, arguments=arguments, seed=seed)
+
+
+def other_arguments(operator, rng):
+    """Some arguments that are not the defaults."""
+    choices = {
+        "epsilon": [1.0, 0.5, 0.75, 2.0],
+        "onto": ["key", "query"],
+        "n_iter": [0, 1, 2, 5],
+        "refine": [0, 1, 2],
+        "cumulants": [True, False],
+        "cost": ["bilinear", "sqeuclidean"],
+        "hard": [False, True],
+        "temperature": [0.125, 0.5],
+        "inverse_temperature": [0.5, 2.0],
+    }
+    drawn = {name: choices[name][int(rng.integers(len(choices[name])))] for name in ARGUMENTS.get(operator, {})}
+    return {name: x for name, x in drawn.items() if x != ARGUMENTS[operator][name]}

@@ -1,0 +1,186 @@
+"""Compute what version 2 stores, hold it against a second source, and write it with the recipes of the rest.
+
+python tests/oracle/making/generate_v2.py                rewrite asap_ref/oracle/vectors/v2
+python tests/oracle/making/generate_v2.py --check        compute it again and compare
+
+As generate.py does for version 1, whose files stay as they are; new here are NaN in padding, zeros in gradients, and
+tolerances of gradients in half precision: twice the error of autograd in that dtype through the independent formula.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import generate
+import numpy as np
+import second_source
+import torch
+from cases_v2 import drawn_recipes, stored_specs
+from generate import (
+    UNIT_ROUNDOFF,
+    Case,
+    contradictions,
+    differences,
+    manifest_text,
+    round_up,
+    size_of,
+    stored,
+    write_npz,
+)
+from judgement import DisagreementError, judge
+from language_v2 import FLAGS, OPERATORS
+from our_values import in_long
+from page import page
+
+from asap_ref.oracle import truth
+from asap_ref.oracle.drawn import GAUGES, describe, differentiable, flags_of, rule, without_noise, zeros_of
+from asap_ref.oracle.recipe import rounded
+from asap_ref.oracle.stored import VECTORS
+
+PAGE = VECTORS.parent / "CASES_V2.md"
+
+
+def values(spec, recipe):
+    """Outputs, cotangents and gradients in extended precision."""
+    names = list(OPERATORS[spec.operator][2])
+    inputs = in_long(spec.inputs)
+    outputs = truth.outputs_of(spec.operator, names, inputs, spec.arguments)
+    cotangents, gradients = {}, {}
+    if differentiable(recipe, spec.inputs):
+        rng = np.random.default_rng(zlib.crc32(f"cotangent of {spec.id}".encode()))
+        cotangents = {name: rounded(rng.standard_normal(y.shape), "float32") for name, y in outputs.items()}
+        long = [c.astype(np.longdouble) for c in cotangents.values()]
+        gradients = truth.gradients_of(spec.operator, inputs, spec.arguments, long)
+        gradients = {name: without_noise(g) for name, g in gradients.items()}
+    return outputs, cotangents, gradients
+
+
+def gradient_tolerances(spec, cotangents, gradients):
+    """For each gradient: tolerance by dtype, from the error of autograd in that dtype."""
+    table = {name: {"float64": 1e-9} for name in gradients}
+    for dtype in ("float32", *UNIT_ROUNDOFF) if gradients else ():
+        try:
+            _, short = second_source.in_torch(
+                spec.operator,
+                spec.inputs,
+                spec.arguments,
+                list(gradients),
+                list(cotangents.values()),
+                getattr(torch, dtype),
+            )
+        except RuntimeError:  # an operation that torch does not have in half precision on a CPU
+            short = {}
+        for name, g in gradients.items():
+            if name not in short:
+                continue
+            error = np.abs(np.asarray(g, dtype=np.float64) - np.asarray(short[name], dtype=np.float64)).max(
+                initial=0
+            )
+            error = float(error) / size_of(g)
+            if not np.isfinite(error) or error > 0.25:
+                continue
+            least = 1e-4 if dtype == "float32" else 4 * UNIT_ROUNDOFF[dtype]
+            more = 2 * UNIT_ROUNDOFF.get(dtype, 0.0)
+            table[name][dtype] = max(least, more + (round_up(2 * error, 2) if error > 0 else 0))
+    return table
+
+
+@np.errstate(invalid="ignore")  # NaN in padding
+def one_case(spec, recipe, folder):
+    """Judge and write one case; return its manifest entry."""
+    outputs, cotangents, gradients = values(spec, recipe)
+    sources = judge(spec, outputs, cotangents, gradients)
+    arrays = {
+        **stored("inputs", spec.inputs),
+        **stored("outputs", outputs),
+        **stored("cotangents", cotangents),
+        **stored("gradients", gradients),
+        **stored("must_be_zero", zeros_of(recipe, spec.inputs, outputs, gradients)),
+    }
+    name = f"{spec.id}.npz"
+    digest = write_npz(folder / name, arrays)
+    rules = {
+        "gauge": GAUGES.get(spec.operator, []),
+        "outputs": {key: rule(np.asarray(y, dtype=np.float64)) for key, y in outputs.items()},
+        "gradients": {},
+    }
+    for key, y in outputs.items():
+        rules["outputs"][key]["scale"] = size_of(y)
+    case = Case(spec.id, spec.operator, spec.arguments, (), "", "", "", "", rules, folder / name)
+    for key, row in generate.tolerances(spec, case).items():
+        # inputs have 24 digits: what rounding them leaves of a naive computation may cancel by chance
+        more = {dtype: row[dtype] + 2 * unit for dtype, unit in UNIT_ROUNDOFF.items() if dtype in row}
+        rules["outputs"][key]["tolerance"] = row | more
+    for key, row in gradient_tolerances(spec, cotangents, gradients).items():
+        rules["gradients"][key] = {"metric": "entries", "scale": size_of(gradients[key]), "tolerance": row}
+    return {
+        "id": spec.id,
+        "operator": spec.operator,
+        "note": spec.note,
+        "arguments": spec.arguments,
+        "flags": spec.flags.split(),
+        "source": f"README, {OPERATORS[spec.operator][3]}",
+        "second_source": "; ".join(sources),
+        "file": name,
+        "sha256": digest,
+        "inputs": {
+            key.split("/", 1)[1]: generate.describe(x) for key, x in arrays.items() if key.startswith("inputs/")
+        },
+        **rules,
+    }
+
+
+def write(folder, only=None):
+    """Write all vectors and the manifest to a folder."""
+    entries = [one_case(*pair, folder) for pair in stored_specs() if only is None or pair[0].id in only]
+    if only is not None:
+        return
+    operators = {
+        name: {"inputs": inputs, "arguments": arguments, "outputs": outputs, "source": f"README, {source}"}
+        for name, (inputs, arguments, outputs, source) in OPERATORS.items()
+    }
+    drawn = [
+        {"id": name, "operator": r.operator, "note": describe(r), "flags": flags_of(r), "recipe": r.written()}
+        for name, r in drawn_recipes()
+    ]
+    content = {"format": "asap_ref oracle", "version": 2, "flags": FLAGS, "operators": operators}
+    (folder / "manifest.json").write_text(
+        manifest_text({**content, "cases": entries, "drawn": drawn}), encoding="utf-8"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=VECTORS / "v2")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        fresh = Path(temporary)
+        try:
+            write(fresh)
+        except DisagreementError as error:
+            sys.exit(f"refused: {error}")
+        changed = differences(fresh, args.out)
+        if args.check:
+            if wrong := contradictions(fresh, args.out):
+                sys.exit("not the same: " + "; ".join(wrong))
+            print(f"the same but for last bits in {', '.join(changed)}" if changed else "the same, byte for byte")
+            return
+        for name in changed:
+            target = args.out / name
+            target.unlink(missing_ok=True)
+            if (fresh / name).exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes((fresh / name).read_bytes())
+        if args.out == VECTORS / "v2":
+            PAGE.write_text(page(args.out / "manifest.json"), encoding="utf-8")
+    sizes = [p.stat().st_size for p in args.out.rglob("*") if p.is_file()]
+    print(f"{len(sizes) - 1} cases, {sum(sizes) / 1000:.0f} kB, {len(changed)} files changed, in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Cases drawn from seeds: they are right, as the second source says; shrinking finds where a failure begins."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from asap_ref import cli, oracle
+from asap_ref.oracle import exchange, reference
+from asap_ref.oracle.drawn import DrawnCase
+from asap_ref.oracle.fuzzing import edge
+from asap_ref.oracle.recipe import AXES, MASKS, OPTIONAL, SIDES, Recipe
+
+MAKING = Path(__file__).parent / "making"
+
+
+@pytest.fixture(scope="module")
+def second_source():
+    pytest.importorskip("torch")
+    sys.path.insert(0, str(MAKING))
+    try:
+        import second_source
+
+        yield second_source
+    finally:
+        sys.path.remove(str(MAKING))
+
+
+@pytest.mark.parametrize("operator", AXES)
+def test_drawn_cases_are_confirmed_by_the_second_source(second_source, operator):
+    for number, (mask, side) in enumerate(
+        [("none", "both"), ("left", "both"), ("heads", "key"), ("empty", "query")]
+    ):
+        case = oracle.random_case(
+            operator,
+            n=7,
+            m=9,
+            d=3,
+            p=2,
+            batch=2,
+            heads=2,
+            mask="none" if operator == "attention_scores" else mask,
+            side=side,
+            padding="100" if operator == "marginal_error" else "nan",
+            given=OPTIONAL.get(operator, ()) if number % 2 else (),
+            seed=number,
+        )
+        outputs, gradients = second_source.in_torch(
+            operator, case.inputs, case.arguments, list(case.gradients), list(case.cotangents.values())
+        )
+        report = oracle.check(case, tuple(outputs), gradients=gradients, dtype="float64")
+        assert report.passed, report
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("operator", AXES)
+def test_this_package_passes_what_fuzzing_draws(operator, dtype):
+    rng = np.random.default_rng(5)
+    for number in range(16):
+        case = DrawnCase.of(edge(operator, number, rng))
+        report = oracle.run_case(reference, case, dtype=dtype)
+        assert report.passed or not any(
+            report.case.rules["outputs"][x]["tolerance"] for x in report.case.outputs
+        ), report
+
+
+def test_numbers_have_the_digits_of_the_dtype_and_no_more():
+    case = oracle.random_case("attend", seed=1)
+    bits = {"float32": 24, "float16": 11, "bfloat16": 8}
+    for dtype, digits in bits.items():
+        q = case.at(dtype).inputs["q"]
+        mantissa, _ = np.frexp(q)
+        scaled = mantissa * 2.0**digits
+        assert np.array_equal(scaled, np.round(scaled))
+        assert np.any(scaled % 2 == 1)
+    assert case.at("float32").arguments == case.arguments
+    assert np.array_equal(case.inputs["q"], oracle.random_case("attend", seed=1).inputs["q"])
+    assert not np.array_equal(case.inputs["q"], oracle.random_case("attend", seed=2).inputs["q"])
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("side", SIDES)
+def test_masks_are_what_they_are_called(mask, side):
+    case = oracle.random_case("lse", n=70, m=40, batch=3, heads=2, mask=mask, side=side)
+    masks = {name: x for name, x in case.inputs.items() if name.endswith("mask")}
+    if mask == "none":
+        assert not masks
+        return
+    wanted = {"both": {"query_mask", "key_mask"}, "query": {"query_mask"}, "key": {"key_mask"}}[side]
+    assert set(masks) == wanted
+    for valid in masks.values():
+        counts = valid.sum(-1)
+        steps = np.diff(valid.astype(int), axis=-1)
+        if mask == "full":
+            assert valid.all()
+        elif mask == "all":
+            assert not valid.any()
+        elif mask == "one":
+            assert (counts == 1).all()
+        elif mask == "heads":
+            assert valid.shape[1] == 2 and np.any(valid[:, 0] != valid[:, 1])
+        elif mask == "prefix":
+            assert (steps <= 0).all() and len(set(counts.ravel())) == 3
+        elif mask == "left":
+            assert (steps >= 0).all() and (valid.shape[-1] < 60 or (valid.argmax(-1) > 32).any())
+        else:
+            assert np.any(steps > 0) and np.any(steps < 0)
+            assert bool(counts.min() == 0) is (mask == "empty")
+
+
+def broken_after(limit):
+    """An attention that forgets keys beyond a limit."""
+
+    def attend(q, k, v, key_dual, query_mask=None, key_mask=None, *, epsilon):
+        seen = np.arange(k.shape[-2]) < limit
+        key_mask = seen if key_mask is None else key_mask & seen
+        return reference.attend(q, k, v, key_dual, query_mask=query_mask, key_mask=key_mask, epsilon=epsilon)
+
+    return SimpleNamespace(__name__="mine", attend=attend)
+
+
+def test_shrinking_finds_where_a_failure_begins():
+    module = broken_after(32)
+    case = oracle.random_case("attend", n=70, m=101, mask="left", layout="interleaved", arguments={"epsilon": 0.5})
+    assert not oracle.run_case(module, case).passed
+    least = oracle.shrink(module, case, seconds=60)
+    r = least.recipe
+    assert (r.n, r.m, r.d, r.p, r.batch, r.heads) == (1, 33, 1, 1, 0, 0)
+    assert (r.mask, r.layout, r.arguments) == ("none", "contiguous", {})
+    assert not oracle.run_case(module, least).passed
+
+
+def test_fuzzing_finds_it_and_says_how_to_draw_it_again(capsys):
+    report = oracle.fuzz(broken_after(32), seconds=0)
+    assert not report.passed and report.first_operator() == "attend"
+    text = str(report)
+    assert "--m 33" in text and "asap-ref oracle random attend MODULE" in text
+    assert "1 operators fail" in text
+    command = next(line for line in text.splitlines() if "again:" in line).partition("asap-ref ")[2]
+    assert cli.main(command.replace("MODULE", "asap_ref").split()) == 0  # where it passes
+    assert "passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (dict(operator="sinkhron"), "operator must be one of attention_scores"),
+        (dict(operator="lse", n=0), "n must be an integer of at least 1, got 0"),
+        (dict(operator="lse", mask="lef"), "mask must be one of none, full"),
+        (dict(operator="lse", given=("init",)), "lse has no optional init; it has none"),
+        (dict(operator="lse", arguments={"n_iter": 3}), "lse has no argument n_iter; it has epsilon"),
+        (dict(operator="lse", width=3), "nothing is called width; there are operator, n, m"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_told(said, message):
+    with pytest.raises(ValueError, match=message):
+        oracle.random_case(**said)
+
+
+def test_recipes_are_written_and_read():
+    recipe = Recipe("sinkhorn", n=5, given=("init",), arguments={"epsilon": 0.5}, seed=9)
+    assert Recipe.read(recipe.written()) == recipe
+    assert set(recipe.written()) == {"operator", "n", "given", "arguments", "seed"}
+
+
+# ------------------------------------------------------------------------------------------------------- by files
+
+
+def write_outputs(folder, case):
+    (folder / case.id / "gradients").mkdir(parents=True)
+    for name, x in case.outputs.items():
+        np.save(folder / case.id / f"{name}.npy", x.astype(np.float32))
+    for name, x in case.gradients.items():
+        np.save(folder / case.id / "gradients" / f"{name}.npy", x.astype(np.float32))
+
+
+def test_results_in_files_are_judged(tmp_path, capsys):
+    case = oracle.case("two_sided_c_transform/left_padding")
+    write_outputs(tmp_path, case)
+    command = ["oracle", "check-files", str(tmp_path)]
+    assert cli.main([*command, "--require-gradients"]) == 0
+    assert "1 of 1 cases passed" in capsys.readouterr().out
+    (tmp_path / case.id / "gradients" / "scores.npy").unlink()
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--require-gradients"]) == 1
+    (tmp_path / case.id / "key_dual.npy").unlink()
+    assert cli.main(command) == 1
+    assert "key_dual               MISSING" in capsys.readouterr().out
+
+
+def test_drawn_cases_go_to_another_language_and_back(tmp_path, capsys):
+    vectors, results = tmp_path / "vectors", tmp_path / "results"
+    command = ["oracle", "random", "sinkhorn", "--n", "40", "--mask", "left", "--dtype", "float32"]
+    assert cli.main([*command, "--save", str(vectors)]) == 0
+    (case,) = exchange.read_cases(vectors)
+    assert case.inputs["scores"].shape == (2, 2, 40, 35)
+    write_outputs(results, case)
+    assert cli.main(["oracle", "check-files", str(results), "--vectors", str(vectors)]) == 0
+    np.save(results / case.id / "key_dual.npy", 2 * case.outputs["key_dual"].astype(np.float32))
+    assert cli.main(["oracle", "check-files", str(results), "--vectors", str(vectors)]) == 1
+    assert "it is the right array times 2" in capsys.readouterr().out
+
+
+def test_a_folder_without_results_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        exchange.check_files(tmp_path / "none")
+    with pytest.raises(
+        ValueError, match=r"has no files of a case; expected such as attention_scores/plain/scores\.npy"
+    ):
+        exchange.check_files(tmp_path)
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
+def test_a_starter_adapter_passes(framework, tmp_path, capsys):
+    pytest.importorskip(framework)
+    path = tmp_path / f"starter_of_{framework}.py"
+    assert cli.main(["oracle", "new", str(path), "--framework", framework]) == 0
+    assert cli.main(["oracle", "check", str(path), "--dtype", "float32", "--version", "1"]) == 0
+    assert cli.main(["oracle", "new", str(path)]) == 2  # it is there already
+    assert "is there already" in capsys.readouterr().err
