@@ -57,7 +57,7 @@ def regenerate(chosen=(), *, measure=False, folder=FIGURES, out=None, say=print)
     chosen : sequence of str
         Names, as of `names`; all when empty.
     measure : bool
-        Run the measurements again and rewrite the records.
+        Run the measurements again and rewrite the records. What has no ``measure`` any more keeps its record.
     folder : path
         Below which the scripts and their records are.
     out : path, optional
@@ -86,6 +86,9 @@ def regenerate(chosen=(), *, measure=False, folder=FIGURES, out=None, say=print)
     written = []
     if measure:
         for name, script, home in figures:
+            if not hasattr(script, "measure"):  # what it measured is gone
+                say(f"{name}: cannot be measured again; drawn from its record")
+                continue
             say(f"{name}: measuring")
             path = Path(out or home) / f"{name}.json"
             files.save_text(path, json.dumps(script.measure(), indent=1) + "\n")

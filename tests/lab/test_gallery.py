@@ -48,6 +48,13 @@ def test_measuring_writes_the_record_that_is_then_drawn(tmp_path):
     assert (tmp_path / "deeper" / "count.json").read_text() == '{\n "x": 7\n}\n'
 
 
+def test_what_cannot_be_measured_any_more_is_drawn_from_its_record(tmp_path):
+    told = []
+    written = gallery.regenerate(["left_out"], measure=True, out=tmp_path, say=told.append)
+    assert [path.name for path in written] == ["left_out.md"]
+    assert told == ["left_out: cannot be measured again; drawn from its record", "left_out: left_out.md"]
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no figure nonsense; there are: .*reproduce"):
         gallery.regenerate(["nonsense"])
