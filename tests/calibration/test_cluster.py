@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from asap_ref import Attention, fit_amortizer
+from asap_ref.calibration import descent
 from asap_ref.calibration import fit as calibration
 from asap_ref.calibration.sources import Mapped, in_process
 from asap_ref.model.compilation import compile_model
@@ -288,7 +289,7 @@ def test_a_worker_killed_in_a_pass_changes_nothing(tmp_path, processes):
 def test_batches_that_were_kept_by_a_killed_worker_are_made_again(objective, processes, monkeypatch):
     settings = {**FIT, "objective": objective, "max_iter": 20}
     undisturbed = fit_amortizer(BATCHES, **settings, client=processes)
-    minimise, killed = calibration.minimize, []
+    minimise, killed = descent.minimize, []
 
     def with_a_kill(evaluate, *args, **options):
         calls = itertools.count()
@@ -302,7 +303,7 @@ def test_batches_that_were_kept_by_a_killed_worker_are_made_again(objective, pro
 
         return minimise(disturbed, *args, **options)
 
-    monkeypatch.setattr(calibration, "minimize", with_a_kill)
+    monkeypatch.setattr(descent, "minimize", with_a_kill)
     found = fit_amortizer(BATCHES, **settings, client=processes)
     assert killed and killed[0] not in processes.run(os.getpid).values()
     np.testing.assert_array_equal(found.weights, undisturbed.weights)
