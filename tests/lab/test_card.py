@@ -28,6 +28,7 @@ def device():
     return stand_in.WholeModule()
 
 
+@pytest.mark.slow
 def test_a_rehearsal_measures_everything_and_writes_the_record(device, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(card, "sanitizer", lambda seconds: {"passed": None, "summary": "rehearsed"})
     out = tmp_path / "card.json"

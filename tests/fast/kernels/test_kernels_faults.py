@@ -53,6 +53,7 @@ def kernels_with(emulated, monkeypatch):
     build._module.cache_clear()
 
 
+@pytest.mark.slow
 def test_nothing_is_noticed_where_there_is_no_fault(kernels_with):
     assert first_failure(stand_in.NAMESPACE.asarray) is None
 
