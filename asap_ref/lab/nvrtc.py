@@ -35,21 +35,37 @@ def missing():
 
 def compiled(text, card):
     """Compile CUDA text for a card, "sm_90" say, and return the log; RuntimeError, with it, where it is refused."""
+    return _compile(text, card)[0]
+
+
+def instructions(text, card):
+    """{kernel: its PTX, a list of lines} of a CUDA text; ptxas makes of it what the card runs."""
+    kernels = re.findall(r"\.entry (\w+)\(.*?\n\{\n(.*?)\n\}", _compile(text, card)[1], re.DOTALL)
+    return {name: [line.strip() for line in body.splitlines()] for name, body in kernels}
+
+
+def _compile(text, card):
     library = ctypes.CDLL(str(next((_folder("cuda_nvrtc") / "lib").glob("libnvrtc.so.*"))))
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    program = ctypes.c_void_p()
     options = ["--std=c++17", f"--gpu-architecture={card}", f"-I{_folder('cuda_runtime') / 'include'}"]
     options = [option.encode() for option in (*options, "--ptxas-options=-v")]
     library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None)
     try:
         code = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-        library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        library.nvrtcGetProgramLog(program, log)
+        log = _told(program, library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog)
+        if code:
+            raise RuntimeError(log)
+        return log, _told(program, library.nvrtcGetPTXSize, library.nvrtcGetPTX)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
-    if code:
-        raise RuntimeError(log.value.decode())
-    return log.value.decode()
+
+
+def _told(program, get_size, get):
+    size = ctypes.c_size_t()
+    get_size(program, ctypes.byref(size))
+    text = ctypes.create_string_buffer(size.value)
+    get(program, text)
+    return text.value.decode()
 
 
 def resources(build, card):

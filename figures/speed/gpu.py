@@ -116,7 +116,15 @@ def draw(record, folder):
     text = markdown_table(lines) + (
         f"\n{HEADS} heads x n x {D}, float32, one sequence; {record['card']}, CuPy {versions['cupy']}, torch "
         f"{versions['torch']}, NumPy {versions['numpy']}; medians of {ROUNDS} rounds, the host waiting for the device "
-        f"around each. Unless it says torch, it is this package on CuPy.\n"
+        f"around each. Unless it says torch, it is this package on CuPy.\n\n"
+        "These times are of the array forms, the only ones when they were measured: about 50 launches for an ASAP "
+        "forward pass and above 100 for Sinkhorn ([counted](../tests_quality/modules.md)), and up to n = 1024 that is "
+        "where the time went: 16 times the tokens, and ASAP takes "
+        f"{record['ms']['1024']['asap'] / record['ms']['64']['asap']:.1f} times as long. The [CUDA kernels]"
+        "(../../asap_ref/fast/kernels/__init__.py), which CuPy arrays now take, make 7 launches for ASAP, 5 where "
+        "slices are its only features, one for softmax and 2T + 1 for Sinkhorn, with no wait between them; tests "
+        "count them. No card has run the kernels yet: their times here are outstanding, and [kernels.md](kernels.md) "
+        "has what the compiler lets one estimate.\n"
     )
     table = Path(folder) / "gpu.md"
     files.save_text(table, text)

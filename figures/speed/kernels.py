@@ -1,9 +1,11 @@
-"""What the CUDA kernels take of a card, as the compiler says: registers, spills and shared memory, for two cards."""
+"""What the CUDA kernels take of a card, as the compiler says, for two cards; and the time that they need at least."""
 
 from importlib import metadata
 from pathlib import Path
 
+from asap_ref.fast.kernels.attention import LAUNCH_BOUND
 from asap_ref.fast.kernels.build import BACKWARD, FORWARD, chosen
+from asap_ref.lab.kernel_time import HERTZ, MULTIPROCESSORS, instruction_mix, least_seconds
 from asap_ref.lab.nvrtc import CARDS, SORTED, resources
 from asap_ref.support import files
 from asap_ref.support.tables import markdown_table
@@ -15,6 +17,13 @@ BUILDS = [  # computed in, stored in, dimension of queries and of values
     ("float32", "float32", 128),
     ("float64", "float64", 64),
 ]
+PROBLEMS, SIZES, T = 8, (1024, 4096), 20
+PASSES = {  # launches of lse and of attend
+    "lse": (1, 0),
+    "attend, which is softmax": (0, 1),
+    "ASAP, its prediction left out": (1, 1),
+    f"Sinkhorn, T = {T}": (2 * T, 1),
+}
 
 
 def measure():
@@ -28,11 +37,22 @@ def measure():
                     {"store": store, "d": d, "card": card, "tile": build.rows, "kernel": kernel} | took._asdict()
                     for kernel, took in sorted(resources(build, card).items())
                 ]
-    return {"nvrtc": metadata.version("nvidia-cuda-nvrtc-cu12"), "rows": rows}
+    return {"nvrtc": metadata.version("nvidia-cuda-nvrtc-cu12"), "rows": rows, "estimate": _estimate()}
+
+
+def _estimate():
+    """Count instructions and bound the times of float32, d = 64, on an H100."""
+    mix = instruction_mix(chosen("float32", "float32", 64, 64, CARDS["sm_90"]))
+    least = {name: [1e3 * least_seconds(mix[name], PROBLEMS, n, n) for n in SIZES] for name in mix}
+    ms = {
+        name: [lse * one + attend * other for one, other in zip(least["lse"], least["attend"], strict=True)]
+        for name, (lse, attend) in PASSES.items()
+    }
+    return {"mix": mix, "ms at least": ms}
 
 
 def draw(record, folder):
-    """Write the table: a row a kernel, a column a build."""
+    """Write two tables: a row a kernel, a column a build; and the estimated times."""
     builds = list(dict.fromkeys((row["store"], row["d"], row["card"]) for row in record["rows"]))
     found = {(row["kernel"], row["store"], row["d"], row["card"]): row for row in record["rows"]}
     lines = [["kernel", *(f"{store}, d = {d}, {card}" for store, d, card in builds)]]
@@ -42,11 +62,30 @@ def draw(record, folder):
         "\nRegisters of a thread / KiB of shared memory of a block, and in brackets the bytes that a thread spills, if "
         f"any; 64 x 64 scores a block unless another tile is given; slices sort {SORTED} tokens. float16 and bfloat16 "
         f"are computed in float32. Compiled by NVRTC {record['nvrtc']} for an A100 (sm_80) and an H100 (sm_90), "
-        "not run.\n"
+        "not run.\n\n"
     )
+    text += _estimated(record["estimate"])
     path = Path(folder) / "kernels.md"
     files.save_text(path, text)
     return [path]
+
+
+def _estimated(estimate):
+    lines = [["estimated, not measured: milliseconds at least", *(f"n = {n}" for n in SIZES)]]
+    lines += [[name, *(f"{ms:.2f}" for ms in row)] for name, row in estimate["ms at least"].items()]
+    each = "; ".join(
+        f"{name} {', '.join(f'{count} {kind}' for kind, count in counts.items())}"
+        for name, counts in estimate["mix"].items()
+    )
+    return markdown_table(lines) + (
+        f"\n{PROBLEMS} heads x n x 64, float32, an H100, from the instruction mix. A thread's work on a tile of 64 x "
+        f"64 scores is, in the PTX, {each} (of shared memory). Each takes a slot of issue. Assumed: {MULTIPROCESSORS} "
+        f"multiprocessors, 128 lanes each, {HERTZ / 1e9:.2f} GHz, which make the 67 TFLOP/s of the data sheet; a "
+        "slower clock takes longer in proportion. It is a lower bound: loading tiles, addresses, barriers, waits for "
+        "memory, launches, and for ASAP the prediction, which goes through tokens only, come on top. Where Sinkhorn "
+        f"has more than {LAUNCH_BOUND} scores, as at n = {SIZES[-1]}, the array form is taken instead, unless there is "
+        "no room for it. Times on a card are outstanding.\n"
+    )
 
 
 def _cell(row):

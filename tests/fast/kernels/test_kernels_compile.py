@@ -6,6 +6,7 @@ The text is that which the emulator runs. figures/speed/kernels.md has what each
 import pytest
 
 from asap_ref.fast.kernels.build import BACKWARD, FORWARD, SIZE, chosen
+from asap_ref.lab.kernel_time import instruction_mix, least_seconds
 from asap_ref.lab.nvrtc import CARDS, compiled, missing, resources
 
 CASES = [  # real, store, d, p, parts, most registers: 128 let a multiprocessor hold two blocks of 256 threads
@@ -46,3 +47,19 @@ def test_faults_in_the_text_are_named_with_file_and_line():
     text = chosen("float32", "float32", 8, 8, 2**16).source().replace("high + log2(total)", "high + log2(totl)")
     with pytest.raises(RuntimeError, match=r'lse.cu\(\d+\): error: identifier "totl" is undefined'):
         compiled(text, "sm_80")
+
+
+@NVRTC
+@pytest.mark.parametrize("d", [64, 128])
+def test_the_instruction_mix_is_that_of_the_formulas(d):
+    mix = instruction_mix(chosen("float32", "float32", d, d, CARDS["sm_90"]))
+    of_scores, rescalings = 16 * d, 4  # a thread holds 4 x 4 scores; each of its rows rescales its running sum
+    products = {"lse": of_scores, "attend": 2 * of_scores}  # attend's second: 64 entries of 4 rows, d / 16 columns
+    for name, counts in mix.items():
+        assert counts["multiply-adds"] == products[name] + rescalings
+        assert counts["exponentials"] == 16 + rescalings
+        assert counts["reads"] >= products[name] / 8  # 8 reads, of four numbers each, feed 64 multiply-adds
+    for n in (1024, 4096):  # no quicker than the multiply-adds spread evenly over all lanes, at one a cycle
+        spread = 8 * n * n * d / (132 * 128 * 1.98e9)
+        assert least_seconds(mix["lse"], 8, n, n) >= spread
+        assert least_seconds(mix["attend"], 8, n, n) >= 2 * spread
