@@ -1,1 +1,1 @@
-"""The paper, in this order: masks, transport, sinkhorn, potentials, slices, features, amortizer, attention."""
+"""The paper: masks, transport, sinkhorn, potentials, slices, features, regression, amortizer, attention."""

@@ -1,8 +1,9 @@
 """Features of queries and keys from which the query dual is predicted, family by family.
 
 A *family* of features is one object. It has its arrays as fields, knows how many features it makes, makes them, and
-has their gradient. Amortizer, files, placement on a device and calibration know families by what stands here alone,
-so that a new one is a class in a file of extensions/, and one line that imports it.
+has their gradient. Amortizer, files and placement on a device know families by what stands here alone, so that a new
+one is a class in a file of extensions/, and one line that imports it. Calibration, too, but for the slices: how many,
+and which, it chooses itself.
 
 The paper's family, `Slices`, stands here: the L slice potentials. Ours are in extensions/. A dual has a free
 constant, so every feature is centred over the valid tokens of its sequence; padding has features zero.
