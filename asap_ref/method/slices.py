@@ -5,8 +5,8 @@ that the slices of an orthonormal basis sum to the scores S = q kᵀ / sqrt(d). 
 in one dimension, whose Kantorovich potentials are exact (potentials.py).
 
 Why they tell of the dual (derived): on an orthonormal basis the sums of phi and psi over the slices satisfy, up to a
-constant, phi_i + psi_j <= -S_ij: they are a feasible dual of the whole problem without entropy. How good each slice is, and
-what epsilon does, is left to the weights (amortizer.py).
+constant, phi_i + psi_j <= -S_ij: they are a feasible dual of the whole problem without entropy. How good each slice
+is, and what epsilon does, is left to the weights (amortizer.py).
 
 Shapes: q (..., n, d), k (..., m, d), directions (d, L), or (H, d, L) where each head has its own.
 """
