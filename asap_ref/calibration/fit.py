@@ -15,6 +15,7 @@ Shapes: q (..., H, n, d), k (..., H, m, d), weights (H, F).
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 
 import numpy as np
@@ -133,10 +134,11 @@ def fit_amortizer(
         raise ValueError(f"fit_amortizer: ridge must be at least 0, got {ridge}")
     tolerance = check_positive(tolerance, "tolerance", "fit_amortizer", or_zero=True)
     auto, pool = slices_to_draw(n_slices, candidates)
+    asked = families_asked_for(families)
     source, first = source_of(batches, client, restarts=objective != "regression", progress=progress)
 
     drawn = Slices(slice_directions(first[0].shape[-1], pool, seed=seed))
-    others = families_beside_the_slices(families, first)
+    others = families_of(asked, first)
     reduced = split_statistics if auto else SufficientStatistics.of
     one_batch = partial(regression_statistics, (drawn, *others), n_iter, epsilon, reduced=reduced)
     statistics = source.total(one_batch)
@@ -194,22 +196,26 @@ def slices_to_draw(n_slices, candidates):
     return auto, candidates or (COUNTS[-1] if auto else n_slices)
 
 
-def families_beside_the_slices(given, first):
-    """Make the families that are asked for by name, or by default, for a first batch (q, k, masks)."""
+def families_asked_for(given):
+    """Give each family beside the slices its setting, by name: what was given, or its default."""
     known = {name: family for name, family in FAMILIES.items() if family is not Slices}
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise TypeError(
             f"fit_amortizer: no setting {', '.join(unknown)}; the families of features are {', '.join(known)}"
         )
-    d = first[0].shape[-1]
+    return {name: given.get(name, family.default) for name, family in known.items()}
+
+
+def families_of(settings, first):
+    """Make the families from their settings, for a first batch (q, k, masks)."""
+    d, principal = first[0].shape[-1], functools.cache(partial(principal_directions, *first))
 
     def axes(rank):
         # of full rank any basis spans the same features: then the axes, which do not depend on the data
-        return np.eye(d) if rank >= d else principal_directions(*first)[..., :rank]
+        return np.eye(d) if rank >= d else principal()[..., :rank]
 
-    settings = {name: given.get(name, family.default) for name, family in known.items()}
-    return tuple(known[name].fitted(setting, axes) for name, setting in settings.items() if setting)
+    return tuple(FAMILIES[name].fitted(setting, axes) for name, setting in settings.items() if setting)
 
 
 def principal_directions(q, k, query_mask, key_mask):

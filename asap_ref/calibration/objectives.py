@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from asap_ref.method.masks import keep, token_count
 from asap_ref.method.transport import Duals, column_mass, entropic_c_transform, transport_plan
-from asap_ref.support.arrays import array_namespace
+from asap_ref.support.arrays import array_namespace, matvec
 from asap_ref.support.contracts import operator
 
 
@@ -71,7 +71,7 @@ def kl_loss_and_gradient(
     columns = xp.sum(transport_plan(scores, Duals(f, g), **settings), axis=-2)
     n = token_count(query_dual, query_mask)
     loss = -(xp.sum(f, axis=-1) + xp.sum(teacher_columns * g, axis=-1)) / epsilon / _without_axis(n)
-    return loss, _times(C, teacher_columns - columns) / (n * epsilon)
+    return loss, matvec(C, teacher_columns - columns) / (n * epsilon)
 
 
 @operator
@@ -93,11 +93,6 @@ def dual_loss_and_gradient(scores: "... n m", query_dual: "... n", *, epsilon=1.
     mass = column_mass(scores, query_mask, key_mask)
     loss = -(xp.sum(keep(query_dual, query_mask), axis=-1) + xp.sum(g * mass, axis=-1)) / _without_axis(n)
     return loss, keep(rows - 1, query_mask) / n
-
-
-def _times(matrix, vector):
-    """(..., n, m), (..., m) -> (..., n)."""
-    return (matrix @ vector[..., None])[..., 0]
 
 
 def _with_axis(x):

@@ -51,7 +51,7 @@ def mixed_attention(q: "... H n d", k: "... H m d", v: "... H m p", parts, *, qu
     order = _check_parts(parts, q.shape[-3])
     outputs = []
     for attention, heads in parts:
-        query, key = _of_heads(query_mask, heads), _of_heads(key_mask, heads)
+        query, key = pick_mask(query_mask, heads), pick_mask(key_mask, heads)
         outputs.append(attention(*(pick_heads(x, heads) for x in (q, k, v)), query_mask=query, key_mask=key))
     return pick_heads(array_namespace(q).concat(outputs, axis=-3), order)
 
@@ -72,7 +72,7 @@ def mixed_attention_vjp(q, k, v, parts, *, query_mask=None, key_mask=None):
     order = _check_parts(parts, q.shape[-3])
     outputs, backward = [], []
     for attention, heads in parts:
-        query, key = _of_heads(query_mask, heads), _of_heads(key_mask, heads)
+        query, key = pick_mask(query_mask, heads), pick_mask(key_mask, heads)
         out, vjp = attention.vjp(*(pick_heads(x, heads) for x in (q, k, v)), query_mask=query, key_mask=key)
         outputs.append(out)
         backward.append((vjp, heads))
@@ -111,8 +111,8 @@ def pick_heads(x, heads):
     return xp.take(x, xp.asarray([int(h) for h in heads], device=x.device), axis=-3)
 
 
-def _of_heads(mask, heads):
-    """The part's share of a mask that tells heads apart; one for all heads stays as it is."""
+def pick_mask(mask, heads):
+    """Take some of the heads of a mask that tells them apart; one for all heads stays as it is."""
     return (
         mask
         if mask is None or mask.ndim < 2 or mask.shape[-2] == 1

@@ -44,9 +44,10 @@ def predicted_dual(q, k, amortizer, *, query_mask=None, key_mask=None, p=None):
     On CuPy padding may hold anything, halves are computed in float32, and ``p`` is the dimension of the values.
     """
     check_weights(q, amortizer.families, amortizer.weights)
-    like = kernels.number_like(q) if kernels.can_launch(q) else q
+    on_kernels = kernels.can_launch(q)
+    like = kernels.number_like(q) if on_kernels else q
     forms = amortizer.placed(like, "fast forms", lambda: fast_forms(amortizer, q.shape[-1]))
-    if kernels.can_launch(q):
+    if on_kernels:
         if constants := _for_kernels(forms):
             f_hat = kernels.predict(q, k, *constants, query_mask=query_mask, key_mask=key_mask, p=p)
             if f_hat is not None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asap_ref.extensions.mixed_heads import pick_heads
+from asap_ref.extensions.mixed_heads import pick_heads, pick_mask
 from asap_ref.fidelity.diagnostics import equivalent_iterations
 from asap_ref.fidelity.hardness import hardness
 from asap_ref.method.masks import centred
@@ -298,15 +298,11 @@ def _dual_error(teacher, attention, q, k, *, query_mask=None, key_mask=None):
     The dual is the one that the attention predicts, the target that of `fit_amortizer`: on exchanged sides both, where
     it is the key dual.
     """
-    xp = array_namespace(q, k)
     found = np.full((3, *q.shape[:-2]), np.nan)
     for part, heads in attention.by_head(q.shape[-3]):
         if not part.mechanism.predicts:
             continue
-        sides = [
-            (pick_heads(x, heads), mask if mask is None else _pick(xp.broadcast_to(mask, x.shape[:-1]), heads))
-            for x, mask in ((q, query_mask), (k, key_mask))
-        ]
+        sides = [(pick_heads(x, heads), pick_mask(mask, heads)) for x, mask in ((q, query_mask), (k, key_mask))]
         (x, mask), (y, other) = sides if part.mechanism.predicts == "query" else reversed(sides)
         masks = {"query_mask": mask, "key_mask": other}
         before = max(teacher.setting("n_iter") - 1, 0)  # iterations of the closure-ready dual
@@ -316,11 +312,6 @@ def _dual_error(teacher, attention, q, k, *, query_mask=None, key_mask=None):
         tokens = np.maximum(valid_tokens(x, mask).sum(-1), 1)
         found[:, :, list(heads)] = np.sum((dual - target) ** 2, -1), np.sum(target**2, -1), tokens
     return found
-
-
-def _pick(mask, heads):
-    """(B, H, n) -> (B, H', n)."""
-    return pick_heads(mask[..., None], heads)[..., 0]
 
 
 def _score_range(S, valid_queries, valid_keys):

@@ -182,8 +182,8 @@ FAULTS = [
         ("calibration/batch.py", '.query, masks["query_mask"])', ".query, None)"),
         (
             "calibration/objectives.py",
-            "_times(C, teacher_columns - columns)",
-            "_times(C, columns - teacher_columns)",
+            "matvec(C, teacher_columns - columns)",
+            "matvec(C, columns - teacher_columns)",
         ),
         ("calibration/objectives.py", "/ (n * epsilon)", "/ n"),
         ("calibration/objectives.py", "keep(rows - 1, query_mask)", "(rows - 1)"),

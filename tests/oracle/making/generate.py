@@ -270,15 +270,16 @@ def _unlike(ours, theirs, where=""):
     return [] if ours == theirs else [where]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=VECTORS / "v1")
+def command(doc, make, folder, page_path):
+    """Make vectors anew by ``make(folder)``; write those that changed into ``folder``, or with --check only compare."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=folder)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         fresh = Path(temporary)
         try:
-            generate(fresh)
+            make(fresh)
         except DisagreementError as error:
             sys.exit(f"refused: {error}")
         changed = differences(fresh, args.out)
@@ -293,11 +294,11 @@ def main():
             if (fresh / name).exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes((fresh / name).read_bytes())
-        if args.out == VECTORS / "v1":
-            PAGE.write_text(page(args.out / "manifest.json"), encoding="utf-8")
+        if args.out == folder:
+            page_path.write_text(page(args.out / "manifest.json"), encoding="utf-8")
     sizes = [p.stat().st_size for p in args.out.rglob("*") if p.is_file()]
     print(f"{len(sizes) - 1} cases, {sum(sizes) / 1000:.0f} kB, {len(changed)} files changed, in {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, generate, VECTORS / "v1", PAGE)

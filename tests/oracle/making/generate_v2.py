@@ -9,11 +9,7 @@ tolerances of gradients in half precision: twice the error of autograd in that d
 
 from __future__ import annotations
 
-import argparse
-import sys
-import tempfile
 import zlib
-from pathlib import Path
 
 import generate
 import numpy as np
@@ -23,18 +19,16 @@ from cases_v2 import drawn_recipes, stored_specs
 from generate import (
     UNIT_ROUNDOFF,
     Case,
-    contradictions,
-    differences,
+    command,
     manifest_text,
     round_up,
     size_of,
     stored,
     write_npz,
 )
-from judgement import DisagreementError, judge
+from judgement import judge
 from language_v2 import FLAGS, OPERATORS
 from our_values import in_long
-from page import page
 
 from asap_ref.oracle import truth
 from asap_ref.oracle.drawn import GAUGES, describe, differentiable, flags_of, rule, without_noise, zeros_of
@@ -153,34 +147,5 @@ def write(folder, only=None):
     )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=VECTORS / "v2")
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        fresh = Path(temporary)
-        try:
-            write(fresh)
-        except DisagreementError as error:
-            sys.exit(f"refused: {error}")
-        changed = differences(fresh, args.out)
-        if args.check:
-            if wrong := contradictions(fresh, args.out):
-                sys.exit("not the same: " + "; ".join(wrong))
-            print(f"the same but for last bits in {', '.join(changed)}" if changed else "the same, byte for byte")
-            return
-        for name in changed:
-            target = args.out / name
-            target.unlink(missing_ok=True)
-            if (fresh / name).exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes((fresh / name).read_bytes())
-        if args.out == VECTORS / "v2":
-            PAGE.write_text(page(args.out / "manifest.json"), encoding="utf-8")
-    sizes = [p.stat().st_size for p in args.out.rglob("*") if p.is_file()]
-    print(f"{len(sizes) - 1} cases, {sum(sizes) / 1000:.0f} kB, {len(changed)} files changed, in {args.out}")
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, write, VECTORS / "v2", PAGE)

@@ -7,7 +7,6 @@ out on every such machine, but for a rare last bit where the processors' logarit
 from __future__ import annotations
 
 import zlib
-from types import SimpleNamespace
 
 import certificates
 import numpy as np
@@ -19,6 +18,7 @@ from language_v1 import OPERATORS
 import asap_ref as ar
 from asap_ref.method import attention as readable
 from asap_ref.oracle import reference
+from asap_ref.oracle.truth import PLAIN
 
 LONG = np.longdouble
 PADDED = {  # outputs that are zero at padding: the masks of their trailing axes
@@ -29,39 +29,6 @@ PADDED = {  # outputs that are zero at padding: the masks of their trailing axes
 
 def in_long(inputs):
     return {name: x.astype(LONG) if x.dtype.kind == "f" else x for name, x in inputs.items()}
-
-
-OURS = SimpleNamespace(**vars(reference))
-for name in ("softmax_attention", "sinkhorn_attention"):  # the definition, not the fast forms
-    setattr(OURS, name, getattr(readable, name))
-    setattr(OURS, f"{name}_vjp", getattr(readable, f"{name}_vjp"))
-
-
-def asap_attention(q, k, v, directions, weights, basis=None, **settings):
-    """ASAP attention with the gradients of its amortizer too, put together from its parts."""
-    return asap_attention_vjp(q, k, v, directions, weights, basis, **settings)[0]
-
-
-def asap_attention_vjp(q, k, v, directions, weights, basis=None, *, epsilon, cumulants, refine, **masks):
-    q, k, v = readable.without_padding(q, k, v, masks.get("query_mask"), masks.get("key_mask"))
-    S, scores_vjp = ar.attention_scores_vjp(q, k)
-    f_hat, predict_vjp = reference.amortized_query_dual_vjp(
-        q, k, directions, weights, cumulants=cumulants, basis=basis, **masks
-    )
-    duals, duals_vjp = ar.sinkhorn_vjp(S, n_iter=1 + refine, init=f_hat, epsilon=epsilon, **masks)
-    P, plan_vjp = ar.transport_plan_vjp(S, duals, epsilon=epsilon, **masks)
-
-    def vjp(d_out):
-        d_S, d_duals = plan_vjp(d_out @ v.mT)
-        d_S_duals, d_f_hat = duals_vjp(d_duals)
-        dq, dk = scores_vjp(d_S + d_S_duals)
-        dq_features, dk_features, d_directions, d_weights = predict_vjp(d_f_hat)
-        return dq + dq_features, dk + dk_features, P.mT @ d_out, d_directions, d_weights
-
-    return P @ v, vjp
-
-
-OURS.asap_attention, OURS.asap_attention_vjp = asap_attention, asap_attention_vjp
 
 
 def differentiable(spec):
@@ -79,7 +46,7 @@ def our_values(spec):
         for name, found, expected in zip(names, ours, exact, strict=True):
             agree(f"{spec.id} {name}", found, expected, 1e-9)
         return dict(zip(names, exact, strict=True)), {}, {}
-    inputs, function = in_long(spec.inputs), getattr(OURS, spec.operator)
+    inputs, function = in_long(spec.inputs), getattr(PLAIN, spec.operator)
     value = function(**inputs, **spec.arguments)
     outputs = dict(zip(names, value if isinstance(value, tuple) else (value,), strict=True))
     if spec.operator == "slice_directions":  # an example of directions; only their properties are compared
@@ -89,7 +56,7 @@ def our_values(spec):
         return outputs, {}, {}
     rng = np.random.default_rng(zlib.crc32(f"cotangent of {spec.id}".encode()))
     cotangents = {name: grid(rng, *y.shape) for name, y in outputs.items()}
-    _, vjp = getattr(OURS, f"{spec.operator}_vjp")(**inputs, **spec.arguments)
+    _, vjp = getattr(PLAIN, f"{spec.operator}_vjp")(**inputs, **spec.arguments)
     long = [c.astype(LONG) for c in cotangents.values()]
     if hasattr(value, "_fields"):
         found = vjp(type(value)(*long))
