@@ -7,10 +7,11 @@ c(x, y) = -x y and samples sorted ascending,
     phi_(1) = 0,    phi_(i+1) = phi_(i) - (y_(i) + y_(i+1)) / 2 * (x_(i+1) - x_(i)),
     psi_(i) = -x_(i) y_(i) - phi_(i):
 
-phi is minus the area under the monotone map that takes x to y. Any slope between y_(i) and y_(i+1) is
-optimal; the trapezoid is the symmetric choice (ours, derived). No n x n matrix is formed. For the squared cost
-(x - y)² / 2 the same walk adds up mean displacements: ((x_(i) - y_(i)) + (x_(i+1) - y_(i+1))) / 2 takes the place of
-the slope. To add x² / 2 to the bilinear potential is the same, but loses the digits of samples far from zero.
+phi is minus the area under the monotone map that takes x to y; a constant is free, and is chosen last, so that phi has
+mean zero. Any slope between y_(i) and y_(i+1) is optimal; the trapezoid is the symmetric choice (ours, derived). No
+n x n matrix is formed. For the squared cost (x - y)² / 2 the same walk adds up mean displacements:
+((x_(i) - y_(i)) + (x_(i+1) - y_(i+1))) / 2 takes the place of the slope. To add x² / 2 to the bilinear potential is the
+same, but loses the digits of samples far from zero.
 
 Samples of different size, with weights, or padded, take the same walk on uneven steps: staircase.py.
 

@@ -98,7 +98,7 @@ FAULTS = [
         ("method/sinkhorn.py", "B.append(b * dg / mass)", "B.append(b * dg)"),
         ("method/sinkhorn.py", "A.append(a)\n", "A.append(xp.ones_like(a))\n"),
         ("method/sinkhorn.py", "d_scores = d_scores - K", "d_scores = -K"),
-        ("method/sinkhorn.py", "steps[1:] if init is not None else steps", "steps"),
+        ("method/sinkhorn.py", "steps if init is None else steps[1:]", "steps"),
         ("method/sinkhorn.py", "safe = 10.0 if", "safe = 1000.0 if"),
         ("method/sinkhorn.py", "float32 else 100.0", "float32 else 1000.0"),
         (
