@@ -27,7 +27,7 @@ Where duals wander so far that a or b could overflow, K is formed anew from the 
 from __future__ import annotations
 
 from asap_ref.method.masks import column_mass, keep
-from asap_ref.method.transport import Duals, entropic_c_transform, transport_plan
+from asap_ref.method.transport import Duals, entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, matvec, transpose, vecmat
 from asap_ref.support.contracts import operator, vjp_of
 
@@ -52,6 +52,7 @@ def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_
     Examples
     --------
     >>> import numpy as np
+    >>> from asap_ref import transport_plan
     >>> scores = np.asarray([[4.0, 1.0], [3.0, 2.0]])
     >>> transport_plan(scores, sinkhorn(scores, n_iter=50)).round(3)
     array([[0.731, 0.269],
@@ -85,7 +86,9 @@ def sinkhorn_vjp(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=No
         differentiable = steps if init is None else steps[1:]  # what was given was not computed from the scores
         for segment in _segments(differentiable, epsilon):
             reference = segment[0][1]
-            K = transport_plan(scores, reference, epsilon=epsilon, **masks)  # (..., n, m)
+            onto = segment[0][0]
+            known = reference.key if onto == "query" else reference.query
+            K = half_step_plan(scores, known, onto=onto, epsilon=epsilon, **masks)  # (..., n, m)
             A, B = [], []
             for onto, (f, g) in segment:
                 a = xp.exp((f - reference.query) / epsilon)  # (..., n)
