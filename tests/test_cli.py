@@ -19,7 +19,9 @@ from asap_ref.model.transformer import Transformer
 
 ATTENTIONS = ["softmax", "sinkhorn", "sinkhorn-1", "sinkhorn-2", "sinkhorn-3", "sinkhorn-4", "sinkhorn-5", "asap"]
 RIVALS = ["initial-zero", "initial-gaussian", "initial-sorting", "one-sided"]
-COLUMNS = {"attention", "accuracy", "agreement", "output_error", "column_error", "ms_per_forward", "speedup"}
+COLUMNS = {"n", "attention", "accuracy", "agreement", "output_error", "column_error", "ms_per_forward", "speedup"}
+COLUMNS |= {"speedup_log_domain"}
+DIGITS = ("--dataset", "digits")
 
 
 COMMAND = Path(sys.executable).with_name("asap-ref")  # as pip installed it, beside the interpreter
@@ -34,7 +36,7 @@ def asap_ref(*arguments, **options):
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("short run")  # with a blank, as people have
-    done = asap_ref("reproduce", "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(out))
+    done = asap_ref("reproduce", *DIGITS, "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(out))
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -70,7 +72,7 @@ def test_the_compiled_model_runs_on_its_own_and_gives_the_reported_accuracy(shor
 def test_compile_with_auto_says_how_many_slices_each_layer_has_and_why(short_run, tmp_path):
     out, _ = short_run
     compiled = tmp_path / "compiled.npz"
-    done = asap_ref("compile", str(out / "sinkhorn.npz"), str(compiled), "--slices", "auto")
+    done = asap_ref("compile", str(out / "sinkhorn.npz"), str(compiled), *DIGITS, "--slices", "auto")
     assert done.returncode == 0, done.stderr
     for layer, attention in enumerate(Transformer.load(compiled).attentions):
         amortizer = attention.settings["amortizer"]
@@ -82,9 +84,9 @@ def test_compile_with_auto_says_how_many_slices_each_layer_has_and_why(short_run
 def test_heads_are_compiled_left_to_sinkhorn_and_reported(short_run, tmp_path):
     out, _ = short_run
     model, compiled = str(out / "sinkhorn.npz"), str(tmp_path / "compiled.npz")
-    done = asap_ref("compile", model, compiled, "--slices", "4", "--fallback", "0.05")
+    done = asap_ref("compile", model, compiled, *DIGITS, "--slices", "4", "--fallback", "0.05")
     assert done.returncode == 0, done.stderr
-    done = asap_ref("fidelity", compiled, "--out", str(tmp_path / "told"), "--worse-than", "1e-9")
+    done = asap_ref("fidelity", compiled, *DIGITS, "--out", str(tmp_path / "told"), "--worse-than", "1e-9")
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "told.md").read_text()
     assert table in done.stdout and len(table.splitlines()) == 2 + 8  # two layers of four heads
@@ -97,7 +99,7 @@ def test_heads_are_compiled_left_to_sinkhorn_and_reported(short_run, tmp_path):
 
 def test_a_model_can_be_trained_with_any_other_mechanism(tmp_path):
     shared = ["--epochs", "1", "--n-iter", "2", "--slices", "4", "--out", str(tmp_path)]
-    done = asap_ref("reproduce", "--attention", "sliced", "initial", *shared)
+    done = asap_ref("reproduce", *DIGITS, "--attention", "sliced", "initial", *shared)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     trained = {row["attention"]: row for row in report["rows"] if row["output_error"] is None}
@@ -114,7 +116,7 @@ def test_progress_is_plain_lines_when_piped(short_run):
 
 def test_compile_command_replaces_the_attention_of_a_saved_model(short_run, tmp_path):
     out, _ = short_run
-    done = asap_ref("compile", str(out / "sinkhorn.npz"), str(tmp_path / "compiled.npz"), "--slices", "8")
+    done = asap_ref("compile", str(out / "sinkhorn.npz"), str(tmp_path / "compiled.npz"), *DIGITS, "--slices", "8")
     assert done.returncode == 0, done.stderr
     assert "layer 1: R²" in done.stdout
     images = np.zeros((1, 8, 8), np.float32)
@@ -125,7 +127,7 @@ def test_compile_command_replaces_the_attention_of_a_saved_model(short_run, tmp_
 
 def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(short_run, tmp_path):
     out, _ = short_run
-    arguments = ["reproduce", "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(tmp_path)]
+    arguments = ["reproduce", *DIGITS, "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(tmp_path)]
     # what a shell starts with & is deaf to interrupts, and so is all that it starts in its turn
     listen = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
@@ -189,7 +191,7 @@ def test_a_module_that_is_not_installed_is_named_with_its_remedy(tmp_path):
 
 def test_a_damaged_checkpoint_is_told_and_kept(tmp_path):
     (tmp_path / "softmax.checkpoint.npz").write_bytes(b"half a file")
-    done = asap_ref("reproduce", "--epochs", "2", "--resume", "--out", str(tmp_path))
+    done = asap_ref("reproduce", *DIGITS, "--epochs", "2", "--resume", "--out", str(tmp_path))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "softmax.checkpoint.npz is damaged" in done.stderr
     assert (tmp_path / "softmax.checkpoint.npz").read_bytes() == b"half a file"
@@ -197,7 +199,7 @@ def test_a_damaged_checkpoint_is_told_and_kept(tmp_path):
 
 def test_a_model_with_other_attention_is_not_compiled(short_run, tmp_path):
     out, _ = short_run
-    done = asap_ref("compile", str(out / "softmax.npz"), str(tmp_path / "x.npz"))
+    done = asap_ref("compile", str(out / "softmax.npz"), str(tmp_path / "x.npz"), *DIGITS)
     assert done.returncode == 2 and "layer 0 has softmax attention, expected sinkhorn" in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -219,14 +221,14 @@ def test_a_reader_that_goes_away_is_no_failure_of_ours(arguments):
 def test_a_terminal_without_our_letters_gets_others(short_run, tmp_path):
     out, _ = short_run
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    arguments = ["compile", str(out / "sinkhorn.npz"), str(tmp_path / "x.npz"), "--slices", "2"]
+    arguments = ["compile", str(out / "sinkhorn.npz"), str(tmp_path / "x.npz"), *DIGITS, "--slices", "2"]
     done = asap_ref(*arguments, env=ascii_only)
     assert done.returncode == 0 and "R? of the query dual" in done.stdout
 
 
 def test_resuming_with_other_options_is_refused(short_run):
     out, _ = short_run
-    done = asap_ref("reproduce", "--epochs", "3", "--resume", "--out", str(out))
+    done = asap_ref("reproduce", *DIGITS, "--epochs", "3", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert "made with other settings" in done.stderr
 

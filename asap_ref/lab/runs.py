@@ -18,7 +18,8 @@ from asap_ref.support.arrays import to_numpy
 
 def trained(run, data, attention, *, xp=np, **options):
     """Train the model of an experiment with an attention in every layer; the options are those of `train`."""
-    model = Transformer.create(run.architecture, attention, seed=run.training.seed, xp=xp)
+    names = {"classes": data.classes, "words": data.vocabulary}
+    model = Transformer.create(run.architecture, attention, seed=run.training.seed, xp=xp, **names)
     return train(model, data.train_inputs, data.train_labels, run.training, augment=run.augment, **options)[0]
 
 
