@@ -1,1 +1,1 @@
-"""The paper: masks, transport, sinkhorn, potentials, slices, features, regression, amortizer, attention."""
+"""The paper: masks, transport, sinkhorn, potentials, slices, features, regression, amortizer, relaxation, attention."""
