@@ -9,14 +9,9 @@ from asap_ref import Attention, fit_amortizer
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.embedding import patches
 from asap_ref.model.layers import cross_entropy
+from asap_ref.model.optimiser import TrainingSettings, adamw, initial_moments, learning_rate_at
 from asap_ref.model.recording import record
-from asap_ref.model.training import (
-    TrainingSettings,
-    adamw,
-    initial_moments,
-    learning_rate_at,
-    loss_and_gradients,
-)
+from asap_ref.model.training import loss_and_gradients
 from asap_ref.model.transformer import Architecture, Transformer, initialise, merge_heads, split_heads
 from asap_ref.support.trees import flatten, leaves, tree_map, unflatten
 
@@ -166,7 +161,7 @@ def test_the_attention_may_differ_from_layer_to_layer():
         (lambda m: m.with_attention(SINKHORN, SINKHORN, SINKHORN)(IMAGES), "3 attentions for 2 layers"),
         (lambda m: m(np.where(IMAGES > 1, np.nan, IMAGES)), "inputs contains NaN"),
         (lambda m: Architecture(width=10, n_heads=4), "not a multiple"),
-        (lambda m: Architecture(image=(8, 9)), "cannot be cut"),
+        (lambda m: Architecture(image=(8, 9), patch=2), "cannot be cut"),
         (lambda m: Architecture(n_layers=0), "at least 1"),
         (lambda m: Attention("sparse"), "must be one of"),
     ],
