@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from asap_ref.method.masks import keep_tokens
+from asap_ref.support.arrays import array_namespace
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -63,7 +66,7 @@ class Sequences:
         return cls(vectors, mask)
 
     def __len__(self):
-        return len(self.vectors)
+        return self.vectors.shape[0]
 
     def __getitem__(self, picked):
         return Sequences(self.vectors[picked], None if self.mask is None else self.mask[picked])
@@ -76,3 +79,22 @@ class Sequences:
     def shape(self):
         """(N, n, features)."""
         return tuple(self.vectors.shape)
+
+    @classmethod
+    def placed(cls, inputs, like):
+        """Bring NumPy inputs, an array or `Sequences`, to the module, dtype and device of another array."""
+        xp, device = array_namespace(like), like.device
+        if not isinstance(inputs, cls):
+            return xp.asarray(inputs, dtype=like.dtype, device=device)
+        mask = None if inputs.mask is None else xp.asarray(inputs.mask, device=device)
+        return cls(xp.asarray(inputs.vectors, dtype=like.dtype, device=device), mask)
+
+
+def vectors_and_mask(inputs):
+    """(vectors (B, n, features), mask (B, n) or None) of an array or `Sequences`; zero at padding.
+
+    What padding holds must not reach a gradient: NaN times zero is NaN.
+    """
+    if not isinstance(inputs, Sequences):
+        return inputs, None
+    return keep_tokens(inputs.vectors, inputs.mask), inputs.mask

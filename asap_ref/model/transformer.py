@@ -317,11 +317,9 @@ class Transformer:
     def place(self, inputs):
         """Bring NumPy inputs to the array module and device of the model, and all but token ids to its dtype."""
         like = self.params["head"]["weight"]
-        xp, dtype = array_namespace(like), None if KINDS[self.architecture.kind].exact else like.dtype
-        if isinstance(inputs, Sequences):
-            mask = None if inputs.mask is None else xp.asarray(inputs.mask, device=like.device)
-            return Sequences(xp.asarray(inputs.vectors, dtype=dtype, device=like.device), mask)
-        return xp.asarray(inputs, dtype=dtype, device=like.device)
+        if KINDS[self.architecture.kind].exact:
+            return array_namespace(like).asarray(inputs, device=like.device)
+        return Sequences.placed(inputs, like)
 
     def with_attention(self, *attentions):
         """Return the same parameters with other attention: one for all layers, or one for each."""
