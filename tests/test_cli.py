@@ -166,6 +166,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(sho
         (["compile", "absent.npz", "x.npz"], "no file absent.npz"),
         (["compile", os.devnull, "x.npz"], f"{os.devnull} is damaged or was not written by asap_ref"),
         (["compile", "/", "x.npz"], "Is a directory"),
+        (["train"], "required: --data"),
+        (["train", "--data", "absent.npz"], "no file absent.npz"),
+        (["predict", "absent.npz", "--data", "absent.csv"], "no file absent.npz"),
+        (["compile", "a", "b", "--dataset", "r8", "--data", "own.npz"], "not allowed with argument"),
         (["figures", "nonsense"], "no figure nonsense"),
         (["nonsense"], "invalid choice"),
         (["--nonsense"], "required"),
@@ -231,6 +235,32 @@ def test_resuming_with_other_options_is_refused(short_run):
     done = asap_ref("reproduce", *DIGITS, "--epochs", "3", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert "made with other settings" in done.stderr
+
+
+def test_data_of_ones_own_are_trained_compiled_judged_and_predicted(tmp_path):
+    rng = np.random.default_rng(0)
+    names = np.asarray(["left", "right"])[rng.integers(2, size=120)]
+    X = rng.standard_normal((120, 6, 2)) + 2 * (names == "left")[:, None, None]
+    np.savez(tmp_path / "own.npz", X=X, y=names, lengths=rng.integers(2, 7, size=120))
+    lines = "".join(f"{a} {b},{b}\n" for a, b in zip(rng.choice(["the", "a"], 120), names, strict=True))
+    (tmp_path / "own.csv").write_text(f"text,label\n{lines}")
+    for data in ("own.npz", "own.csv"):
+        given = ("--data", data)
+        small = ("--epochs", "25", "--width", "8", "--layers", "1", "--heads", "2", "--n-iter", "3")
+        for step in (
+            ["train", *given, *small],
+            ["compile", "model.npz", "compiled.npz", *given, "--slices", "4"],
+            ["fidelity", "compiled.npz", *given],
+            ["predict", "compiled.npz", *given, "--out", "predicted.csv"],
+        ):
+            done = asap_ref(*step, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+        assert "108 examples trained, 12 kept" in asap_ref("train", *given, *small, cwd=tmp_path).stdout
+        predicted = (tmp_path / "predicted.csv").read_text().splitlines()
+        assert predicted[0] == "label,probability" and len(predicted) == 121
+        right = np.mean([line.split(",")[0] == name for line, name in zip(predicted[1:], names, strict=True)])
+        assert right > 0.8 and f"120 examples, {right:.1%} of their labels predicted" in done.stderr
+    assert Transformer.load(tmp_path / "model.npz").classes == ("left", "right")
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ class Length:
         1  # and of the teacher in the log domain; 0: only the attention of one layer is timed with it
     )
     only: tuple[str, ...] = ()  # attentions judged; all when empty
+    alone: tuple[str, ...] = ()  # attentions timed without the rest of the model; all when empty
 
     @property
     def batch_size(self):
@@ -85,11 +86,18 @@ EXPERIMENTS = {
         calibrate_on=512,
         points=64,
         lengths=(
-            Length(64, timed=64, sampled=100, log_rounds=3),
-            Length(256, timed=16, sampled=40, log_rounds=3),
-            Length(1024, judged=200, timed=4, sampled=8),
+            Length(64, timed=64, sampled=60, log_rounds=3),
+            Length(256, judged=200, timed=16, sampled=16, log_rounds=2),
+            Length(1024, judged=100, timed=4, sampled=4, rounds=5),
             Length(
-                4096, judged=16, timed=1, sampled=1, rounds=3, log_rounds=0, only=("softmax", "sinkhorn", "asap")
+                4096,
+                judged=8,
+                timed=1,
+                sampled=1,
+                rounds=3,
+                log_rounds=0,
+                only=("softmax", "sinkhorn", "asap"),
+                alone=("sinkhorn", "sinkhorn-1", "sinkhorn-5", "asap"),
             ),
         ),
         truncations=(1, 2, 3, 5),

@@ -22,7 +22,11 @@ def compare_layers(variants, inputs, length):
     Errors are those of these inputs. The teacher in the log domain is timed once, on the first layer.
     """
     teacher, rows = variants["sinkhorn"], []
-    with_parameters = {name: model for name, model in variants.items() if model.params is teacher.params}
+    with_parameters = {
+        name: model
+        for name, model in variants.items()
+        if model.params is teacher.params and name in (length.alone or variants)
+    }
     for layer, (q, k, v, *masks) in enumerate(record(teacher, inputs)):
         masks = dict(zip(("query_mask", "key_mask"), masks, strict=True))
         attentions = {name: model.attentions[layer] for name, model in with_parameters.items()}
