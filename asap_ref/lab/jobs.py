@@ -79,7 +79,7 @@ def memory_job(what, name, n, heads):
 
 
 def main_job(track):
-    """Seconds of ``asap-ref reproduce``, and the attentions on the layers of its model."""
+    """Seconds of ``asap-ref reproduce --dataset digits``, and the attentions on the layers of its model."""
     if not track.extent.reproduce:
         return {}
     track.say("the main job")

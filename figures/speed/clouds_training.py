@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from asap_ref import Attention, Transformer
+from asap_ref.fast.threads import worker_count
 from asap_ref.lab.experiments import experiment
 from asap_ref.lab.machine import machine
 from asap_ref.lab.stopwatch import interleaved, ratio
@@ -33,6 +34,7 @@ def measure():
     def theirs():
         return np.asarray(epoch_of_torch(model, data, run, settings))
 
+    torch.set_num_threads(worker_count())
     clouds = run.augment(data.train_inputs[:64], np.random.default_rng(0))
     loss, grads = loss_and_gradients(model, clouds, data.train_labels[:64])
     params = as_tensors(model)
@@ -51,7 +53,7 @@ def measure():
         "clouds": len(data.train_labels),
         "batch_size": settings.batch_size,
         "n_iter": run.teacher["n_iter"],
-        "torch_threads": torch.get_num_threads(),
+        "threads": worker_count(),
         "machine": machine() | {"torch": torch.__version__},
     }
 
@@ -124,7 +126,7 @@ def draw(record, folder):
         f"quartiles of the rounds): {record['clouds']} clouds of {record['points']} points in batches of "
         f"{record['batch_size']}, T = {record['n_iter']}, float32, in turns in one process. On one batch the losses "
         f"differ by {record['loss_difference']:.1g} and no gradient by more than "
-        f"{record['largest_gradient_difference']:.1g} of its largest entry. {made_on['processor']}, torch "
-        f"{made_on['torch']} with {record['torch_threads']} threads, NumPy {made_on['numpy']}.\n",
+        f"{record['largest_gradient_difference']:.1g} of its largest entry. {made_on['processor']}, "
+        f"threads of each: {record['threads']}, torch {made_on['torch']}, NumPy {made_on['numpy']}.\n",
     )
     return [table]
