@@ -17,12 +17,13 @@ from functools import partial
 import numpy as np
 
 from asap_ref.model.embedding import embed_vjp
+from asap_ref.model.inputs import check_host_inputs, checked_inputs
 from asap_ref.model.layers import layer_norm, layer_norm_vjp, linear, linear_vjp, mlp, mlp_vjp, named
 from asap_ref.model.mechanism import Attention
 from asap_ref.support import files, trees
-from asap_ref.support.arrays import array_module, array_namespace
+from asap_ref.support.arrays import array_module, array_namespace, from_numpy, is_array
 from asap_ref.support.contracts import operator
-from asap_ref.support.settings import check_count
+from asap_ref.support.settings import check_count, check_seed
 
 # ------------------------------------------------------------------------- attention heads: (B, n, w) -> (B, n, w)
 
@@ -140,7 +141,14 @@ class Architecture:
     def __post_init__(self):
         text = () if self.vocabulary is None else ("vocabulary", "length")
         for name in ("patch", "n_classes", "width", "n_layers", "n_heads", "mlp_ratio", *text):
-            check_count(getattr(self, name), name, "Architecture", least=1)
+            value = check_count(getattr(self, name), name, "Architecture", least=1)
+            object.__setattr__(self, name, value)  # Python's own numbers, which a file can hold
+        if self.vocabulary is None and self.length is not None:
+            raise ValueError(f"Architecture: length {self.length} is of texts; give their vocabulary as well")
+        if not isinstance(self.image, tuple | list) or len(self.image) != 2:
+            raise TypeError(f"Architecture: image must be (height, width), got {self.image!r:.60}")
+        image = tuple(check_count(side, "image", "Architecture", least=1) for side in self.image)
+        object.__setattr__(self, "image", image)
         if self.width % self.n_heads:
             raise ValueError(f"Architecture: width {self.width} is not a multiple of n_heads {self.n_heads}")
         if any(side % self.patch for side in self.image):
@@ -222,7 +230,7 @@ def transformer(params: "...", inputs: "...", architecture, attentions):
     TypeError, ValueError
         On wrong shapes or dtypes, a wrong number of attentions, or non-finite input.
     """
-    _check_inputs(inputs, architecture, attentions)
+    inputs = checked_inputs(inputs, architecture, attentions)
     x, mask, _ = embed_vjp(params["embedding"], inputs, architecture)
     for i, attention in enumerate(attentions):
         x = block(x, params[f"block{i}"], attention, architecture.n_heads, mask)
@@ -236,7 +244,7 @@ def transformer_vjp(params: "...", inputs: "...", architecture, attentions, *, n
     Noise, as from `training.dropout_noise`, multiplies the embedded tokens and what each branch of a block writes.
     """
     xp = array_namespace(inputs)
-    _check_inputs(inputs, architecture, attentions)
+    inputs = checked_inputs(inputs, architecture, attentions)
     x, mask, embed_backward = embed_vjp(params["embedding"], inputs, architecture)
     x, backward = times(x, noise, "embedding"), {}
     for i, attention in enumerate(attentions):
@@ -259,31 +267,8 @@ def transformer_vjp(params: "...", inputs: "...", architecture, attentions, *, n
     return logits, vjp
 
 
-def _check_inputs(inputs, architecture, attentions):
-    xp, shape, got = array_namespace(inputs), tuple(inputs.shape), f"{inputs.dtype} of shape {tuple(inputs.shape)}"
-    if len(attentions) != architecture.n_layers:
-        raise ValueError(f"transformer: {len(attentions)} attentions for {architecture.n_layers} layers")
-    if architecture.vocabulary is None:
-        if xp.isdtype(inputs.dtype, "integral"):
-            raise TypeError(f"transformer: inputs must be real floating point images, got {got}")
-        if shape[1:] != tuple(architecture.image):
-            raise ValueError(f"transformer: inputs has shape {shape}, expected (batch, *{architecture.image})")
-        return
-    if not xp.isdtype(inputs.dtype, "integral"):
-        raise TypeError(f"transformer: inputs must be integer token ids, got {got}")
-    if len(shape) != 2 or not 1 <= shape[1] <= architecture.length:
-        raise ValueError(
-            f"transformer: inputs has shape {shape}, expected (batch, n) with n from 1 to {architecture.length}"
-        )
-    if bool(xp.any((inputs < 0) | (inputs >= architecture.vocabulary))):
-        raise ValueError(
-            f"transformer: inputs holds ids from {int(xp.min(inputs))} to {int(xp.max(inputs))}, expected 0 "
-            f"(padding) to {architecture.vocabulary - 1}, the vocabulary less one"
-        )
-
-
-@dataclass(frozen=True)
-class Transformer:
+@dataclass(frozen=True, eq=False)
+class Transformer(trees.EqualByValue):
     """A Transformer with its parameters and the attention of each layer; calling it gives logits.
 
     Examples
@@ -308,7 +293,7 @@ class Transformer:
     @classmethod
     def create(cls, architecture, attention, *, seed=0, xp=np, dtype=np.float32):
         """Draw a new model with the same attention in every layer, its parameters in the module xp."""
-        params = initialise(architecture, seed=seed, dtype=dtype)
+        params = initialise(architecture, seed=check_seed(seed, "Transformer.create"), dtype=dtype)
         if xp is not np:
             params = trees.place(params, xp)
         return cls(architecture, params, (attention,) * architecture.n_layers)
@@ -318,10 +303,20 @@ class Transformer:
         return transformer(self.params, inputs, self.architecture, self.attentions)
 
     def place(self, inputs):
-        """Bring NumPy inputs to the array module and device of the model; images to its dtype as well."""
+        """Bring inputs of NumPy, or of its own module, to the module and device of the model; images to its dtype."""
         like = self.params["head"]["weight"]
-        dtype = like.dtype if self.architecture.vocabulary is None else None
-        return array_namespace(like).asarray(inputs, dtype=dtype, device=like.device)
+        xp = array_namespace(like)
+        if (
+            is_array(inputs) and not isinstance(inputs, np.ndarray) and array_namespace(inputs) is xp
+        ):  # it is there
+            images = self.architecture.vocabulary is None and not xp.isdtype(inputs.dtype, "integral")
+            return xp.astype(inputs, like.dtype, copy=False) if images else inputs
+        check_host_inputs(inputs, self.architecture)
+        if self.architecture.vocabulary is not None:
+            return from_numpy(inputs.astype(np.int64), xp, device=like.device)
+        if isinstance(like, np.ndarray):  # as they are, where that will do
+            return inputs.astype(like.dtype, copy=False)
+        return from_numpy(inputs, xp, dtype=like.dtype, device=like.device)
 
     def with_attention(self, *attentions):
         """Return the same parameters with other attention: one for all layers, or one for each."""
