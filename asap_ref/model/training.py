@@ -9,12 +9,12 @@ from functools import partial
 
 import numpy as np
 
+from asap_ref.model.batching import batches, shuffled_batches, trimmed
 from asap_ref.model.inputs import check_host_inputs, check_labels
 from asap_ref.model.layers import cross_entropy_vjp
 from asap_ref.model.mechanism import fingerprint
 from asap_ref.model.optimiser import TrainingSettings, descend
 from asap_ref.model.recording import check_model
-from asap_ref.model.text import batches, shuffled_batches, trimmed
 from asap_ref.model.transformer import transformer_vjp
 from asap_ref.support import trees
 from asap_ref.support.arrays import array_namespace, from_numpy, is_half, to_numpy
@@ -27,7 +27,7 @@ def dropout_noise(share, architecture, inputs, rng):
 
     Source: Srivastava et al. 2014, in the scaled form that leaves inference as it is.
     """
-    tokens = architecture.n_tokens if architecture.vocabulary is None else 1 + inputs.shape[1]
+    tokens = architecture.n_tokens if architecture.kind == "images" else 1 + inputs.shape[1]
 
     def draw():
         kept = rng.random((len(inputs), tokens, architecture.width), np.float32) >= share
@@ -64,8 +64,8 @@ def train(
     ----------
     model : Transformer
         Left as it is.
-    inputs : numpy.ndarray (N, ...)
-        Images, or token ids padded with 0; these are batched with others of like length.
+    inputs : numpy.ndarray (N, ...), or Sequences
+        Images, vectors, or token ids padded with 0; what is padded is batched with others of like length.
     labels : numpy.ndarray (N,)
     settings : TrainingSettings
     augment : callable, optional
@@ -106,26 +106,15 @@ def train(
     check_model(model, "model", "train")
     check_host_inputs(inputs, model.architecture, "train")
     check_labels(labels, len(inputs), model.architecture.n_classes, "train")
-    dtype = model.params["head"]["weight"].dtype
-    if is_half(dtype):
-        return _trained_in_float32(
-            model,
-            inputs,
-            labels,
-            settings,
-            evaluate,
-            dtype,
-            augment=augment,
-            checkpoint=checkpoint,
-            resume=resume,
-            label=label,
-        )
+    options = {"augment": augment, "checkpoint": checkpoint, "resume": resume, "label": label}
+    if is_half(dtype := model.params["head"]["weight"].dtype):
+        return _trained_in_float32(model, inputs, labels, settings, evaluate, dtype, **options)
     made_by = {
         "architecture": asdict(model.architecture),
         "examples": len(inputs),
         **fingerprint(model.attentions),
     }
-    made_by["data"] = [zlib.crc32(np.ascontiguousarray(x)) for x in (inputs, labels)]
+    made_by["data"] = [zlib.crc32(np.ascontiguousarray(x)) for x in (*_arrays_of(inputs), labels)]
     return descend(
         model,
         partial(_batches, model, inputs, labels, settings, augment),
@@ -159,6 +148,10 @@ def _loss_of_batch(model, batch):
     return loss_and_gradients(model, inputs, labels, noise=noise)
 
 
+def _arrays_of(inputs):
+    return [array for _, array in trees.named_leaves("inputs", inputs)]
+
+
 def _trained_in_float32(model, inputs, labels, settings, evaluate, dtype, **options):
     """Train a model of half precision: a step is smaller than half precision can add to a weight."""
 
@@ -179,8 +172,8 @@ def predict(model, inputs, *, batch_size=256):
     Parameters
     ----------
     model : Transformer
-    inputs : numpy.ndarray (N, ...)
-        Images, or token ids padded with 0.
+    inputs : numpy.ndarray (N, ...), or Sequences
+        Images, vectors, or token ids padded with 0.
     batch_size : int
         How many go through the model at a time.
 

@@ -95,13 +95,13 @@ def trained(inputs=IMAGES, labels=LABELS, model=MODEL, **options):
 
 WRONG = [
     # ---- images of bytes are no text, ids are no images
-    (lambda: ar.predict(MODEL, BYTES), "predict: inputs must be real floating point images, got uint8"),
+    (lambda: ar.predict(MODEL, BYTES), "inputs must be real floating point images, got uint8"),
     (lambda: ar.predict(MODEL, BYTES[:5]), "must be real floating point images, got uint8"),
-    (lambda: trained(BYTES, np.zeros(40, int)), "train: inputs must be real floating point images, got uint8"),
-    (lambda: ar.accuracy(MODEL, BYTES, np.zeros(40, int)), "accuracy: inputs must be real floating point images"),
+    (lambda: trained(BYTES, np.zeros(40, int)), "inputs must be real floating point images, got uint8"),
+    (lambda: ar.accuracy(MODEL, BYTES, np.zeros(40, int)), "inputs must be real floating point images"),
     (lambda: ar.compile_model(MODEL, [BYTES]), "must be real floating point images, got uint8"),
     (lambda: ar.fidelity_report(ar.compile_model(MODEL, [IMAGES])[0], BYTES), "floating point images, got uint8"),
-    (lambda: ar.predict(TEXTS, IMAGES[:, 0, :6]), "predict: inputs must be integer token ids, got float64"),
+    (lambda: ar.predict(TEXTS, IMAGES[:, 0, :6]), "inputs must be integer token ids, got float64"),
     (lambda: ar.predict(TEXTS, np.ones((2, 6), bool)), "must be integer token ids, got bool"),
     # ---- masks and matrices that would be dropped
     (lambda: ar.predict(MODEL, MASKED), "inputs must be a NumPy array, got MaskedArray"),
@@ -136,10 +136,10 @@ WRONG = [
     (lambda: build_vocabulary("the rate fell", 9), "texts must be a list of strings, got one string"),
     (lambda: encode("the rate fell", ("rate",), 3), "texts must be a list of strings, got one string"),
     # ---- settings that would be found out later, or taken for others
-    (lambda: ar.Architecture(length=5), "length 5 is of texts; give their vocabulary as well"),
+    (lambda: ar.Architecture(length=5), "length 5 is of texts or vectors; give vocabulary or features"),
     (lambda: ar.Architecture(vocabulary=5), "length must be an integer, got NoneType"),
-    (lambda: ar.Architecture(image=8), r"image must be \(height, width\), got 8"),
-    (lambda: ar.Architecture(image=(8.0, 8)), "image must be an integer, got float"),
+    (lambda: ar.Architecture(image=8, patch=2), r"image must be \(height, width\), got 8"),
+    (lambda: ar.Architecture(image=(8.0, 8), patch=2), "image must be an integer, got float"),
     (lambda: ar.Attention("sliced", {"hard": "no"}), "hard must be True or False, got str 'no'"),
     (lambda: ar.Attention("sliced", {"temperature": 0}), "temperature must be positive"),
     (lambda: ar.Attention("initial", {"start": "random"}), "start must be one of 'zero'"),
