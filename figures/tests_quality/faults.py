@@ -98,7 +98,7 @@ FAULTS = [
         ("method/transport.py", "xp.abs(xp.sum(plan, axis=-1) - 1)", "(xp.sum(plan, axis=-1) - 1)"),
         ("method/transport.py", "xp.sum(plan, axis=-2) - mass", "xp.sum(plan, axis=-2) - 1"),
         ("method/sinkhorn.py", "in range(n_iter)", "in range(n_iter + 1)"),
-        ("method/sinkhorn.py", " if init is None else keep(init, query_mask)\n    steps", "\n    steps"),
+        ("method/sinkhorn.py", "    if init is None:\n        f =", "    if True:\n        f ="),
         ("method/sinkhorn.py", "dg, df = dg - b * vecmat", "dg, df = -b * vecmat"),
         ("method/sinkhorn.py", "B.append(b * dg / mass)", "B.append(b * dg)"),
         ("method/sinkhorn.py", "A.append(a)\n", "A.append(xp.ones_like(a))\n"),
