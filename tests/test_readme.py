@@ -51,10 +51,10 @@ def test_tables_and_index_are_generated():
     for path, fill in readme.WRITTEN.items():
         assert fill(path.read_text()) == path.read_text(), "run python figures/readme.py"
     assert {path.parent.name for path in gallery.scripts().values()} == {*readme.FOLDERS, "figures"}
-    table = (CLAIMS / "reproduce.md").read_text()
+    table = (CLAIMS / "reproduce_digits.md").read_text()
     from asap_ref.lab.outcome import markdown
 
-    assert markdown(json.loads((CLAIMS / "reproduce.json").read_text())) == table
+    assert markdown(json.loads((CLAIMS / "reproduce_digits.json").read_text())) == table
 
 
 def test_the_committed_run_on_digits_shows_what_its_page_claims():
