@@ -11,31 +11,41 @@ from functools import partial
 
 import numpy as np
 
+from asap_ref.calibration.holding_out import held_out
 from asap_ref.calibration.objectives import dual_loss_and_gradient, kl_loss_and_gradient
 from asap_ref.calibration.sources import Total
+from asap_ref.fast.regression import regression_statistics
 from asap_ref.method.features import dual_features
-from asap_ref.method.masks import centred, keep_tokens
-from asap_ref.method.regression import SufficientStatistics
+from asap_ref.method.masks import keep_tokens
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores, transport_plan
 from asap_ref.support.arrays import array_namespace, is_array, to_numpy
-from asap_ref.support.trees import map_leaves
+from asap_ref.support.trees import map_leaves, place_like
 
 
-def regression_statistics(families, n_iter, epsilon, batch, *, reduced=SufficientStatistics.of):
-    """Sufficient statistics of one batch: features against the closure-ready dual."""
-    features, target, mask = regression_problem(families, n_iter, epsilon, batch)
-    return reduced(features, target, mask=mask)
-
-
-def regression_problem(families, n_iter, epsilon, batch):
-    """Features (..., H, F, n) of a batch, the closure-ready dual (..., H, n), and the mask of the queries."""
+def statistics_of_batch(families, n_iter, epsilon, batch):
+    """Sums of the regression over one batch: features against the closure-ready dual."""
     q, k, *masks = with_masks(batch)
-    masks = dict(zip(("query_mask", "key_mask"), masks, strict=True))
-    features = _features(q, k, families, masks)
-    S = _scores(q, k, masks)
-    target = centred(sinkhorn(S, n_iter=n_iter - 1, epsilon=epsilon, **masks).query, masks["query_mask"])
-    return features, target, masks["query_mask"]
+    return _statistics(families, n_iter, epsilon, q, k, *masks)
+
+
+def split_statistics_of_batch(families, n_iter, epsilon, batch):
+    """Sums over the sequences of a batch to fit on, and over those held out: every tenth, or the last of fewer."""
+    q, *others = with_masks(batch)
+    xp, aside = array_namespace(q), held_out(q.shape[0])
+
+    def of_side(x, side):
+        if x is None or x.shape[0] == 1 < len(aside):  # one mask for all
+            return x
+        return xp.take(x, xp.asarray(np.flatnonzero(side), device=x.device), axis=0)
+
+    sides = ([of_side(x, side) for x in (q, *others)] for side in (~aside, aside))
+    return Total(*(_statistics(families, n_iter, epsilon, *side) for side in sides))
+
+
+def _statistics(families, n_iter, epsilon, q, k, query_mask, key_mask):
+    masks = {"query_mask": query_mask, "key_mask": key_mask}
+    return regression_statistics(q, k, place_like(q, families), n_iter=n_iter, epsilon=epsilon, **masks)
 
 
 def objective_of_batch(families, objective, n_iter, epsilon, weights, batch):

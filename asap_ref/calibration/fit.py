@@ -20,15 +20,15 @@ from functools import partial
 
 import numpy as np
 
-from asap_ref.calibration.batch import regression_statistics, with_masks
+from asap_ref.calibration.batch import split_statistics_of_batch, statistics_of_batch, with_masks
 from asap_ref.calibration.cluster import on_cluster
 from asap_ref.calibration.descent import descend
-from asap_ref.calibration.slice_choice import COUNTS, choose_slices, split_statistics
+from asap_ref.calibration.slice_choice import COUNTS, choose_slices
 from asap_ref.calibration.sources import in_process
+from asap_ref.fast.threads import blas_on_one_thread
 from asap_ref.method.amortizer import Amortizer
 from asap_ref.method.features import FAMILIES, Slices
 from asap_ref.method.masks import keep_tokens
-from asap_ref.method.regression import SufficientStatistics
 from asap_ref.method.slices import slice_directions
 from asap_ref.support.arrays import to_numpy
 from asap_ref.support.settings import check_choice, check_count, check_epsilon, check_positive
@@ -115,7 +115,8 @@ def fit_amortizer(
 
     Notes
     -----
-    One Sinkhorn run a batch, O(T n m), dominates; the statistics are O(H F²) and the solve O(H F³).
+    One Sinkhorn run a batch, O(T n m), in scaling form, and O(n F²) for the sums: together about two forward passes of
+    the teacher. The statistics are O(H F²) and the solve O(H F³).
 
     Examples
     --------
@@ -138,23 +139,25 @@ def fit_amortizer(
     source, first = source_of(batches, client, restarts=objective != "regression", progress=progress)
 
     drawn = Slices(slice_directions(first[0].shape[-1], pool, seed=seed))
-    others = families_of(asked, first)
-    reduced = split_statistics if auto else SufficientStatistics.of
-    one_batch = partial(regression_statistics, (drawn, *others), n_iter, epsilon, reduced=reduced)
-    statistics = source.total(one_batch)
-    picked, statistics, slice_errors = choose_slices(
-        statistics,
-        pool,
-        None if auto else n_slices,
-        ridge=ridge,
-        tolerance=tolerance,
-        greedy=candidates is not None,
-    )
+    with blas_on_one_thread():
+        others = families_of(asked, first)
+    one_batch = split_statistics_of_batch if auto else statistics_of_batch
+    statistics = source.total(partial(one_batch, (drawn, *others), n_iter, epsilon))
+    with blas_on_one_thread():
+        picked, statistics, slice_errors = choose_slices(
+            statistics,
+            pool,
+            None if auto else n_slices,
+            ridge=ridge,
+            tolerance=tolerance,
+            greedy=candidates is not None,
+        )
     directions = drawn.directions[:, : picked.shape[-1]]
     if candidates is not None:  # each head has its own: (H, d, L)
         directions = np.take_along_axis(drawn.directions[None], picked[:, None, :], axis=-1)
     chosen = (Slices(directions), *others)
-    weights = statistics.ridge(ridge)
+    with blas_on_one_thread():
+        weights = statistics.ridge(ridge)
     if objective != "regression":
         weights = descend(
             source, objective, chosen, n_iter, epsilon, weights, statistics, max(ridge, 1e-9), max_iter

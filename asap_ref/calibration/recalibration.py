@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from asap_ref.calibration.batch import regression_statistics
+from asap_ref.calibration.batch import statistics_of_batch
 from asap_ref.calibration.sources import in_process
 from asap_ref.method.amortizer import Amortizer
 from asap_ref.support.settings import check_positive
@@ -71,7 +71,7 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
         )
     if forget > 1:
         raise ValueError(f"recalibrate: forget must be from 0 to 1, got {forget}")
-    one_batch = partial(regression_statistics, amortizer.families, amortizer.n_iter, amortizer.epsilon)
+    one_batch = partial(statistics_of_batch, amortizer.families, amortizer.n_iter, amortizer.epsilon)
     new = in_process(batches, restarts=False).total(one_batch)
     if new is None or new.count == 0:
         raise ValueError("recalibrate: batches is empty; give at least one (q, k)")

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from asap_ref.calibration.holding_out import held_out
-from asap_ref.calibration.sources import Total
 from asap_ref.method.regression import SufficientStatistics
-from asap_ref.support.arrays import to_numpy
 
 COUNTS = (4, 8, 16, 32, 64)  # the candidates
 ROUNDING = 1e-4  # an error that more slices need not lower: features may come in float32
@@ -25,7 +22,7 @@ def choose_slices(statistics, pool, n_slices, *, ridge, tolerance, greedy):
 
     Parameters
     ----------
-    statistics : SufficientStatistics, or Total of two as from `split_statistics`
+    statistics : SufficientStatistics, or Total of two of sequences to fit on and of those held out
         Of features of which the first ``pool`` are slices.
     n_slices : int or None
         L; None finds it, from the statistics to fit on and those held out.
@@ -52,17 +49,6 @@ def choose_slices(statistics, pool, n_slices, *, ridge, tolerance, greedy):
     if greedy:
         picked = select(statistics, pool, n_slices)
     return picked, statistics.of_slices(picked, pool), errors
-
-
-def split_statistics(features, target, mask):
-    """Sums over the sequences of a batch to fit on, and over those held out: every tenth, or the last of fewer."""
-    features, target = to_numpy(features), to_numpy(target)
-    mask = np.broadcast_to(True if mask is None else to_numpy(mask), target.shape)
-    if target.ndim == 2:  # (H, n) is one sequence
-        features, target, mask = features[None], target[None], mask[None]
-    aside = held_out(len(target))
-    sides = (~aside, aside)
-    return Total(*(SufficientStatistics.of(features[side], target[side], mask=mask[side]) for side in sides))
 
 
 def candidate_counts(pool):

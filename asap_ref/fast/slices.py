@@ -38,13 +38,17 @@ class WeightedSlices:
 
     def __call__(self, q, k, query_mask, key_mask):
         """(..., n, d), (..., m, d) -> one of (..., n), up to a constant; anything at padding."""
+        return (array_namespace(q, k).sum(self.potentials(q, k, query_mask, key_mask), axis=-2),)
+
+    def potentials(self, q, k, query_mask, key_mask):
+        """Each slice by itself: (..., n, d), (..., m, d) -> (..., L, n)."""
         xp = array_namespace(q, k)
         x = _padding_last(_projected(q, self.theta), query_mask)  # (..., L, n)
         y = xp.sort(_padding_last(_projected(k, self.theta), key_mask), axis=-1, stable=False)  # (..., L, m)
         xs, back = _sorted(x)
         steps = _steps(xs[..., :-1], xs[..., 1:], *_met(y, q.shape[-2], query_mask, key_mask), self.w)
         phi = xp.concat([xp.zeros_like(xs[..., :1]), xp.cumulative_sum(steps, axis=-1)], axis=-1)
-        return (xp.sum(back(phi), axis=-2),)
+        return back(phi)
 
 
 @fast_form.register

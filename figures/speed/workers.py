@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from asap_ref import Cumulants, Quadratic, Slices
-from asap_ref.calibration.batch import regression_statistics
+from asap_ref.calibration.batch import statistics_of_batch
 from asap_ref.calibration.cluster import on_cluster
 from asap_ref.calibration.sources import in_process
 from asap_ref.lab.machine import machine
@@ -35,7 +35,7 @@ def measure():
 
     directions, basis = slice_directions(DIMENSION, SLICES), np.eye(DIMENSION)[:, :RANK]
     families = (Slices(directions), Cumulants(), Quadratic(basis))
-    one_batch = partial(regression_statistics, families, ITERATIONS, 1.0)
+    one_batch = partial(statistics_of_batch, families, ITERATIONS, 1.0)
     seconds = {"in process": [], "1": [], "2": []}
     empty = {"1": [], "2": []}
     os.environ["ASAP_REF_THREADS"] = "1"  # one thread a process, everywhere

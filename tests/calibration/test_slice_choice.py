@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-from families import dual_features, families
+from families import families
 from problems import masks
 
 from asap_ref import Amortizer, attention_scores, fit_amortizer, sinkhorn
-from asap_ref.calibration.batch import regression_statistics
-from asap_ref.calibration.slice_choice import COUNTS, split_statistics
+from asap_ref.calibration.batch import split_statistics_of_batch, statistics_of_batch
+from asap_ref.calibration.slice_choice import COUNTS
 from asap_ref.method.masks import centred
-from asap_ref.method.regression import SufficientStatistics
 from asap_ref.method.slices import sliced_potentials
 
 PLACES = np.random.default_rng(0).standard_normal((2, 3, 8, 4))
@@ -107,13 +106,12 @@ def test_batches_stream_and_the_split_is_the_same_every_time():
 @pytest.mark.parametrize(("count", "held_out"), [(1, []), (2, [1]), (9, [8]), (10, [9]), (25, [9, 19])])
 def test_every_tenth_sequence_is_held_out_or_the_last_of_fewer(count, held_out):
     q, k = sequences(count)
-    features, target = dual_features(q, k, np.eye(4)), q[..., 0]
-    fit, judge = split_statistics(features, target, None)
+    fit, judge = split_statistics_of_batch(families(np.eye(4)), 5, 1.0, (q, k))
     rest = np.setdiff1d(np.arange(count), held_out)
     for found, rows in ((fit, rest), (judge, held_out)):
         assert found.count == 8 * len(rows)
         if len(rows):
-            expected = SufficientStatistics.of(features[rows], target[rows])
+            expected = statistics_of_batch(families(np.eye(4)), 5, 1.0, (q[rows], k[rows]))
             np.testing.assert_allclose(found.gram, expected.gram, rtol=1e-12)
 
 
@@ -124,8 +122,8 @@ def test_both_parts_add_up_to_the_whole():
         1.0,
         sequences(12),
     )
-    fit, held_out = regression_statistics(*arguments, reduced=split_statistics)
-    whole = regression_statistics(*arguments)
+    fit, held_out = split_statistics_of_batch(*arguments)
+    whole = statistics_of_batch(*arguments)
     np.testing.assert_allclose((fit + held_out).gram, whole.gram, rtol=1e-12)
     assert (fit + held_out).count == whole.count
 

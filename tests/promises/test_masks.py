@@ -248,8 +248,8 @@ def test_padding_is_invisible_to_the_statistics_and_to_every_loss(per_head, rank
     basis = rng.standard_normal((*heads, 4, rank)) if rank else None
     of_features = families(directions, basis=basis, moments=rank > 0)
     sequences, batch = padded_sequences(12, (11, 14))
-    found = calibration.regression_statistics(of_features, 5, 0.7, batch)
-    parts = [calibration.regression_statistics(of_features, 5, 0.7, s) for s in sequences]
+    found = calibration.statistics_of_batch(of_features, 5, 0.7, batch)
+    parts = [calibration.statistics_of_batch(of_features, 5, 0.7, s) for s in sequences]
     assert found.count == sum(part.count for part in parts)
     for name in ("gram", "cross", "square"):
         close(getattr(found, name), sum(getattr(part, name) for part in parts), 1e-12)
