@@ -55,7 +55,8 @@ from asap_ref.method.transport import (
 )
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.mechanism import Attention
-from asap_ref.model.training import TrainingSettings, accuracy, predict, train
+from asap_ref.model.optimiser import TrainingSettings
+from asap_ref.model.training import accuracy, predict, train
 from asap_ref.model.transformer import Architecture, Transformer, load_model
 from asap_ref.rivals.initial_duals import fast_initial_attention as initial_attention
 from asap_ref.rivals.initial_duals import initial_attention_vjp, initial_dual, initial_dual_vjp

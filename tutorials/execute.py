@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellTimeoutError
 
 TUTORIALS = Path(__file__).resolve().parent
 CELL_TIMEOUT = 300  # seconds; the slowest cell trains a model, in about fifteen on an idle machine
@@ -55,7 +55,10 @@ def execute(path, *, last=False):
     )
     try:
         return normalise(client.execute())
-    except (CellTimeoutError, DeadKernelError):
+    except (
+        CellTimeoutError,
+        RuntimeError,
+    ):  # a kernel that dies at its start is a plain RuntimeError
         if last:
             raise
         return execute(path, last=True)

@@ -17,8 +17,8 @@ Shapes: S (..., n, m), f_hat (..., n) -> loss (...,), gradient (..., n).
 
 from __future__ import annotations
 
-from asap_ref.method.masks import keep, token_count
-from asap_ref.method.transport import Duals, column_mass, entropic_c_transform, transport_plan
+from asap_ref.method.masks import column_mass, keep, token_count
+from asap_ref.method.transport import entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, matvec
 from asap_ref.support.contracts import operator
 
@@ -65,10 +65,10 @@ def kl_loss_and_gradient(
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     g = entropic_c_transform(scores, query_dual, onto="key", **settings)
     f = entropic_c_transform(scores, g, onto="query", **settings)
-    C = transport_plan(scores, Duals(query_dual, g), **settings) / _with_axis(
+    C = half_step_plan(scores, query_dual, onto="key", **settings) / _with_axis(
         column_mass(scores, query_mask, key_mask)
     )
-    columns = xp.sum(transport_plan(scores, Duals(f, g), **settings), axis=-2)
+    columns = xp.sum(half_step_plan(scores, g, onto="query", **settings), axis=-2)
     n = token_count(query_dual, query_mask)
     loss = -(xp.sum(f, axis=-1) + xp.sum(teacher_columns * g, axis=-1)) / epsilon / _without_axis(n)
     return loss, matvec(C, teacher_columns - columns) / (n * epsilon)
@@ -88,7 +88,7 @@ def dual_loss_and_gradient(scores: "... n m", query_dual: "... n", *, epsilon=1.
     xp = array_namespace(scores, query_dual)
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     g = entropic_c_transform(scores, query_dual, onto="key", **settings)
-    rows = xp.sum(transport_plan(scores, Duals(query_dual, g), **settings), axis=-1)
+    rows = xp.sum(half_step_plan(scores, query_dual, onto="key", **settings), axis=-1)
     n = token_count(query_dual, query_mask)
     mass = column_mass(scores, query_mask, key_mask)
     loss = -(xp.sum(keep(query_dual, query_mask), axis=-1) + xp.sum(g * mass, axis=-1)) / _without_axis(n)

@@ -24,7 +24,7 @@ import math
 import numpy as np
 
 from asap_ref.method.masks import keep, keep_tokens
-from asap_ref.method.transport import attention_scores, transport_plan, two_sided_c_transform
+from asap_ref.method.transport import attention_scores, entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, one_pass, transpose
 
 TILE = 2**18  # entries of a tile of scores: 1 MiB in float32
@@ -146,4 +146,5 @@ def _in_log_domain(q, k, v, f_hat, query_mask, key_mask, epsilon):
     """One problem in the log domain: (n, d), (m, d), (m, p), (n,) -> (n, p)."""
     settings = {"epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
     S = attention_scores(q, k)
-    return transport_plan(S, two_sided_c_transform(S, f_hat, **settings), **settings) @ v
+    g = entropic_c_transform(S, f_hat, onto="key", **settings)
+    return half_step_plan(S, g, onto="query", **settings) @ v

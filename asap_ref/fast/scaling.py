@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asap_ref.method.masks import column_mass, valid_pairs
-from asap_ref.method.transport import Duals, entropic_c_transform, transport_plan
+from asap_ref.method.transport import Duals, entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, matvec, one_pass, transpose, vecmat
 
 # Scalings may reach BIG before they are absorbed. An entry of K that underflows would at most have grown by BIG²:
@@ -67,7 +67,7 @@ def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None, init=None)
         r = xp.where(column_padding > 0, xp.ones_like(column_padding), r)
 
     def segment_from(side, duals):
-        K = transport_plan(scores, duals, **settings)
+        K = half_step_plan(scores, duals.key if side == "query" else duals.query, onto=side, **settings)
         return Segment(K, duals, [(side, *(xp.ones_like(dual) for dual in duals))])
 
     def half_steps(segment, sides):

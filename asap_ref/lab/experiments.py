@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from asap_ref.lab.datasets import Dataset, load_digits, load_r8, load_topics
+from asap_ref.model.optimiser import TrainingSettings
 from asap_ref.model.text import word_dropout
-from asap_ref.model.training import TrainingSettings
 from asap_ref.model.transformer import Architecture
 from asap_ref.support.settings import check_choice
 

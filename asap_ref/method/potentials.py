@@ -7,8 +7,11 @@ c(x, y) = -x y and samples sorted ascending,
     phi_(1) = 0,    phi_(i+1) = phi_(i) - (y_(i) + y_(i+1)) / 2 * (x_(i+1) - x_(i)),
     psi_(i) = -x_(i) y_(i) - phi_(i):
 
-phi is minus the area under the monotone map that takes x to y. Any slope between y_(i) and y_(i+1) is
-optimal; the trapezoid is the symmetric choice (ours, derived). No n x n matrix is formed.
+phi is minus the area under the monotone map that takes x to y; a constant is free, and is chosen last, so that phi has
+mean zero. Any slope between y_(i) and y_(i+1) is optimal; the trapezoid is the symmetric choice (ours, derived). No
+n x n matrix is formed. For the squared cost (x - y)² / 2 the same walk adds up mean displacements:
+((x_(i) - y_(i)) + (x_(i+1) - y_(i+1))) / 2 takes the place of the slope. To add x² / 2 to the bilinear potential is the
+same, but loses the digits of samples far from zero.
 
 Samples of different size, with weights, or padded, take the same walk on uneven steps: staircase.py.
 
@@ -17,7 +20,7 @@ Shapes: x (..., n), y (..., m); the last axis is the sample. Below the public fu
 
 from __future__ import annotations
 
-from asap_ref.method.staircase import staircase_potentials, staircase_potentials_vjp
+from asap_ref.method.staircase import cost_of, cost_slopes, slopes, staircase_potentials, staircase_potentials_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.settings import check_choice
@@ -101,23 +104,19 @@ def kantorovich_potentials_1d_vjp(
         )
         xs, ys = xp.take_along_axis(x, x_order, axis=-1), xp.take_along_axis(y, y_order, axis=-1)
         # psi = c(x, y) - phi on matched pairs
-        if cost == "bilinear":
-            d_xs, d_ys = -ys * d_psi, -xs * d_psi
-        else:
-            d_xs, d_ys = (xs - ys) * d_psi, (ys - xs) * d_psi
+        d_xs, d_ys = (d_psi * slope for slope in cost_slopes(xs, ys, cost))
         d_phi = d_phi - d_psi
-        # phi = centre(running total of steps, plus x²/2 for the squared cost)
+        # phi = centre(running total of steps)
         d_phi = d_phi - xp.mean(d_phi, axis=-1, keepdims=True)
-        if cost == "sqeuclidean":
-            d_xs = d_xs + xs * d_phi
         # step_i reaches every phi after it; d_phi sums to zero, so what comes after i is minus what came up to i
         d_step = -xp.cumulative_sum(d_phi, axis=-1)[..., :-1]
-        # step_i = -(y_i + y_(i+1)) / 2 * (x_(i+1) - x_i)
+        # step_i = slope_i * (x_(i+1) - x_i)
         d_slope = d_step * (xs[..., :-1] - xs[..., 1:]) / 2
-        d_run = -d_step * (ys[..., :-1] + ys[..., 1:]) / 2
+        d_run = d_step * slopes(xs, ys[..., :-1], ys[..., 1:], cost)
         zero = xp.zeros_like(x[..., :1])
         d_xs = d_xs + xp.concat([zero, d_run], axis=-1) - xp.concat([d_run, zero], axis=-1)
-        d_ys = d_ys + xp.concat([zero, d_slope], axis=-1) + xp.concat([d_slope, zero], axis=-1)
+        d_ends = xp.concat([zero, d_slope], axis=-1) + xp.concat([d_slope, zero], axis=-1)
+        d_xs, d_ys = d_xs if cost == "bilinear" else d_xs - d_ends, d_ys + d_ends
         return xp.take_along_axis(d_xs, x_rank, axis=-1), xp.take_along_axis(d_ys, y_rank, axis=-1)
 
     return (phi, psi), vjp
@@ -133,14 +132,10 @@ def _potentials(x, y, cost):
     x_order, y_order = xp.argsort(x, axis=-1, stable=True), xp.argsort(y, axis=-1, stable=True)
     xs, ys = xp.take_along_axis(x, x_order, axis=-1), xp.take_along_axis(y, y_order, axis=-1)
 
-    steps = -(ys[..., :-1] + ys[..., 1:]) / 2 * (xs[..., 1:] - xs[..., :-1])  # (..., n - 1)
+    steps = slopes(xs, ys[..., :-1], ys[..., 1:], cost) * (xs[..., 1:] - xs[..., :-1])  # (..., n - 1)
     phi = xp.concat([xp.zeros_like(xs[..., :1]), xp.cumulative_sum(steps, axis=-1)], axis=-1)  # (..., n)
-    matched_cost = -xs * ys
-    if cost == "sqeuclidean":
-        phi = phi + xs * xs / 2
-        matched_cost = (xs - ys) ** 2 / 2
     phi = phi - xp.mean(phi, axis=-1, keepdims=True)
-    psi = matched_cost - phi
+    psi = cost_of(xs, ys, cost) - phi
 
     x_rank, y_rank = xp.argsort(x_order, axis=-1), xp.argsort(y_order, axis=-1)  # back to the input order
     potentials = (xp.take_along_axis(phi, x_rank, axis=-1), xp.take_along_axis(psi, y_rank, axis=-1))

@@ -106,7 +106,7 @@ class SufficientStatistics(SavedArrays):
         The penalty is relative to each feature's own size, so it does not depend on units.
         """
         size = np.diagonal(self.gram, axis1=-2, axis2=-1)  # (H, F)
-        size = np.where(size > 0, size, 1.0)  # a feature that never varies gets weight 0
+        size = np.where(size > 0, size, 1.0)  # a feature that never varies gets weight 0, by the penalty
         scale = np.sqrt(size)
         correlation = self.gram / (scale[..., :, None] * scale[..., None, :])
         correlation = correlation + strength * np.eye(size.shape[-1])

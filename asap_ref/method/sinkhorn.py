@@ -9,13 +9,13 @@ Start from softmax, then make columns and rows right in turn:
 The last half step is on f, so rows are exact and the column error measures convergence. T iterations are
 what the Sinkformer code (Sander et al. 2022) counts as 2T + 1 half steps. Shapes are those of transport.py.
 
-Backward. After each half step the plan of the current duals, ``H = exp((f + g + S) / epsilon)``, is
-normalised on the side just updated, and H is all its derivative needs:
+Backward (the rest of this page may be skipped at first). After each half step the plan of the duals at hand,
+``P_t = exp((f + g + S) / epsilon)``, is normalised on the side just updated, and P_t is all its derivative needs:
 
-    onto queries:  dS -= df[:, None] * H;          dg -= Hᵀ df;          df = 0
-    onto keys:     dS -= (H / r) * dg[None, :];    df -= (H / r) dg;     dg = 0        r = n'/m'
+    onto queries:  dS -= df[:, None] * P_t;               dg -= P_tᵀ df;             df = 0
+    onto keys:     dS -= (P_t / mass) * dg[None, :];      df -= (P_t / mass) dg;     dg = 0
 
-Every H is one kernel K = exp((f_ref + g_ref + S) / epsilon) with rows scaled by a = exp((f - f_ref) / epsilon)
+Every P_t is one matrix K = exp((f_ref + g_ref + S) / epsilon) with rows scaled by a = exp((f - f_ref) / epsilon)
 and columns by b = exp((g - g_ref) / epsilon). So each half step is a matrix-vector product with K, and what it
 subtracts from dS is (column vector)(row vector) * K: all 2T + 1 of them together are one matrix product,
 
@@ -27,7 +27,7 @@ Where duals wander so far that a or b could overflow, K is formed anew from the 
 from __future__ import annotations
 
 from asap_ref.method.masks import column_mass, keep
-from asap_ref.method.transport import Duals, entropic_c_transform, transport_plan
+from asap_ref.method.transport import Duals, entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, matvec, transpose, vecmat
 from asap_ref.support.contracts import operator, vjp_of
 
@@ -52,6 +52,7 @@ def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_
     Examples
     --------
     >>> import numpy as np
+    >>> from asap_ref import transport_plan
     >>> scores = np.asarray([[4.0, 1.0], [3.0, 2.0]])
     >>> transport_plan(scores, sinkhorn(scores, n_iter=50)).round(3)
     array([[0.731, 0.269],
@@ -64,7 +65,7 @@ def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_
 def sinkhorn_vjp(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init=None):
     """Sinkhorn and its VJP, unrolled: ``vjp(Duals(df, dg)) -> (d_scores,)``, or ``(d_scores, d_init)``.
 
-    Derived, at the top of the file. O(T n m) time, O(n m + (n + m) T) memory instead of O(T n m) for every H.
+    Derived, at the top of the file. O(T n m) time, O(n m + (n + m) T) memory instead of O(T n m) for every P_t.
 
     Examples
     --------
@@ -82,9 +83,12 @@ def sinkhorn_vjp(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=No
     def vjp(cotangent):
         df, dg = cotangent
         d_scores = xp.zeros_like(scores)
-        for segment in _segments(steps[1:] if init is not None else steps, epsilon):
+        differentiable = steps if init is None else steps[1:]  # what was given was not computed from the scores
+        for segment in _segments(differentiable, epsilon):
             reference = segment[0][1]
-            K = transport_plan(scores, reference, epsilon=epsilon, **masks)  # (..., n, m)
+            onto = segment[0][0]
+            known = reference.key if onto == "query" else reference.query
+            K = half_step_plan(scores, known, onto=onto, epsilon=epsilon, **masks)  # (..., n, m)
             A, B = [], []
             for onto, (f, g) in segment:
                 a = xp.exp((f - reference.query) / epsilon)  # (..., n)
@@ -122,7 +126,7 @@ def _segments(steps, epsilon):
     """The half steps from last to first, cut where the duals have left the range one kernel can serve.
 
     Within a segment each dual stays within ``safe * epsilon`` of the reference. An entry that underflows in
-    K is then negligible in every H of the segment: tiny(dtype) * exp(2 safe) is below 1e-29.
+    K is then negligible in every P_t of the segment: tiny(dtype) * exp(2 safe) is below 1e-29.
     """
     segment, reference = [], None
     for side, duals in reversed(steps):

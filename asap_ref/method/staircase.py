@@ -10,6 +10,7 @@ function of y, says whom it meets. Potentials for the cost c(x, y) = -x y follow
 
 The two limits of Q differ only where a level of x is also a level of y; any slope between them is optimal, and
 their mean is the symmetric choice (ours, derived). With equal sizes every level meets another: the trapezoid.
+For the squared cost the slope is the mean of x_(i) - Q(A_i -) and x_(i+1) - Q(A_i +).
 
 Uniform levels are i/n' and j/m', with n' and m' the tokens that are not padding. They are compared as the
 integers i m' and j n', without rounding, so that padding moves nothing. No n x m matrix is formed.
@@ -65,24 +66,21 @@ def staircase_potentials_vjp(x, y, cost, x_weights, y_weights, x_mask, y_mask):
         xs, ys, n, m = a.values, b.values, x.shape[-1], y.shape[-1]
         # psi_j = c(x_i, y_j) - phi_i at the i that y_j meets
         met = xp.take_along_axis(xs, match, axis=-1)
-        if cost == "bilinear":
-            d_met, d_ys = -ys * d_psi, -met * d_psi
-        else:
-            d_met, d_ys = (met - ys) * d_psi, (ys - met) * d_psi
+        d_met, d_ys = (d_psi * slope for slope in cost_slopes(met, ys, cost))
         d_xs = _sum_into(d_met, match, n)
         d_phi = d_phi - _sum_into(d_psi, match, n)
-        # phi = centre(running total of steps, plus x²/2 for the squared cost)
+        # phi = centre(running total of steps)
         d_phi = d_phi - a.share * xp.sum(d_phi, axis=-1, keepdims=True)
-        if cost == "sqeuclidean":
-            d_xs = d_xs + xs * d_phi
         # step_i reaches every phi after it; d_phi sums to zero, so what comes after i is minus what came up to i
         d_step = keep(-xp.cumulative_sum(d_phi, axis=-1)[..., :-1], a.valid[..., 1:])
-        # step_i = -(Q(A_i -) + Q(A_i +)) / 2 * (x_(i+1) - x_i)
+        # step_i = slope_i * (x_(i+1) - x_i)
         d_slope = d_step * (xs[..., :-1] - xs[..., 1:]) / 2
-        slope = (xp.take_along_axis(ys, below, axis=-1) + xp.take_along_axis(ys, above, axis=-1)) / 2
-        d_run = -d_step * slope
+        y_below, y_above = (xp.take_along_axis(ys, side, axis=-1) for side in (below, above))
+        d_run = d_step * slopes(xs, y_below, y_above, cost)
         zero = xp.zeros_like(x[..., :1])
         d_xs = d_xs + xp.concat([zero, d_run], axis=-1) - xp.concat([d_run, zero], axis=-1)
+        if cost == "sqeuclidean":
+            d_xs = d_xs - xp.concat([zero, d_slope], axis=-1) - xp.concat([d_slope, zero], axis=-1)
         d_ys = d_ys + _sum_into(d_slope, below, m) + _sum_into(d_slope, above, m)
         return _unsorted(d_xs, a), _unsorted(d_ys, b)
 
@@ -94,19 +92,35 @@ def _walk(a, b, cost, *, weighted):
     xp = array_namespace(a.values)
     xs, ys = a.values, b.values
     steps = _weighted_steps(a, b) if weighted else _uniform_steps(a, b)
-    slope = (xp.take_along_axis(ys, steps.below, axis=-1) + xp.take_along_axis(ys, steps.above, axis=-1)) / 2
-    rises = keep(-slope * (xs[..., 1:] - xs[..., :-1]), a.valid[..., 1:])  # (..., n - 1)
+    y_below, y_above = (xp.take_along_axis(ys, side, axis=-1) for side in (steps.below, steps.above))
+    rises = slopes(xs, y_below, y_above, cost) * (xs[..., 1:] - xs[..., :-1])  # (..., n - 1)
+    rises = keep(rises, a.valid[..., 1:])
     phi = xp.cumulative_sum(rises, axis=-1, include_initial=True)
     if weighted:
-        steps = _settle_weightless(a, b, steps, phi)
+        steps = _settle_weightless(a, b, steps, phi, cost)
     met = xp.take_along_axis(xs, steps.match, axis=-1)  # (..., m)
-    matched_cost = -met * ys
-    if cost == "sqeuclidean":
-        phi = phi + xs * xs / 2
-        matched_cost = (met - ys) ** 2 / 2
     phi = phi - xp.sum(a.share * phi, axis=-1, keepdims=True)
-    psi = matched_cost - xp.take_along_axis(phi, steps.match, axis=-1)
+    psi = cost_of(met, ys, cost) - xp.take_along_axis(phi, steps.match, axis=-1)
     return phi, psi, steps
+
+
+# ------------------------------------------------------------------------------------------------------- cost
+
+
+def cost_of(x, y, cost):
+    """c(x, y) of pairs."""
+    return -x * y if cost == "bilinear" else (x - y) ** 2 / 2
+
+
+def cost_slopes(x, y, cost):
+    """Its derivatives in x and in y."""
+    return (-y, -x) if cost == "bilinear" else (x - y, y - x)
+
+
+def slopes(xs, y_below, y_above, cost):
+    """Slopes of phi between sorted xs (..., n): means of dc/dx at both ends, (..., n - 1)."""
+    below, above = (cost_slopes(x, y, cost)[0] for x, y in ((xs[..., :-1], y_below), (xs[..., 1:], y_above)))
+    return (below + above) / 2
 
 
 # ---------------------------------------------------------------------------------------------------- sorting
@@ -196,11 +210,15 @@ def _weighted_steps(a, b):
 
 
 def _levels(weights):
-    """Cumulative weights, ascending to 1. Where sums are exact (counts, say), equal levels come out equal."""
+    """Cumulative weights, ascending to 1. Where sums are exact (counts, say), equal levels come out equal.
+
+    The last ones are 1 by decree: not every module divides a number by itself to exactly 1 (JAX does not).
+    """
     xp = array_namespace(weights)
     levels = xp.sort(xp.cumulative_sum(weights, axis=-1), axis=-1)  # parallel sums may step back by a rounding
     top = levels[..., -1:]
-    return levels / xp.where(top > 0, top, xp.ones_like(top))
+    share = levels / xp.where(top > 0, top, xp.ones_like(top))
+    return xp.where((levels < top) & (share < 1), share, xp.ones_like(share))
 
 
 def _ranks(a, b):
@@ -216,10 +234,10 @@ def _ranks(a, b):
     return place[..., :n] - xp.arange(n, **own), place[..., n:] - xp.arange(m, **own)
 
 
-def _settle_weightless(a, b, steps, phi):
+def _settle_weightless(a, b, steps, phi, cost):
     """Let a y of weight zero whose level meets one of x choose the better side, which keeps it feasible.
 
-    The x on both sides of the level are candidates; phi is straight between them.
+    The x on both sides of the level are candidates; c - phi is straight between them, and the lower end is feasible.
     """
     xp = array_namespace(phi)
     _, beyond = _ranks(_levels(a.weights), _levels(b.weights))
@@ -227,7 +245,8 @@ def _settle_weightless(a, b, steps, phi):
     xs_left, xs_right, phi_left, phi_right = (
         xp.take_along_axis(z, side, axis=-1) for z in (a.values, phi) for side in (left, right)
     )
-    better = b.values * (xs_right - xs_left) > phi_left - phi_right
+    middle = sum(cost_slopes(x, b.values, cost)[0] for x in (xs_left, xs_right)) / 2
+    better = middle * (xs_right - xs_left) < phi_right - phi_left  # c - phi falls from left to right
     return steps._replace(match=xp.where(better, right, left))
 
 

@@ -10,7 +10,8 @@ attention) and every valid column to n'/m', with n' and m' the numbers of valid 
 rows and columns of a plan, and masked entries of duals, are exactly zero.
 
 Everything here works in the log domain, so scores may have any size. It is the definition; the fast forms
-are tested against it.
+are tested against it. A half step ends in a softmax (`half_step_plan`), which is normalised in any precision, where
+the exponential of duals that are rounded already is off by a factor of exp(their rounding / epsilon).
 """
 
 from __future__ import annotations
@@ -175,7 +176,9 @@ def _check_dual(scores, dual, onto):
 def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0, query_mask=None, key_mask=None):
     """The plan that a pair of duals stands for, ``P_ij = exp((f_i + g_j + S_ij) / epsilon)``.
 
-    It overflows, with a FloatingPointError, if the duals do not belong to the scores.
+    It overflows, with a FloatingPointError, if the duals do not belong to the scores. It is computed as
+    ``softmax_j((g_j + S_ij) / epsilon) exp((f_i - f'_i) / epsilon)``, f' the c-transform of g. Where f is f', as after
+    `sinkhorn`, the second factor is 1, and rows are exact at any scale and epsilon.
     O(nm). Source: Peyré & Cuturi, Proposition 4.3; asap_ref/oracle/README.md, "Shapes and marginals".
 
     Parameters
@@ -195,11 +198,24 @@ def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0,
     array([[0.5, 0.5],
            [0.5, 0.5]])
     """
-    xp = array_namespace(scores, *duals)
     f, g = duals
-    # g + S first, as in the c-transform that made f: its rounding then cancels, and rows are exact in float32 too
-    exponents = (f[..., :, None] + (g[..., None, :] + scores)) / epsilon
-    return xp.exp(at_valid_pairs(exponents, query_mask, key_mask))
+    settings = dict(onto="query", epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    beyond = keep(f - entropic_c_transform(scores, g, **settings), query_mask)  # what f has beyond f'
+    return half_step_plan(scores, g, **settings) * array_namespace(f).exp(beyond / epsilon)[..., :, None]
+
+
+def half_step_plan(scores, dual, *, onto, epsilon=1.0, query_mask=None, key_mask=None):
+    """The plan after a half step: of a dual and its c-transform onto the other side, where sums are exact.
+
+    Onto queries, rows are ``softmax_j((g_j + S_ij) / epsilon)``; onto keys, columns
+    ``n'/m' softmax_i((f_i + S_ij) / epsilon)``.
+    """
+    known, axis = (dual[..., None, :], -1) if onto == "query" else (dual[..., :, None], -2)
+    plan = softmax(at_valid_pairs((known + scores) / epsilon, query_mask, key_mask), axis=axis)
+    if onto == "query":
+        return plan
+    mass = column_mass(scores, query_mask, key_mask)
+    return plan * (mass if isinstance(mass, float) else mass[..., None])
 
 
 @vjp_of(transport_plan)

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from asap_ref.extensions.mixed_heads import mixed_attention, mixed_attention_vjp
 from asap_ref.fast.attention import (
@@ -29,6 +32,7 @@ from asap_ref.rivals.initial_duals import initial_attention_vjp
 from asap_ref.rivals.one_sided import fast_one_sided_attention as one_sided_attention
 from asap_ref.rivals.one_sided import one_sided_attention_vjp
 from asap_ref.rivals.sliced_attention import sliced_attention, sliced_attention_vjp
+from asap_ref.support import trees
 from asap_ref.support.settings import check_choice, check_settings
 
 
@@ -139,3 +143,12 @@ class Attention:
                 for i, (part, heads) in enumerate(settings["parts"])
             )
         return cls(saved["name"], settings)
+
+
+def fingerprint(attentions):
+    """JSON-ready words by which a checkpoint knows the attentions it was made with again."""
+    told = {"attention": [repr(attention) for attention in attentions]}
+    amortizers = [x for attention in attentions for x in trees.leaves(attention.state()[0])]
+    if amortizers:  # which are too long to print
+        told["amortizers"] = [zlib.crc32(np.ascontiguousarray(x)) for x in amortizers]
+    return told

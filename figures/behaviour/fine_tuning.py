@@ -11,8 +11,9 @@ from asap_ref.lab.machine import machine
 from asap_ref.lab.runs import trained, whole_batches
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.measures import column_distance, plan_of
+from asap_ref.model.optimiser import TrainingSettings
 from asap_ref.model.recording import record as record_layers
-from asap_ref.model.training import TrainingSettings, accuracy, predict, train
+from asap_ref.model.training import accuracy, predict, train
 from asap_ref.support import files, presentation
 from asap_ref.support.tables import markdown_table
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from asap_ref import Attention
-from asap_ref.model.training import TrainingSettings, train
+from asap_ref.model.optimiser import TrainingSettings
+from asap_ref.model.training import train
 from asap_ref.model.transformer import Architecture, Transformer
 from asap_ref.support import files
 from asap_ref.support.trees import leaves

@@ -9,14 +9,9 @@ from asap_ref import Attention, fit_amortizer
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.embedding import patches
 from asap_ref.model.layers import cross_entropy
+from asap_ref.model.optimiser import TrainingSettings, adamw, initial_moments, learning_rate_at
 from asap_ref.model.recording import record
-from asap_ref.model.training import (
-    TrainingSettings,
-    adamw,
-    initial_moments,
-    learning_rate_at,
-    loss_and_gradients,
-)
+from asap_ref.model.training import loss_and_gradients
 from asap_ref.model.transformer import Architecture, Transformer, initialise, merge_heads, split_heads
 from asap_ref.support.trees import flatten, leaves, tree_map, unflatten
 
