@@ -64,7 +64,9 @@ def _over_heads(products, q, k, families, query_mask, key_mask, **settings):
     B = math.prod(leading)
     q, k = q.reshape(B, H, n, d), k.reshape(B, H, *k.shape[-2:])
     masks = [
-        None if mask is None else np.broadcast_to(mask, (*leading, H, mask.shape[-1])).reshape(B, H, mask.shape[-1])
+        None
+        if mask is None
+        else np.broadcast_to(mask, (*leading, H, mask.shape[-1])).reshape(B, H, mask.shape[-1])
         for mask in (query_mask, key_mask)
     ]
     step = max(CHUNK // (n * max(k.shape[-2], sum(family.count for family in families))), 1)

@@ -113,7 +113,7 @@ class SufficientStatistics(SavedArrays):
         return np.linalg.solve(correlation, (self.cross / scale)[..., None])[..., 0] / scale
 
     def r_squared(self, weights):
-        """Share of the dual's variance (over tokens, within sequences) that the weights explain, (H,)."""
+        """Share of the dual's variance within sequences that the weights explain, in the metric of the sums, (H,)."""
         explained = 2 * np.sum(weights * self.cross, -1) - np.einsum("hf,hfg,hg->h", weights, self.gram, weights)
         return np.where(self.square > 0, explained / np.where(self.square > 0, self.square, 1.0), 1.0)
 
