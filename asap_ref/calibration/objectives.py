@@ -17,7 +17,7 @@ Shapes: S (..., n, m), f_hat (..., n) -> loss (...,), gradient (..., n).
 
 from __future__ import annotations
 
-from asap_ref.method.masks import column_mass, keep, token_count
+from asap_ref.method.masks import column_mass, keep, queries_with_a_key, token_count
 from asap_ref.method.transport import entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, matvec
 from asap_ref.support.contracts import operator
@@ -91,8 +91,9 @@ def dual_loss_and_gradient(scores: "... n m", query_dual: "... n", *, epsilon=1.
     rows = xp.sum(half_step_plan(scores, query_dual, onto="key", **settings), axis=-1)
     n = token_count(query_dual, query_mask)
     mass = column_mass(scores, query_mask, key_mask)
-    loss = -(xp.sum(keep(query_dual, query_mask), axis=-1) + xp.sum(g * mass, axis=-1)) / _without_axis(n)
-    return loss, keep(rows - 1, query_mask) / n
+    alive = queries_with_a_key(query_mask, key_mask)
+    loss = -(xp.sum(keep(query_dual, alive), axis=-1) + xp.sum(g * mass, axis=-1)) / _without_axis(n)
+    return loss, keep(rows - 1, alive) / n
 
 
 def _with_axis(x):

@@ -19,6 +19,7 @@ comes through the plan, P * (d_out vᵀ), is one of the rank of the values. So a
 
 to which earlier segments add their own -K * (A Bᵀ). The gradient of the query dual, row sums of P * (d_out vᵀ), is
 that of d_out * out; that of the key dual, its column sums, is that of v * dv: narrow arrays, both. Derived.
+Where a loss looks at the duals themselves, df and dg are given and nothing comes through the plan.
 
 `sinkhorn.sinkhorn` stays the definition; this is tested against it. Shapes as in transport.py. Everything is array
 API code, on any module.
@@ -161,6 +162,15 @@ def scaled_attention_vjp(segments, v, out, d_out, mass):
     left, right = a[..., :, None] * d_out, b[..., :, None] * v
     dv = b[..., :, None] * (transpose(K) @ left)
     df, dg = xp.sum(d_out * out, axis=-1), xp.sum(v * dv, axis=-1)
+    return through_iterations(segments, df, dg, mass, (transpose(left), transpose(right))), dv
+
+
+def through_iterations(segments, df, dg, mass, products=None):
+    """Pull gradients epsilon df and epsilon dg of the last duals back to the scores: epsilon dS, (..., n, m).
+
+    Products, (..., p, n) and (..., p, m), are of what reaches dS past the duals: K * (leftᵀ right) of the last kernel.
+    """
+    xp = array_namespace(df, dg)
     d_scores = None
     for segment in reversed(segments):
         K, A, B = segment.K, [], []
@@ -175,8 +185,9 @@ def scaled_attention_vjp(segments, v, out, d_out, mass):
                 df, dg = df - a * matvec(K, B[-1]), 0.0
         A, B = -xp.stack(A, axis=-2), xp.stack(B, axis=-2)  # (..., half steps, n), (..., half steps, m)
         if d_scores is None:
-            A, B = xp.concat([transpose(left), A], axis=-2), xp.concat([transpose(right), B], axis=-2)
+            if products is not None:
+                A, B = (xp.concat(parts, axis=-2) for parts in zip(products, (A, B), strict=True))
             d_scores = K * (transpose(A) @ B)
         else:
             d_scores = d_scores + K * (transpose(A) @ B)
-    return d_scores, dv
+    return d_scores

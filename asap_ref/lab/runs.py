@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from asap_ref.lab.stopwatch import interleaved
-from asap_ref.model.text import batches, trimmed
+from asap_ref.model.batching import batches, trimmed
 from asap_ref.model.training import train
 from asap_ref.model.transformer import Transformer
 from asap_ref.support.arrays import to_numpy

@@ -33,6 +33,12 @@ def valid_pairs(query_mask, key_mask):
     return queries if key_mask is None else queries & key_mask[..., None, :]
 
 
+def queries_with_a_key(query_mask, key_mask):
+    """(..., n), (..., m) -> (..., n or 1): valid queries of sequences that have a key; None if nothing is masked."""
+    valid = valid_pairs(query_mask, key_mask)
+    return None if valid is None else array_namespace(valid).any(valid, axis=-1)
+
+
 def at_valid_pairs(x, query_mask, key_mask):
     """Keep x (..., n, m) at pairs of valid tokens, -inf at the others, whose exponential is zero."""
     xp, valid = array_namespace(x), valid_pairs(query_mask, key_mask)

@@ -1,8 +1,7 @@
-"""Text as token ids: a vocabulary, padding, and batches in which little is padded.
+"""Text as token ids: a vocabulary, and padding on the right.
 
 An id is a word's place in the vocabulary, plus two: 0 is padding, 1 any word that is not in the vocabulary.
-Sequences are padded on the right. A batch is as long as its longest sequence, so an epoch is cut into batches of
-like length. All of this runs on the host; inputs that are not integer (images) pass through unchanged.
+All of this runs on the host.
 
 Shapes: N sequences, n tokens at most -> ids (N, n).
 """
@@ -63,58 +62,3 @@ def word_dropout(share):
         return np.where(dropped, np.asarray(UNKNOWN, ids.dtype), ids)
 
     return drop
-
-
-# ------------------------------------------------------------------------------------------------------- batches
-
-POOL = 16  # batches whose sequences are sorted by length together: more pad less, fewer mix better
-
-
-def is_text(inputs):
-    """Say whether inputs are token ids."""
-    return np.issubdtype(inputs.dtype, np.integer)
-
-
-def lengths(ids):
-    """Tokens of each sequence up to the last one that is not padding: (N, n) -> (N,)."""
-    return np.max(np.where(ids != PADDING, np.arange(1, ids.shape[1] + 1), 0), axis=1)
-
-
-def trimmed(inputs):
-    """Cut the columns that are padding in every sequence; one is always kept.
-
-    Examples
-    --------
-    >>> trimmed(np.asarray([[4, 2, 0, 0], [3, 0, 0, 0]]))
-    array([[4, 2],
-           [3, 0]])
-    """
-    return inputs[:, : max(1, lengths(inputs).max())] if is_text(inputs) else inputs
-
-
-def batches(inputs, batch_size):
-    """Indices of batches that go through all inputs once; texts from short to long."""
-    order = np.argsort(lengths(inputs), kind="stable") if is_text(inputs) else np.arange(len(inputs))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def shuffled_batches(inputs, batch_size, rng):
-    """Indices of the batches of an epoch, in random order.
-
-    Texts are shuffled, sorted by length among the members of a pool of batches, cut, and the batches shuffled.
-
-    Examples
-    --------
-    >>> ids = np.asarray([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]])
-    >>> [sorted(batch.tolist()) for batch in shuffled_batches(ids, 2, np.random.default_rng(0))]
-    [[1, 4], [0, 3], [2, 5]]
-    """
-    order = rng.permutation(len(inputs))
-    if not is_text(inputs):
-        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    length, found = lengths(inputs), []
-    for i in range(0, len(order), POOL * batch_size):
-        pool = order[i : i + POOL * batch_size]
-        pool = pool[np.argsort(length[pool], kind="stable")]
-        found += [pool[j : j + batch_size] for j in range(0, len(pool), batch_size)]
-    return [found[i] for i in rng.permutation(len(found))]

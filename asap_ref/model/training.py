@@ -9,10 +9,10 @@ from functools import partial
 
 import numpy as np
 
+from asap_ref.model.batching import batches, shuffled_batches, trimmed
 from asap_ref.model.layers import cross_entropy_vjp
 from asap_ref.model.mechanism import fingerprint
 from asap_ref.model.optimiser import descend
-from asap_ref.model.text import batches, shuffled_batches, trimmed
 from asap_ref.model.transformer import transformer_vjp
 from asap_ref.support import trees
 from asap_ref.support.arrays import array_namespace, to_numpy
@@ -25,7 +25,7 @@ def dropout_noise(share, architecture, inputs, rng):
 
     Source: Srivastava et al. 2014, in the scaled form that leaves inference as it is.
     """
-    tokens = architecture.n_tokens if architecture.vocabulary is None else 1 + inputs.shape[1]
+    tokens = architecture.n_tokens if architecture.kind == "images" else 1 + inputs.shape[1]
 
     def draw():
         kept = rng.random((len(inputs), tokens, architecture.width), np.float32) >= share
@@ -62,8 +62,8 @@ def train(
     ----------
     model : Transformer
         Left as it is.
-    inputs : numpy.ndarray (N, ...)
-        Images, or token ids padded with 0; these are batched with others of like length.
+    inputs : numpy.ndarray (N, ...), or Sequences
+        Images, vectors, or token ids padded with 0; what is padded is batched with others of like length.
     labels : numpy.ndarray (N,)
     settings : TrainingSettings
     augment : callable, optional
@@ -105,7 +105,7 @@ def train(
         "examples": len(inputs),
         **fingerprint(model.attentions),
     }
-    made_by["data"] = [zlib.crc32(np.ascontiguousarray(x)) for x in (inputs, labels)]
+    made_by["data"] = [zlib.crc32(np.ascontiguousarray(x)) for x in (*_arrays_of(inputs), labels)]
     return descend(
         model,
         partial(_batches, model, inputs, labels, settings, augment),
@@ -138,9 +138,14 @@ def _loss_of_batch(model, batch):
     return loss_and_gradients(model, inputs, labels, noise=noise)
 
 
+def _arrays_of(inputs):
+    return [array for _, array in trees.named_leaves("inputs", inputs)]
+
+
 def _check_examples(inputs, labels, n_classes):
     for name, x in (("inputs", inputs), ("labels", labels)):
-        if not isinstance(x, np.ndarray):
+        arrays = _arrays_of(x) if name == "inputs" else [x]
+        if not all(isinstance(array, np.ndarray) for array in arrays):
             raise TypeError(f"train: {name} must be a NumPy array, got {type(x).__name__}; use to_numpy")
     if len(inputs) != len(labels) or not len(inputs):
         raise ValueError(f"train: {len(inputs)} inputs and {len(labels)} labels; expected as many, at least one")
@@ -159,8 +164,8 @@ def predict(model, inputs, *, batch_size=256):
     Parameters
     ----------
     model : Transformer
-    inputs : numpy.ndarray (N, ...)
-        Images, or token ids padded with 0.
+    inputs : numpy.ndarray (N, ...), or Sequences
+        Images, vectors, or token ids padded with 0.
     batch_size : int
         How many go through the model at a time.
 

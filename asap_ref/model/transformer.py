@@ -16,9 +16,11 @@ from functools import partial
 
 import numpy as np
 
-from asap_ref.model.embedding import embed_vjp
+from asap_ref.model.embedding import KINDS, embed_vjp
+from asap_ref.model.initial import Draw
 from asap_ref.model.layers import layer_norm, layer_norm_vjp, linear, linear_vjp, mlp, mlp_vjp, named
 from asap_ref.model.mechanism import Attention
+from asap_ref.model.sequences import Sequences
 from asap_ref.support import files, trees
 from asap_ref.support.arrays import array_module, array_namespace
 from asap_ref.support.contracts import operator
@@ -116,20 +118,37 @@ def times(x, noise, name):
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a Transformer: on text if it has a vocabulary, else on images.
+    """The sizes of a Transformer, and what it reads: images, or text, or sequences of vectors.
 
-    Text is token ids below ``vocabulary``, at most ``length`` a sequence, 0 for padding; an image is cut into
-    square patches of ``patch`` pixels a side.
+    Parameters
+    ----------
+    image, patch : (int, int), int
+        An image (8 x 8, if none is given, in patches of 2) is cut into square patches of ``patch`` pixels a side.
+    vocabulary, length : int
+        Text is token ids below ``vocabulary``, at most ``length`` a sequence, 0 for padding.
+    features, length : int
+        Vectors are (batch, n, features), or `Sequences` of them, which have a mask. With a ``length`` they have learned
+        positions and n is at most that; without, order means nothing, and n may be anything at any time.
+    n_classes, width, n_layers, n_heads, mlp_ratio : int
+        The width of an MLP is mlp_ratio times the width of a token.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If sizes do not fit each other, or say two kinds of input.
 
     Examples
     --------
     >>> Architecture(image=(8, 8), patch=2).n_tokens, Architecture(vocabulary=1000, length=30).n_tokens
     (17, 31)
+    >>> Architecture(features=2, n_heads=4).kind
+    'vectors'
     """
 
-    image: tuple[int, int] = (8, 8)
-    patch: int = 2
+    image: tuple[int, int] | None = None
+    patch: int | None = None
     vocabulary: int | None = None
+    features: int | None = None
     length: int | None = None
     n_classes: int = 10
     width: int = 48
@@ -138,31 +157,43 @@ class Architecture:
     mlp_ratio: int = 2
 
     def __post_init__(self):
-        text = () if self.vocabulary is None else ("vocabulary", "length")
-        for name in ("patch", "n_classes", "width", "n_layers", "n_heads", "mlp_ratio", *text):
+        given = [name for name in ("image", "vocabulary", "features") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"Architecture: {' and '.join(given)} were given, but inputs are of one kind")
+        if self.kind == "images":
+            if self.image is not None and self.patch is None:
+                raise ValueError(
+                    f"Architecture: an image {tuple(self.image)} is cut into patches, so give patch as well; if inputs "
+                    "are sequences of vectors (batch, n, features), give features instead"
+                )
+            object.__setattr__(self, "image", (8, 8) if self.image is None else tuple(self.image))
+            object.__setattr__(self, "patch", 2 if self.patch is None else self.patch)
+        sizes = [name for name in ("patch", "vocabulary", "features", "length") if getattr(self, name) is not None]
+        sizes += ["length"] if self.kind == "text" else []
+        for name in (*sizes, "n_classes", "width", "n_layers", "n_heads", "mlp_ratio"):
             check_count(getattr(self, name), name, "Architecture", least=1)
         if self.width % self.n_heads:
             raise ValueError(f"Architecture: width {self.width} is not a multiple of n_heads {self.n_heads}")
-        if any(side % self.patch for side in self.image):
+        if self.kind == "images" and any(side % self.patch for side in self.image):
             raise ValueError(f"Architecture: image {self.image} cannot be cut into patches of {self.patch}")
 
     @property
-    def n_tokens(self):
-        """Tokens of a sequence, at most, the class token included."""
+    def kind(self):
+        """What is read: a key of `embedding.KINDS`."""
         if self.vocabulary is not None:
-            return 1 + self.length
-        return 1 + (self.image[0] // self.patch) * (self.image[1] // self.patch)
+            return "text"
+        return "images" if self.features is None else "vectors"
+
+    @property
+    def n_tokens(self):
+        """Tokens of a sequence, at most, the class token included; None where a sequence may have any length."""
+        if self.kind == "images":
+            return 1 + (self.image[0] // self.patch) * (self.image[1] // self.patch)
+        return None if self.length is None else 1 + self.length
 
 
 def initialise(architecture, *, seed=0, dtype=np.float32):
-    """Draw parameters: a nested dict of NumPy arrays.
-
-    Weights are normal with variance 1 / fan-in, the two that write to the residual stream also divided by
-    the root of their number (2 n_layers), as in GPT-2; biases are 0, gains 1. In images positions and class
-    token start at twice the size of a patch: with small ones attention sees pixels long before it sees places,
-    and a small data set is learned by heart meanwhile (measured: 94 % against 98 % test accuracy on digits).
-    In text words and positions start at a tenth of the class token: a step of AdamW has the same size for every
-    entry, so small words are soon what training made them, rare ones too (Reuters R8: 97 % against 95 %).
+    """Draw parameters (initial.py, and embedding.py for those of each kind of input): a nested dict of NumPy arrays.
 
     Examples
     --------
@@ -170,49 +201,28 @@ def initialise(architecture, *, seed=0, dtype=np.float32):
     >>> params["block0"]["heads"]["qkv"]["weight"].shape
     (48, 144)
     """
-    rng = np.random.default_rng(seed)
-    a, w = architecture, architecture.width
-
-    def normal(*shape, scale):
-        return (scale * rng.standard_normal(shape)).astype(dtype)
-
-    def affine(fan_in, fan_out, scale=1.0):
-        return {
-            "weight": normal(fan_in, fan_out, scale=scale * fan_in**-0.5),
-            "bias": np.zeros(fan_out, dtype),
-        }
-
-    def norm():
-        return {"gain": np.ones(w, dtype), "bias": np.zeros(w, dtype)}
-
-    residual = (2 * a.n_layers) ** -0.5
-    blocks = {
-        f"block{i}": {
-            "norm1": norm(),
-            "heads": {"qkv": affine(w, 3 * w), "out": affine(w, w, residual)},
-            "norm2": norm(),
-            "mlp": {"up": affine(w, a.mlp_ratio * w), "down": affine(a.mlp_ratio * w, w, residual)},
-        }
-        for i in range(a.n_layers)
+    a, draw = architecture, Draw(seed, dtype)
+    blocks = draw.blocks(a)
+    embedding = KINDS[a.kind].initial(draw, a)
+    return {
+        "embedding": embedding,
+        **blocks,
+        "norm": draw.norm(a.width),
+        "head": draw.affine(a.width, a.n_classes),
     }
-    is_image = a.vocabulary is None
-    embedding = {
-        **({"patch": affine(a.patch**2, w)} if is_image else {"word": normal(a.vocabulary, w, scale=0.1)}),
-        "class_token": normal(w, scale=2.0 if is_image else 1.0),
-        "position": normal(a.n_tokens, w, scale=2.0 if is_image else 0.1),
-    }
-    return {"embedding": embedding, **blocks, "norm": norm(), "head": affine(w, a.n_classes)}
 
 
 @operator
 def transformer(params: "...", inputs: "...", architecture, attentions):
-    """Logits of a batch: images (B, height, width) or token ids (B, n) -> (B, n_classes).
+    """Logits of a batch of images, token ids or vectors -> (B, n_classes).
 
     Parameters
     ----------
     params : nested dict of arrays
         As from `initialise`, in the module and dtype of the inputs.
-    inputs : array (B, height, width), or integer array (B, n) of token ids, 0 where a text is padded
+    inputs : array
+        Images (B, height, width); integer token ids (B, n), 0 where a text is padded; or vectors (B, n, features), or
+        `Sequences` of them with their mask.
     architecture : Architecture
     attentions : sequence of Attention
         One for each layer.
@@ -222,7 +232,7 @@ def transformer(params: "...", inputs: "...", architecture, attentions):
     TypeError, ValueError
         On wrong shapes or dtypes, a wrong number of attentions, or non-finite input.
     """
-    _check_inputs(inputs, architecture, attentions)
+    _check_one_a_layer(attentions, architecture)
     x, mask, _ = embed_vjp(params["embedding"], inputs, architecture)
     for i, attention in enumerate(attentions):
         x = block(x, params[f"block{i}"], attention, architecture.n_heads, mask)
@@ -235,9 +245,9 @@ def transformer_vjp(params: "...", inputs: "...", architecture, attentions, *, n
 
     Noise, as from `training.dropout_noise`, multiplies the embedded tokens and what each branch of a block writes.
     """
-    xp = array_namespace(inputs)
-    _check_inputs(inputs, architecture, attentions)
+    _check_one_a_layer(attentions, architecture)
     x, mask, embed_backward = embed_vjp(params["embedding"], inputs, architecture)
+    xp = array_namespace(x)
     x, backward = times(x, noise, "embedding"), {}
     for i, attention in enumerate(attentions):
         block_noise = None if noise is None else noise[f"block{i}"]
@@ -259,27 +269,9 @@ def transformer_vjp(params: "...", inputs: "...", architecture, attentions, *, n
     return logits, vjp
 
 
-def _check_inputs(inputs, architecture, attentions):
-    xp, shape, got = array_namespace(inputs), tuple(inputs.shape), f"{inputs.dtype} of shape {tuple(inputs.shape)}"
+def _check_one_a_layer(attentions, architecture):
     if len(attentions) != architecture.n_layers:
         raise ValueError(f"transformer: {len(attentions)} attentions for {architecture.n_layers} layers")
-    if architecture.vocabulary is None:
-        if xp.isdtype(inputs.dtype, "integral"):
-            raise TypeError(f"transformer: inputs must be real floating point images, got {got}")
-        if shape[1:] != tuple(architecture.image):
-            raise ValueError(f"transformer: inputs has shape {shape}, expected (batch, *{architecture.image})")
-        return
-    if not xp.isdtype(inputs.dtype, "integral"):
-        raise TypeError(f"transformer: inputs must be integer token ids, got {got}")
-    if len(shape) != 2 or not 1 <= shape[1] <= architecture.length:
-        raise ValueError(
-            f"transformer: inputs has shape {shape}, expected (batch, n) with n from 1 to {architecture.length}"
-        )
-    if bool(xp.any((inputs < 0) | (inputs >= architecture.vocabulary))):
-        raise ValueError(
-            f"transformer: inputs holds ids from {int(xp.min(inputs))} to {int(xp.max(inputs))}, expected 0 "
-            f"(padding) to {architecture.vocabulary - 1}, the vocabulary less one"
-        )
 
 
 @dataclass(frozen=True)
@@ -301,7 +293,7 @@ class Transformer:
 
     def __repr__(self):
         a, names = self.architecture, ", ".join(dict.fromkeys(attention.name for attention in self.attentions))
-        tokens = f"images of {a.image}" if a.vocabulary is None else f"text of {a.vocabulary} words"
+        tokens = KINDS[a.kind].told(a)
         sizes = f"{a.n_layers} x {a.n_heads} heads, width {a.width}, {trees.count(self.params)} parameters"
         return f"<Transformer on {tokens}: {sizes}, {names} attention>"
 
@@ -318,10 +310,13 @@ class Transformer:
         return transformer(self.params, inputs, self.architecture, self.attentions)
 
     def place(self, inputs):
-        """Bring NumPy inputs to the array module and device of the model; images to its dtype as well."""
+        """Bring NumPy inputs to the array module and device of the model, and all but token ids to its dtype."""
         like = self.params["head"]["weight"]
-        dtype = like.dtype if self.architecture.vocabulary is None else None
-        return array_namespace(like).asarray(inputs, dtype=dtype, device=like.device)
+        xp, dtype = array_namespace(like), None if KINDS[self.architecture.kind].exact else like.dtype
+        if isinstance(inputs, Sequences):
+            mask = None if inputs.mask is None else xp.asarray(inputs.mask, device=like.device)
+            return Sequences(xp.asarray(inputs.vectors, dtype=dtype, device=like.device), mask)
+        return xp.asarray(inputs, dtype=dtype, device=like.device)
 
     def with_attention(self, *attentions):
         """Return the same parameters with other attention: one for all layers, or one for each."""
@@ -349,12 +344,15 @@ class Transformer:
         saved = enumerate(header["attentions"])
         attentions = tuple(Attention.from_state(arrays.get(f"attention{i}", {}), each) for i, each in saved)
         architecture = dict(header["architecture"])
-        architecture["image"] = tuple(architecture["image"])
-        params = arrays["params"]
-        trees.check_like(params, initialise(Architecture(**architecture)))
+        if (
+            architecture.get("vocabulary") is not None
+        ):  # of version 0.1, which kept the sizes of an image beside it
+            architecture |= {"image": None, "patch": None}
+        architecture, params = Architecture(**architecture), arrays["params"]
+        trees.check_like(params, initialise(architecture))
         if backend != "numpy":
             params = trees.place(params, array_module(backend))
-        return cls(Architecture(**architecture), params, attentions)
+        return cls(architecture, params, attentions)
 
 
 def load_model(path, *, backend="numpy"):

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from asap_ref.oracle import truth
+from asap_ref.method.masks import keep_tokens, valid_pairs
+from asap_ref.oracle import ties, truth
 from asap_ref.oracle.recipe import ARGUMENTS, LAYOUTS, Recipe, arrays_of, padded, rounded
 from asap_ref.oracle.stored import Case, CaseAtHand, flags, operators
 from asap_ref.oracle.verdict import GRADIENT, check
@@ -29,9 +30,11 @@ LEAST = {  # tolerances of results, and of gradients, that any careful implement
 }
 # psi is a minimum over samples; near those that attain it others do within a rounding, and its gradient goes to either
 NEAR_TIES = ("kantorovich_potentials_1d", "sliced_potentials")
+WITHOUT_EXPONENTS = ("attention_scores", "sliced_potentials", "dual_features", "amortized_query_dual")
 MOST = 0.25  # beyond it a result says nothing
 NOISE = 1e-13  # numbers here are of the size of one
 ROUNDINGS = 8  # how often the inputs, or what has their size, may be rounded on the way
+STEPS = (16, 256)  # how many roundings of an exponent a result, and a gradient, may show
 NAIVE = 4  # times the error of the plainest operators in float32
 
 
@@ -112,14 +115,18 @@ def make(recipe, dtype, case):
     operator, arguments = recipe.operator, recipe.settings
     names = list(operators()[operator]["outputs"])
     inputs = arrays_of(recipe, dtype)
+    size = largest_exponent(operator, inputs, arguments)
     outputs = truth.outputs_of(operator, names, inputs, arguments)
+    outputs = {name: without_noise(y, size) for name, y in outputs.items()}
     rng = np.random.default_rng([recipe.seed, 1])
     cotangents = {}
     if differentiable(recipe, inputs):
         cotangents = {name: rounded(rng.standard_normal(y.shape), dtype) for name, y in outputs.items()}
+    unasked = ties.unasked(operator, inputs, outputs, arguments)
+    cotangents = {name: np.where(unasked.get(name, False), 0, c) for name, c in cotangents.items()}
     weights = list(cotangents.values())
     gradients = truth.gradients_of(operator, inputs, arguments, weights) if cotangents else {}
-    gradients = {name: without_noise(g) for name, g in gradients.items()}
+    gradients = {name: without_noise(g, size) for name, g in gradients.items()}
     groups = dict(inputs=inputs, outputs=outputs, cotangents=cotangents, gradients=gradients)
     groups["must_be_zero"] = zeros_of(recipe, inputs, outputs, gradients)
     rules = {
@@ -128,11 +135,13 @@ def make(recipe, dtype, case):
     }
     words = {field.name: getattr(case, field.name) for field in fields(Case)}
     errors = rounding_errors(CaseAtHand(**{**words, "rules": rules}, groups=groups), recipe.seed, dtype)
-    for key, least in (("outputs", LEAST[dtype][0]), ("gradients", LEAST[dtype][1])):
+    unit = size * ROUNDOFF["float64" if dtype == "float64" else "float32"]  # half precision computes in float32
+    for key, least, steps in zip(("outputs", "gradients"), LEAST[dtype], STEPS, strict=True):
         for name in groups[key]:
             if key == "gradients" and operator in NEAR_TIES and dtype == "float32":
-                least = 5e-3
-            error = max(least, errors.get(name if key == "outputs" else GRADIENT + name, 0.0))
+                least = 2e-2
+            of_exponents = steps * unit / rules[key][name]["scale"]
+            error = max(least, of_exponents, errors.get(name if key == "outputs" else GRADIENT + name, 0.0))
             rules[key][name]["tolerance"] = {dtype: error} if error <= MOST else {}
     return groups, rules
 
@@ -142,9 +151,40 @@ def differentiable(recipe, inputs):
     return recipe.values not in ("ties", "equal") and truth.differentiable(recipe.operator, inputs) != []
 
 
-def without_noise(g):
-    """A gradient that vanishes, and of which only rounding errors are left, is zero: attention to a single key, say."""
-    return g if np.abs(g).max(initial=0) > NOISE else np.zeros_like(g)
+def without_noise(x, exponent=1.0):
+    """What vanishes, and of which only rounding errors are left, is zero: a gradient of attention to a single key."""
+    return x if np.abs(x).max(initial=0) > NOISE * max(exponent / 16, 1.0) else np.zeros_like(x)
+
+
+def largest_exponent(operator, inputs, arguments):
+    """The largest number that is exponentiated, at least 1: a rounding moves the exponential by so many units.
+
+    An error of the scores may cancel in exact arithmetic, so that moving the inputs does not show it.
+    """
+    arrays = {name: np.nan_to_num(x) for name, x in inputs.items() if x.dtype.kind == "f"}
+    masks = {name: x for name, x in inputs.items() if name.endswith("mask")}
+    sizes = [np.abs(arrays[name]).max() for name in ("query_dual", "key_dual", "dual", "init") if name in arrays]
+    if "scores" in arrays:
+        sizes.append(np.abs(at_tokens(arrays["scores"], masks)).max())
+    elif {"q", "k"} <= set(arrays) and operator not in WITHOUT_EXPONENTS:
+        q, k = (keep_tokens(arrays[x[0]], masks.get(f"{x}_mask")) for x in ("query", "key"))
+        if operator == "sliced_attention":  # of the soft sorts, and of the weights of slices
+            radius = max(np.sqrt((x**2).sum(-1).max() / q.shape[-1]) for x in (q, k))
+            sizes.append(4 * radius**2 / arguments["temperature"])
+            sizes.append(2 * radius * arguments["inverse_temperature"] * q.shape[-2])
+        else:
+            sizes.append(np.abs(q @ k.mT).max() / math.sqrt(q.shape[-1]))
+    if operator == "asap_attention":
+        given = {name: inputs[name] for name in ("q", "k", "directions", "weights", "basis") if name in inputs}
+        predicted = truth.PLAIN.amortized_query_dual(**given, **masks, cumulants=arguments["cumulants"])
+        sizes.append(np.abs(predicted).max())
+    return max(1.0, float(sum(sizes)) / arguments.get("epsilon", 1.0))
+
+
+def at_tokens(scores, masks):
+    """Scores with zero at padding."""
+    valid = valid_pairs(masks.get("query_mask"), masks.get("key_mask"))
+    return scores if valid is None else np.where(valid, scores, 0)
 
 
 def rule(x):

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
+from asap_ref.oracle import ties
+
 # trailing axes of each array in and out; leading axes are batch and head
 AXES = {
     "attention_scores": ({"q": "n d", "k": "m d"}, {"scores": "n m"}),
@@ -183,7 +185,13 @@ def arrays_of(recipe, dtype):
     for name in inputs:
         if name in wanted:
             x = rounded(_numbers(recipe, name, inputs[name], rng, made), dtype)
+            if name in ("x", "y") and recipe.values != "ties":
+                x = ties.distinct(x, lambda size: rounded(2 * rng.standard_normal(size), dtype))
             made[name] = _spoiled(recipe, name, x, inputs[name].split(), masks)
+    for side in "xy":
+        if f"{side}_weights" in made:
+            redrawn = lambda size: rounded(rng.uniform(0.25, 2.0, size), dtype)  # noqa: E731
+            ties.keep_levels_apart(made, side, alive["n"], alive["m"], redrawn)
     if "teacher_columns" in made:
         made["teacher_columns"] = rounded(_columns(made["teacher_columns"], alive["n"], alive["m"]), dtype)
     return made | masks

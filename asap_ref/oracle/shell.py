@@ -76,9 +76,11 @@ def add_commands(parser, add):
         run_fuzz,
         "draw cases for a time, edges first, and show the smallest that fails for each operator",
         "asap-ref oracle fuzz my_file.py --seconds 60 --dtype bfloat16",
+        "asap-ref oracle fuzz my_file.py --rounds 20 --seed 7",
     )
     fuzz_.add_argument("module", help="name of a module, or path of a .py file")
     fuzz_.add_argument("--seconds", type=float, default=60.0, help="how long (%(default)s)")
+    fuzz_.add_argument("--rounds", type=int, help="how many cases of each operator, in place of a time")
     fuzz_.add_argument("--seed", type=int, default=0, help="another one draws other cases (%(default)s)")
 
     files = command(
@@ -227,6 +229,7 @@ def run_fuzz(args):
     report = fuzz(
         args.module,
         seconds=args.seconds,
+        rounds=args.rounds,
         operator=args.operator,
         dtype=args.dtype,
         seed=args.seed,

@@ -353,7 +353,7 @@ def _refuse_mask_of_pairs(function, name, mask, pairs, problems, alone):
         return
     if _broadcasts(shape[:-1], problems):
         xp = array_namespace(mask)
-        if not alone or len(shape) > 2 or shape[0] == 1 or not bool(xp.all(mask == xp.tril(mask | ~mask))):
+        if not alone or len(shape) > 2 or 1 in shape or not bool(xp.all(mask == xp.tril(mask | ~mask))):
             return
     raise ValueError(
         f"{function}: {name} has shape {shape}, one entry a pair of query and key, but masks mark padding: "

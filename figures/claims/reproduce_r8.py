@@ -9,7 +9,7 @@ from asap_ref.lab import outcome
 from asap_ref.lab.experiments import experiment
 from asap_ref.lab.reproduce import ReproduceSettings, reproduce
 from asap_ref.lab.runs import forward_milliseconds, whole_batches
-from asap_ref.model.text import lengths
+from asap_ref.model.batching import lengths
 from asap_ref.model.transformer import Transformer
 from asap_ref.support import files
 

@@ -193,7 +193,7 @@ FAULTS = [
             "matvec(C, columns - teacher_columns)",
         ),
         ("calibration/objectives.py", "/ (n * epsilon)", "/ n"),
-        ("calibration/objectives.py", "keep(rows - 1, query_mask)", "(rows - 1)"),
+        ("calibration/objectives.py", "keep(rows - 1, alive)", "(rows - 1)"),
         (
             "method/attention.py",
             "sinkhorn(S, n_iter=n_iter, init=f_hat",

@@ -5,6 +5,8 @@ import math
 import torch
 from torch.nn import functional
 
+MLP = ("up", "down")
+
 
 def sinkhorn_plan(S, n_iter, epsilon):
     """Log-domain Sinkhorn from the softmax start, differentiated by autograd through every step."""
@@ -35,7 +37,8 @@ def read(params, x, n_heads, n_iter, epsilon):
     B = len(x)
     x = torch.cat([params["embedding/class_token"].expand(B, 1, -1), x], 1)
     n, w = x.shape[1:]
-    x = x + params["embedding/position"][:n]
+    if "embedding/position" in params:
+        x = x + params["embedding/position"][:n]
     n_layers = sum(key.endswith("norm1/gain") for key in params)
     for i in range(n_layers):
         p = {key.removeprefix(f"block{i}/"): value for key, value in params.items()}
@@ -50,3 +53,12 @@ def read(params, x, n_heads, n_iter, epsilon):
         x = x + h @ p["mlp/down/weight"] + p["mlp/down/bias"]
     x = functional.layer_norm(x[:, 0], (w,), params["norm/gain"], params["norm/bias"])
     return x @ params["head/weight"] + params["head/bias"]
+
+
+def forward_vectors(params, sequences, n_heads, n_iter, epsilon):
+    """Logits of sequences of vectors of any length: each runs alone, so nothing here knows of padding or masks."""
+    up, down = (
+        (params[f"embedding/vector/{part}/weight"], params[f"embedding/vector/{part}/bias"]) for part in MLP
+    )
+    embedded = [functional.gelu(x @ up[0] + up[1], approximate="tanh") @ down[0] + down[1] for x in sequences]
+    return torch.cat([read(params, x[None], n_heads, n_iter, epsilon) for x in embedded])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from asap_ref.lab import datasets, gallery, reuters
-from asap_ref.model.text import lengths
+from asap_ref.model.batching import lengths
 
 TABLE = "Category\tText\nd\tstring\nclass\t\n\nearn\tprofit rose reuter \nacq\tbought a bank reuter \n"
 

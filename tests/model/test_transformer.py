@@ -161,7 +161,7 @@ def test_the_attention_may_differ_from_layer_to_layer():
         (lambda m: m.with_attention(SINKHORN, SINKHORN, SINKHORN)(IMAGES), "3 attentions for 2 layers"),
         (lambda m: m(np.where(IMAGES > 1, np.nan, IMAGES)), "inputs contains NaN"),
         (lambda m: Architecture(width=10, n_heads=4), "not a multiple"),
-        (lambda m: Architecture(image=(8, 9)), "cannot be cut"),
+        (lambda m: Architecture(image=(8, 9), patch=2), "cannot be cut"),
         (lambda m: Architecture(n_layers=0), "at least 1"),
         (lambda m: Attention("sparse"), "must be one of"),
     ],

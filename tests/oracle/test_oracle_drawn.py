@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asap_ref import cli, oracle
-from asap_ref.oracle import exchange, reference
+from asap_ref.oracle import exchange, reference, ties
 from asap_ref.oracle.drawn import DrawnCase
 from asap_ref.oracle.fuzzing import edge
 from asap_ref.oracle.recipe import AXES, MASKS, OPTIONAL, SIDES, Recipe
@@ -57,9 +57,8 @@ def test_drawn_cases_are_confirmed_by_the_second_source(second_source, operator)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 @pytest.mark.parametrize("operator", AXES)
 def test_this_package_passes_what_fuzzing_draws(operator, dtype):
-    rng = np.random.default_rng(5)
     for number in range(16):
-        case = DrawnCase.of(edge(operator, number, rng))
+        case = DrawnCase.of(edge(operator, number, seed=5))
         report = oracle.run_case(reference, case, dtype=dtype)
         assert report.passed or not any(
             report.case.rules["outputs"][x]["tolerance"] for x in report.case.outputs
@@ -133,7 +132,7 @@ def test_shrinking_finds_where_a_failure_begins():
 
 
 def test_fuzzing_finds_it_and_says_how_to_draw_it_again(capsys):
-    report = oracle.fuzz(broken_after(32), seconds=0)
+    report = oracle.fuzz(broken_after(32), rounds=1)
     assert not report.passed and report.first_operator() == "attend"
     text = str(report)
     assert "--m 33" in text and "asap-ref oracle random attend MODULE" in text
@@ -141,6 +140,44 @@ def test_fuzzing_finds_it_and_says_how_to_draw_it_again(capsys):
     command = next(line for line in text.splitlines() if "again:" in line).partition("asap-ref ")[2]
     assert cli.main(command.replace("MODULE", "asap_ref").split()) == 0  # where it passes
     assert "passed" in capsys.readouterr().out
+
+
+def test_fuzzing_in_rounds_draws_the_same_cases_whatever_a_module_offers():
+    whole = oracle.fuzz(reference, rounds=2, seed=4)
+    part = oracle.fuzz(SimpleNamespace(__name__="mine", lse=reference.lse), rounds=2, seed=4)
+    drawn = {report.case.id: report.case.note for report in whole.reports}
+    assert len(part.reports) == 2 and all(drawn[r.case.id] == r.case.note for r in part.reports)
+    assert {r.case.id for r in oracle.fuzz(reference, rounds=2, seed=5, operator="lse").reports}.isdisjoint(drawn)
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        oracle.fuzz(reference, rounds=0)
+
+
+@pytest.mark.parametrize("side", ["query", "key"])
+def test_a_sequence_without_tokens_on_one_side_has_no_loss(side):
+    for operator in ("dual_loss", "kl_loss"):
+        case = oracle.random_case(operator, mask="all", side=side)
+        assert not np.any(case.outputs["loss"])
+        assert not np.any(case.gradients["query_dual"])
+
+
+def test_what_hangs_on_a_rounding_is_not_asked():
+    for dtype in ("float32", "bfloat16"):
+        case = oracle.random_case(
+            "kantorovich_potentials_1d", n=65, m=257, given=("x_weights", "y_weights"), mask="holes", seed=8
+        ).at(dtype)
+        for index in np.ndindex(2, 2):
+            x, y = (case.inputs[side][index][case.inputs[f"{side}_mask"][index[0], 0]] for side in ("x", "y"))
+            a, b = (
+                case.inputs[f"{side}_weights"][index][case.inputs[f"{side}_mask"][index[0], 0]]
+                for side in ("x", "y")
+            )
+            assert len(set(x)) == len(x) and len(set(y)) == len(y)
+            assert not ties.levels_nearly_meet(x, y, a, b)
+    x, y = np.asarray([0.0, 1e-9, 1.0]), np.asarray([0.0, 0.5, 1.0])
+    phi, _ = reference.kantorovich_potentials_1d(x, y, cost="bilinear")
+    valid = np.ones(3, bool)
+    near = ties.minimum_nearly_tied(x, y, phi, valid, valid, "bilinear")
+    assert near.tolist() == [True, True, False]  # which of the first two samples attains the minimum
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,13 @@ def test_a_triangle_is_padding_where_the_batch_could_be_of_such_lengths():
     assert ar.softmax_attention(q, k, v, key_mask=other).shape == (6, 6, 4)
 
 
+def test_a_mask_of_a_batch_with_one_key_each_is_padding():
+    """Its shape (2, 1) is also that of pairs of two queries and one key, where nothing is causal."""
+    q, k, v = qkv(2, n=2, m=1, d=4)
+    out = ar.softmax_attention(q, k, v, key_mask=np.ones((2, 1), bool))
+    np.testing.assert_allclose(out, np.broadcast_to(v, out.shape), rtol=1e-12)
+
+
 def test_a_mask_of_pairs_that_is_not_causal_is_refused_as_well():
     q, k, v = qkv(2, 3, n=6, m=7, d=4)
     for key in ("query_mask", "key_mask"):

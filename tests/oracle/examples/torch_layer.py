@@ -300,7 +300,8 @@ def sliced_attention(
     plans = sorts[0].mT @ (n * shared.clamp(min=0))[..., None, :, :] @ sorts[1]  # (..., L, n, m)
     pairs = valid[0][..., :, None] & valid[1][..., None, :]
     gap = (q[..., :, None, :] - k[..., None, :, :]).pow(2).sum(-1)
-    distance = gap.masked_fill(~pairs, 1).sqrt().masked_fill(~pairs, 0)
+    apart = pairs & (gap > 0)  # the gradient of a distance of zero is zero
+    distance = gap.masked_fill(~apart, 1).sqrt().masked_fill(~apart, 0)
     cost = (distance[..., None, :, :] * plans).sum((-2, -1))
     share = torch.softmax(-inverse_temperature * cost, -1)
     return (share[..., None, None] * plans).sum(-3) @ v
