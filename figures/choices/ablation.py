@@ -36,7 +36,7 @@ def variants():
         for L in SLICES:
             found.append((features, "regression", L, 0, settings))
     best = list(FEATURES)[-1]
-    for objective, refine in (("kl", 0), ("dual", 0), ("regression", 1)):
+    for objective, refine in (("kl", 0), ("regression", 1)):
         found.append((best, objective, 16, refine, FEATURES[best]))
     return found
 
@@ -126,7 +126,7 @@ def draw(record, folder):
     for label, key, colour, marker in (
         (f"teacher, T = {T}", T, "sinkhorn", "o"),
         ("ASAP, regression", (BEST, "regression", 16, 0), "asap", "*"),
-        ("ASAP, dual", (BEST, "dual", 16, 0), "sliced", "^"),
+        ("ASAP, kl", (BEST, "kl", 16, 0), "sliced", "^"),
     ):
         found = np.ravel([_row(seed, key)["to_converged"] for seed in record["seeds"]])
         right.semilogy(needed, found, marker, color=presentation.COLOURS[colour], label=label)
@@ -183,7 +183,7 @@ def _heads(record):
     T, middle = record["seeds"][0]["teacher"]["n_iter"], int(np.median(needed))
     rows = [["", *(f"{m}, {half}" for m in ("column error", "distance to the converged plan") for half in HALVES)]]
     keys = {"teacher": T} | {
-        f"ASAP, {objective}": (BEST, objective, 16, 0) for objective in ("regression", "kl", "dual")
+        f"ASAP, {objective}": (BEST, objective, 16, 0) for objective in ("regression", "kl")
     }
     for name, key in keys.items():
         cells = []
