@@ -182,9 +182,7 @@ def _heads(record):
     needed = np.ravel([seed["iterations"] for seed in record["seeds"]])
     T, middle = record["seeds"][0]["teacher"]["n_iter"], int(np.median(needed))
     rows = [["", *(f"{m}, {half}" for m in ("column error", "distance to the converged plan") for half in HALVES)]]
-    keys = {"teacher": T} | {
-        f"ASAP, {objective}": (BEST, objective, 16, 0) for objective in ("regression", "kl")
-    }
+    keys = {"teacher": T} | {f"ASAP, {objective}": (BEST, objective, 16, 0) for objective in ("regression", "kl")}
     for name, key in keys.items():
         cells = []
         for measure in ("column_error", "to_converged"):
