@@ -40,7 +40,7 @@ def fit_amortizer(
     epsilon=1.0,
     objective="regression",
     candidates=None,
-    ridge=1e-4,
+    ridge=1e-3,
     refine=0,
     seed=0,
     client=None,

@@ -15,7 +15,7 @@ from asap_ref.method.amortizer import Amortizer
 from asap_ref.support.settings import check_positive
 
 
-def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
+def recalibrate(amortizer, batches, *, ridge=1e-3, forget=1.0):
     """Fit the weights of an amortizer again, on its earlier calibration data and new data together.
 
     Parameters

@@ -20,7 +20,7 @@ from asap_ref.fast.from_dual import cut
 from asap_ref.fast.scaling import scale, scaled_duals
 from asap_ref.fast.threads import CHUNK, spread
 from asap_ref.method import regression as readable
-from asap_ref.method.features import dual_features, of_heads
+from asap_ref.method.features import check_families, dual_features, of_heads
 from asap_ref.method.masks import centred, column_mass, keep_tokens
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.method.transport import attention_scores
@@ -45,6 +45,7 @@ def kl_statistics(q, k, families, *, n_iter=20, epsilon=1.0, query_mask=None, ke
 def _statistics(definition, products, q, k, families, n_iter, epsilon, query_mask, key_mask):
     masks = {"query_mask": query_mask, "key_mask": key_mask}
     dual_features.examined(q, k, families, **masks)
+    check_families(families, q)
     settings = {"n_iter": n_iter, "epsilon": epsilon}
     if is_half(q.dtype):  # which the definition computes in float32
         return definition(q, k, families, **settings, **masks)
