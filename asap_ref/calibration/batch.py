@@ -19,6 +19,13 @@ def statistics_of_batch(objective, families, n_iter, epsilon, batch):
     return OBJECTIVES[objective](q, k, place_like(q, families), **settings)
 
 
+def check_batches(batches, function):
+    """Raise where one batch was given for a list of them: its arrays would be taken for batches themselves."""
+    on_disk = isinstance(batches, tuple) and all(hasattr(x, "chunks") for x in batches)  # zarr, dask
+    if isinstance(batches, tuple | list) and len(batches) in (2, 4) and is_array(batches[0]) and not on_disk:
+        raise TypeError(f"{function}: batches is a list of batches, got the arrays of one; give [(q, k)]")
+
+
 def with_masks(batch):
     """Check a batch, and return q, k, query_mask and key_mask; masks that are not there are None."""
     stacked = is_array(batch) and batch.shape[:1] == (2,)

@@ -15,12 +15,14 @@ Shapes: q (..., H, n, d), k (..., H, m, d), weights (H, F).
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from asap_ref.calibration.batch import OBJECTIVES, statistics_of_batch, with_masks
+from asap_ref.calibration.batch import OBJECTIVES, check_batches, statistics_of_batch, with_masks
 from asap_ref.calibration.cluster import on_cluster
+from asap_ref.calibration.omega import fitted_omega
 from asap_ref.calibration.slice_choice import select
 from asap_ref.calibration.sources import in_process
 from asap_ref.fast.threads import blas_on_one_thread
@@ -29,7 +31,14 @@ from asap_ref.method.features import FAMILIES, Slices
 from asap_ref.method.masks import keep_tokens
 from asap_ref.method.slices import slice_directions
 from asap_ref.support.arrays import to_numpy
-from asap_ref.support.settings import check_choice, check_count, check_epsilon
+from asap_ref.support.settings import (
+    check_choice,
+    check_count,
+    check_epsilon,
+    check_flag,
+    check_positive,
+    check_seed,
+)
 
 
 def fit_amortizer(
@@ -70,7 +79,8 @@ def fit_amortizer(
     ridge : float
         Penalty, relative to each feature's second moment (ours).
     refine : int
-        Sinkhorn iterations after the two-sided transform, kept with the amortizer.
+        Over-relaxed Sinkhorn iterations between the prediction and the two-sided transform, kept with the amortizer.
+        How far they go, a number a head, is found on the first batch (omega.py).
     seed : int
         Of the slices.
     client : dask.distributed.Client, optional
@@ -108,14 +118,15 @@ def fit_amortizer(
     (2, 11)
     """
     epsilon = check_epsilon(epsilon, "fit_amortizer")
-    check_count(n_iter, "n_iter", "fit_amortizer", least=1)
-    check_count(refine, "refine", "fit_amortizer", least=0)
+    n_iter = check_count(n_iter, "n_iter", "fit_amortizer", least=1)
+    refine = check_count(refine, "refine", "fit_amortizer", least=0)
+    seed = check_seed(seed, "fit_amortizer")
+    progress = check_flag(progress, "progress", "fit_amortizer")
     check_choice(objective, "objective", "fit_amortizer", tuple(OBJECTIVES))
-    if not ridge >= 0:
-        raise ValueError(f"fit_amortizer: ridge must be at least 0, got {ridge}")
-    check_count(n_slices, "n_slices", "fit_amortizer", least=1)
+    ridge = check_positive(ridge, "ridge", "fit_amortizer", or_zero=True)
+    n_slices = check_count(n_slices, "n_slices", "fit_amortizer", least=1)
     if candidates is not None:
-        check_count(candidates, "candidates", "fit_amortizer", least=n_slices)
+        candidates = check_count(candidates, "candidates", "fit_amortizer", least=n_slices)
     asked = families_asked_for(families)
     source, first = source_of(batches, client, progress=progress)
 
@@ -132,7 +143,7 @@ def fit_amortizer(
             slices = Slices(np.take_along_axis(drawn.directions[None], picked[:, None, :], axis=-1))
             statistics = statistics.of_slices(picked, candidates)
         weights = statistics.ridge(ridge)
-    return Amortizer(
+    amortizer = Amortizer(
         (slices, *others),
         weights,
         epsilon=epsilon,
@@ -142,10 +153,12 @@ def fit_amortizer(
         r_squared=statistics.r_squared(weights),
         statistics=statistics,
     )
+    return replace(amortizer, omega=fitted_omega(amortizer, *first)) if refine else amortizer
 
 
 def source_of(batches, client, *, progress):
     """Make a source of the batches, here or on a cluster; also give the first batch, checked."""
+    check_batches(batches, "fit_amortizer")
     source = in_process(batches) if client is None else on_cluster(batches, client, progress=progress)
     first = source.first()
     if first is None:

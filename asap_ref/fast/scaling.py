@@ -30,7 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from asap_ref.method.masks import column_mass, valid_pairs
+from asap_ref.method.masks import column_mass, keep, valid_pairs
 from asap_ref.method.transport import Duals, entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, matvec, one_pass, transpose, vecmat
 
@@ -149,6 +149,17 @@ def scaled_duals(segments, epsilon):
     return Duals(f + epsilon * xp.log(a), g + epsilon * xp.log(b))
 
 
+def scaled_sinkhorn_vjp(scores, *, n_iter, epsilon=1.0, query_mask=None, key_mask=None):
+    """`sinkhorn_vjp` from the softmax start in scaling form: (Duals, ``vjp(Duals(df, dg)) -> (d_scores,)``)."""
+    masks = {"query_mask": query_mask, "key_mask": key_mask}
+    segments, mass = scale(scores, n_iter=n_iter, epsilon=epsilon, **masks), column_mass(scores, **masks)
+
+    def vjp(cotangent):
+        return (through_iterations(segments, *cotangent, mass),)
+
+    return Duals(*map(keep, scaled_duals(segments, epsilon), masks.values())), vjp
+
+
 def scaled_attention(segments, v):
     """P v: (..., m, p) -> (..., n, p)."""
     K, (_, a, b) = segments[-1].K, segments[-1].steps[-1]
@@ -166,7 +177,7 @@ def scaled_attention_vjp(segments, v, out, d_out, mass):
 
 
 def through_iterations(segments, df, dg, mass, products=None):
-    """Pull gradients epsilon df and epsilon dg of the last duals back to the scores: epsilon dS, (..., n, m).
+    """Pull gradients df and dg of the last duals back to the scores: dS (..., n, m), all times any factor.
 
     Products, (..., p, n) and (..., p, m), are of what reaches dS past the duals: K * (leftᵀ right) of the last kernel.
     """

@@ -34,6 +34,7 @@ from asap_ref.support import files
 from asap_ref.support.arrays import array_namespace, to_numpy
 from asap_ref.support.settings import check_count
 from asap_ref.support.tables import html_table, markdown_table
+from asap_ref.support.trees import EqualByValue
 
 COLUMNS = {
     "layer": ("layer", "d"),
@@ -50,8 +51,8 @@ COLUMNS = {
 SAMPLES = ("output_error", "column_error", "dual_error", "score_range")  # also kept sequence by sequence
 
 
-@dataclass(frozen=True)
-class FidelityReport:
+@dataclass(frozen=True, eq=False)
+class FidelityReport(EqualByValue):
     """Rows, one a layer and head, and what each was a mean of, one number a sequence, for tests of drift.
 
     Examples
@@ -201,7 +202,7 @@ def fidelity_report(compiled, inputs, *, teacher=None, most=50):
             raise ValueError(
                 f"fidelity_report: layer {layer} of teacher has {attention.name} attention, expected sinkhorn"
             )
-    if not hasattr(inputs, "__iter__"):
+    if not (hasattr(inputs, "__iter__") or hasattr(inputs, "shape")):
         raise TypeError(
             f"fidelity_report: inputs must be an array or a list of arrays, got {type(inputs).__name__}"
         )
@@ -211,10 +212,10 @@ def fidelity_report(compiled, inputs, *, teacher=None, most=50):
     measured = [measure(teacher, compiled.attentions, batch, most=most) for batch in batches if len(batch)]
     by_name = {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
     hard = [hardness(teacher, batch) for batch in batches if len(batch)]
-    rows = []
+    rows, n_heads = [], by_name["output_error"].shape[2]
     for layer, attention in enumerate(compiled.attentions):
-        attends = {h: part for part, heads in attention.by_head(compiled.architecture.n_heads) for h in heads}
-        for head in range(compiled.architecture.n_heads):
+        attends = {h: part for part, heads in attention.by_head(n_heads) for h in heads}
+        for head in range(n_heads):
             of = {name: x[:, layer, head] for name, x in by_name.items()}
             explained = 1 - of["dual_square"].sum() / max(of["target_square"].sum(), 1e-300)
             rows.append(

@@ -22,7 +22,7 @@ from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.printing import shapes_of_fields
 from asap_ref.support.settings import check_directions
-from asap_ref.support.trees import map_leaves
+from asap_ref.support.trees import EqualByValue, map_leaves
 
 FAMILIES = {}  # its name in files, and as a setting of `fit_amortizer` -> the class of a family
 
@@ -43,6 +43,7 @@ class Family:
     def __init_subclass__(cls, *, name):
         cls.name = name
         cls.__repr__ = shapes_of_fields  # or a dataclass would print its arrays
+        cls.__eq__, cls.__hash__ = EqualByValue.__eq__, EqualByValue.__hash__  # or ask arrays for theirs
         FAMILIES[name] = cls
 
     @classmethod

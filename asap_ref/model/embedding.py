@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from asap_ref.model.layers import linear_vjp, mlp_vjp, named
-from asap_ref.model.sequences import Sequences
-from asap_ref.support.arrays import array_namespace, sum_rows
+from asap_ref.model.sequences import Sequences, vectors_and_mask
+from asap_ref.support.arrays import array_namespace, as_indices, sum_rows
 
 
 def _with_class_token(params, x):
@@ -117,6 +117,7 @@ def check_ids(ids, a):
         raise ValueError(
             f"transformer: inputs has shape {tuple(ids.shape)}, expected (batch, n) with n from 1 to {a.length}"
         )
+    ids = as_indices(ids)
     xp = array_namespace(ids)
     if bool(xp.any((ids < 0) | (ids >= a.vocabulary))):
         raise ValueError(
@@ -127,6 +128,7 @@ def check_ids(ids, a):
 
 def embed_text_vjp(params, ids, architecture):
     """Each word's row of a table: ids (B, n) -> (B, n + 1, w)."""
+    ids = as_indices(ids)  # uint8 and other small ones index in some modules only
     xp, table = array_namespace(ids), params["word"]
     b, n = ids.shape
     flat = xp.reshape(ids, (-1,))
@@ -152,23 +154,20 @@ def initial_vectors(draw, a):
     }
 
 
-def check_vectors(inputs, a):
+def check_vectors(inputs, a, function="transformer"):
     """Raise unless these are sequences of vectors with the architecture's features, no longer than it allows."""
     if not isinstance(inputs, Sequences) and not _is_array_of(inputs, "real floating"):
-        raise TypeError(f"transformer: inputs must be real floating point vectors, got {_told(inputs)}")
+        raise TypeError(f"{function}: inputs must be real floating point vectors, got {_told(inputs)}")
     shape, most = tuple(inputs.shape), "" if a.length is None else f" and n at most {a.length}"
     if len(shape) != 3 or shape[2] != a.features or not 1 <= shape[1] <= (a.length or shape[1]):
         raise ValueError(
-            f"transformer: inputs has shape {shape}, expected (batch, n, {a.features}) with n >= 1{most}"
+            f"{function}: inputs has shape {shape}, expected (batch, n, {a.features}) with n >= 1{most}"
         )
 
 
 def embed_vectors_vjp(params, inputs, architecture):
     """Each vector through one MLP: (B, n, features) -> (B, n + 1, w)."""
-    vectors, mask = (inputs.vectors, inputs.mask) if isinstance(inputs, Sequences) else (inputs, None)
-    if mask is not None:  # what padding holds must not reach a gradient: NaN times zero is NaN
-        xp = array_namespace(vectors)
-        vectors = xp.where(mask[..., None], vectors, xp.zeros_like(vectors))
+    vectors, mask = vectors_and_mask(inputs)
     x, mlp_backward = mlp_vjp(vectors, params["vector"])
 
     def vjp(dx):

@@ -62,3 +62,47 @@ def forward_vectors(params, sequences, n_heads, n_iter, epsilon):
     )
     embedded = [functional.gelu(x @ up[0] + up[1], approximate="tanh") @ down[0] + down[1] for x in sequences]
     return torch.cat([read(params, x[None], n_heads, n_iter, epsilon) for x in embedded])
+
+
+def matching_loss(params, first, second, partners, *, n_heads, n_iter, epsilon):
+    """Negative log plan of a matcher at the true pairs, a mean; with bins if there are parameters of them."""
+
+    def affine(x, name):
+        return x @ params[f"{name}/weight"] + params[f"{name}/bias"]
+
+    def encode(x):
+        x = affine(functional.gelu(affine(x, "vector/up"), approximate="tanh"), "vector/down")
+        for i in range(sum(key.endswith("norm1/gain") for key in params)):
+            p = {key.removeprefix(f"block{i}/"): value for key, value in params.items()}
+            w = x.shape[-1]
+            qkv = functional.layer_norm(x, (w,), p["norm1/gain"], p["norm1/bias"]) @ p["heads/qkv/weight"]
+            q, k, v = (
+                part.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+                for part in (qkv + p["heads/qkv/bias"]).split(w, -1)
+            )
+            mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            x = x + mixed @ p["heads/out/weight"] + p["heads/out/bias"]
+            h = functional.layer_norm(x, (w,), p["norm2/gain"], p["norm2/bias"])
+            h = functional.gelu(h @ p["mlp/up/weight"] + p["mlp/up/bias"], approximate="tanh")
+            x = x + h @ p["mlp/down/weight"] + p["mlp/down/bias"]
+        return functional.layer_norm(x, x.shape[-1:], params["norm/gain"], params["norm/bias"])
+
+    q, k = affine(encode(first), "query"), affine(encode(second), "key")
+    (n, m), bins = (q.shape[1], k.shape[1]), "bin/query" in params
+    if bins:
+        q = torch.cat([q, params["bin/query"].expand(len(q), m, -1)], 1)
+        k = torch.cat([k, params["bin/key"].expand(len(k), n, -1)], 1)
+    S = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    f = -epsilon * torch.logsumexp(S / epsilon, -1)
+    g = torch.zeros_like(S[:, 0])
+    mass = math.log(S.shape[1] / S.shape[2])
+    for _ in range(n_iter):
+        g = epsilon * mass - epsilon * torch.logsumexp((f[..., None] + S) / epsilon, -2)
+        f = -epsilon * torch.logsumexp((g[:, None] + S) / epsilon, -1)
+    log_plan, terms = (f[..., None] + g[:, None] + S) / epsilon, []
+    for b, row in enumerate(partners.tolist()):
+        terms += [log_plan[b, i, j] for i, j in enumerate(row) if j >= 0]
+        if bins:
+            terms += [log_plan[b, i, m:].mean() for i, j in enumerate(row) if j < 0]
+            terms += [log_plan[b, n:, j].mean() for j in range(m) if j not in row]
+    return -torch.stack(terms).mean()
