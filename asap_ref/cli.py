@@ -104,9 +104,7 @@ def add_reproduce(commands):
     parser.add_argument("--out", default="asap-out", help="folder for report, figure and models (%(default)s)")
     parser.add_argument("--epochs", type=integer(1), help="training epochs (the data set's own)")
     parser.add_argument("--n-iter", type=integer(1), help="Sinkhorn iterations T (the data set's own)")
-    parser.add_argument(
-        "--slices", type=integer(1, or_auto=True), help="slice directions L, or auto (the data set's own)"
-    )
+    parser.add_argument("--slices", type=integer(1), help="slice directions L (the data set's own)")
     parser.add_argument("--seed", type=integer(0), default=0, help="seed of weights and order (%(default)s)")
     parser.add_argument("--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)")
     parser.add_argument(
