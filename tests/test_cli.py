@@ -18,7 +18,12 @@ from asap_ref import cli
 from asap_ref.model.transformer import Transformer
 
 ATTENTIONS = ["softmax", "sinkhorn", "sinkhorn-1", "sinkhorn-2", "sinkhorn-3", "sinkhorn-4", "sinkhorn-5", "asap"]
-RIVALS = ["initial-zero", "initial-gaussian", "initial-sorting", "one-sided"]
+RIVALS = [
+    *("initial-zero", "initial-gaussian", "initial-sorting"),
+    *(f"over-relaxed-softmax-{t}" for t in (1, 2, 3)),
+    *(f"over-relaxed-gaussian-{t}" for t in (1, 2)),
+    *("dual-softmax", "asap-refined", "asap-one-pass", "one-sided"),
+]
 COLUMNS = {"n", "attention", "accuracy", "agreement", "output_error", "column_error", "ms_per_forward", "speedup"}
 COLUMNS |= {"speedup_log_domain"}
 DIGITS = ("--dataset", "digits")

@@ -53,7 +53,7 @@ class Experiment:
     points: int | None = None  # of a training cloud, where training inputs are the ink of images
     lengths: tuple[Length, ...] = (Length(),)
     truncations: tuple[int, ...] = (1, 2, 3, 4, 5)  # iterations to which the teacher is cut
-    one_sided: bool = True  # whether the table has ASAP on the key side, which is compiled as well
+    compiled_rivals: bool = True  # whether the table has variants of ASAP, each compiled by itself
 
     @property
     def augment(self):
@@ -101,7 +101,7 @@ EXPERIMENTS = {
             ),
         ),
         truncations=(1, 2, 3, 5),
-        one_sided=False,
+        compiled_rivals=False,
     ),
     "digits": Experiment(
         load=load_digits,

@@ -101,8 +101,16 @@ def test_the_main_job_on_clouds_reports_every_length_in_both_forms_of_the_teache
     report = reproduce(ReproduceSettings(epochs=1, n_iter=5, slices=4), tmp_path, say=lambda line: None)
     cut = ["sinkhorn-1", "sinkhorn-2", "sinkhorn-3", "sinkhorn-5"]
     initial = ["initial-zero", "initial-gaussian", "initial-sorting"]
+    relaxed = [
+        f"over-relaxed-{start}-{t}"
+        for start, counts in (("softmax", 3), ("gaussian", 2))
+        for t in range(1, counts + 1)
+    ]
     at = {n: [row["attention"] for row in report["rows"] if row["n"] == n] for n in (16, 40)}
-    assert at == {16: ["softmax", "sinkhorn", *cut, "asap", *initial], 40: ["sinkhorn", "asap"]}
+    assert at == {
+        16: ["softmax", "sinkhorn", *cut, "asap", *initial, *relaxed, "dual-softmax"],
+        40: ["sinkhorn", "asap"],
+    }
     assert all((row["speedup_log_domain"] is None) == (row["n"] == 40) for row in report["rows"])
     alone = [row for row in report["layers"] if row["n"] == 40]
     assert [row["attention"] for row in alone] == 2 * ["sinkhorn", "asap", "softmax"]
