@@ -51,9 +51,10 @@ def array_module(name):
     try:
         return importlib.import_module(MODULES[name])
     except ImportError as error:
-        install = {"cupy": "asap-ref[cuda12] or asap-ref[cuda13]", "array_api_strict": "array-api-strict"}
+        install = {"cupy": "asap-ref[cuda12]", "array_api_strict": "array-api-strict"}
+        other = ", or with CUDA 13: pip install 'asap-ref[cuda13]'" if name == "cupy" else ""
         raise ModuleNotFoundError(
-            f"array module {name!r} cannot be imported ({error}); try: pip install '{install.get(name, name)}'"
+            f"array module {name!r} cannot be imported ({error}); try: pip install '{install.get(name, name)}'{other}"
         ) from error
 
 
