@@ -284,6 +284,17 @@ def transpose(x):
     return array_namespace(x).matrix_transpose(x)
 
 
+def times(x, matrix):
+    """Rows times a matrix, x (..., n, d), (d, r) or (..., d, r) -> (..., n, r); one product if it is one for all.
+
+    A batch of products with one factor in common is a call of BLAS each on NumPy, and several launches elsewhere.
+    """
+    if matrix.ndim > 2:
+        return x @ matrix
+    xp = array_namespace(x, matrix)
+    return xp.reshape(xp.reshape(x, (-1, x.shape[-1])) @ matrix, (*x.shape[:-1], matrix.shape[-1]))
+
+
 def matvec(matrix, vector):
     """Matrix times vector: (..., n, m), (..., m) -> (..., n)."""
     return (matrix @ vector[..., :, None])[..., :, 0]

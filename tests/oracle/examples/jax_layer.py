@@ -3,16 +3,18 @@
     JAX_ENABLE_X64=1 asap-ref oracle check tests/oracle/examples/jax_layer.py
 
 Nothing here comes from asap_ref. Each formula is written for one problem, with masks; `over` maps it over batch
-and heads.
+and heads. To put into a model: `load_amortizer`, `init_layer` and `asap_layer`.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -206,19 +208,60 @@ def slices_of(q, k, theta, q_mask, k_mask):
     return centred(phi, q_mask), centred(psi, k_mask)
 
 
+def cumulants_of(q, k, q_mask, k_mask):
+    u, mean = q / math.sqrt(q.shape[-1]), k.sum(0) / count(k_mask, k)
+    spread = jnp.where(k_mask[:, None], k - mean, 0)
+    return [u @ mean, (u * u).sum(-1), ((u @ spread.T) ** 2).sum(-1) / count(k_mask, k)]
+
+
+def quadratic_of(q, k, basis, q_mask, k_mask):
+    u, w = (q.shape[-1] ** -0.25 * (z @ basis).T for z in (q, k.sum(0) / count(k_mask, k)))
+    return [*u, *(u[a] * u[b] for a, b in upper(u)), *(u[a] * w_b for w_b in w for a in range(len(u)))]
+
+
+def moments_of(q, k, basis, q_mask, k_mask):
+    u, w = (q.shape[-1] ** -0.25 * (z @ basis).T for z in (q, k))
+    means = [z.sum(1) / count(mask, z) for z, mask in ((u, q_mask), (w, k_mask))]
+    spreads = [
+        jnp.where(mask, z - m[:, None], 0) for z, m, mask in zip((u, w), means, (q_mask, k_mask), strict=True)
+    ]
+    Cu, Cw = (z @ z.T / count(mask, z) for z, mask in zip(spreads, (q_mask, k_mask), strict=True))
+    rows = [u_a * s for s in (*means[0], *jnp.diag(Cw), *jnp.diag(Cu)) for u_a in u]
+    return rows + [u[a] * u[b] * C[a, b] for C in (Cw, Cu) for a, b in upper(u)]
+
+
+def upper(u):
+    return [(a, b) for a in range(len(u)) for b in range(a, len(u))]
+
+
 def features_of(q, k, theta, basis, q_mask, k_mask, cumulants):
     """(F, n) of one problem."""
     q_mask, k_mask = alive(q_mask, k_mask)
     q, k = jnp.where(q_mask[:, None], q, 0), jnp.where(k_mask[:, None], k, 0)
     rows = [*slices_of(q, k, theta, q_mask, k_mask)[0]]
-    d, mean = q.shape[-1], k.sum(0) / count(k_mask, k)
-    if cumulants:
-        u, spread = q / math.sqrt(d), jnp.where(k_mask[:, None], k - mean, 0)
-        rows += [u @ mean, (u * u).sum(-1), ((u @ spread.T) ** 2).sum(-1) / count(k_mask, k)]
-    if basis is not None:
-        u, w, r = d**-0.25 * (q @ basis).T, d**-0.25 * (mean @ basis), range(basis.shape[-1])
-        rows += [*u, *(u[a] * u[b] for a in r for b in r if a <= b), *(u[a] * w[b] for b in r for a in r)]
+    rows += cumulants_of(q, k, q_mask, k_mask) if cumulants else []
+    rows += quadratic_of(q, k, basis, q_mask, k_mask) if basis is not None else []
     return centred(jnp.stack(rows), q_mask)
+
+
+def family(rows_of):
+    """A family of features by itself, over leading axes."""
+
+    def solve(q, k, q_mask, k_mask, basis=None):
+        q_mask, k_mask = alive(q_mask, k_mask)
+        q, k = jnp.where(q_mask[:, None], q, 0), jnp.where(k_mask[:, None], k, 0)
+        arrays = [] if basis is None else [basis]
+        return centred(jnp.stack(rows_of(q, k, *arrays, q_mask, k_mask)), q_mask)
+
+    @jax.jit
+    def features(q, k, basis=None, query_mask=None, key_mask=None):
+        mapped = with_basis(solve, basis, "(n,d),(m,d),(n),(m)->(f,n)")
+        return mapped(q, k, mask_of(q, query_mask), mask_of(k, key_mask))
+
+    return features
+
+
+cumulant_features, quadratic_features, moment_features = map(family, (cumulants_of, quadratic_of, moments_of))
 
 
 def with_basis(function, basis, signature):
@@ -352,7 +395,8 @@ def sliced_attention(
         plans = jax.vmap(of_slice, in_axes=1)(theta)
         pairs = masks[0][:, None] & masks[1][None, :]
         gap = ((q[:, None] - k[None, :]) ** 2).sum(-1)
-        distance = jnp.where(pairs, jnp.sqrt(jnp.where(pairs, gap, 1)), 0)
+        apart = pairs & (gap > 0)  # the gradient of a distance of zero is zero
+        distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, gap, 1)), 0)
         share = jax.nn.softmax(-inverse_temperature * (distance * plans).sum((1, 2)))
         return jnp.tensordot(share, plans, 1) @ v
 
@@ -401,6 +445,43 @@ def fit_amortizer(q, k, directions, *, n_iter, epsilon, ridge, cumulants):
     w = jnp.linalg.solve(gram + penalty, cross[..., None])[..., 0]
     residual = f - jnp.einsum("hf,bhfn->bhn", w, phi)
     return w, 1 - (residual**2).sum((0, 2)) / (f**2).sum((0, 2))
+
+
+def load_amortizer(path):
+    """(arrays, settings) of the .npz that `Amortizer.save` wrote: what `asap_layer` takes besides its parameters."""
+    with np.load(path, allow_pickle=False) as file:
+        saved = json.loads(str(file["header"]))["settings"]
+        families = {name: f"family{i}" for i, name in enumerate(saved["families"])}
+        arrays = {"directions": file[f"{families['slices']}/directions"], "weights": file["weights"]}
+        if "quadratic" in families:
+            arrays["basis"] = file[f"{families['quadratic']}/basis"]
+    arrays = {name: jnp.asarray(x) for name, x in arrays.items()}
+    return arrays, {"cumulants": "cumulants" in families, "epsilon": saved["epsilon"], "refine": saved["refine"]}
+
+
+def init_layer(key, width):
+    """Parameters of `asap_layer`: the projections of a multi-head attention."""
+    make = lambda key, n: {"weight": jax.random.normal(key, (width, n)) * width**-0.5, "bias": jnp.zeros(n)}  # noqa: E731
+    keys = jax.random.split(key)
+    return {"qkv": make(keys[0], 3 * width), "out": make(keys[1], width)}
+
+
+def asap_layer(params, x, mask=None, *, directions, weights, basis=None, **settings):
+    """Multi-head self-attention by ASAP: params are trained, the amortizer is given.
+
+    x (B, n, width), mask (B, n) -> (B, n, width).
+
+        arrays, settings = load_amortizer("amortizer.npz")
+        layer = functools.partial(asap_layer, **arrays, **settings)
+        params = init_layer(jax.random.key(0), width)
+        y = jax.jit(layer)(params, x)
+    """
+    affine = lambda x, name: x @ params[name]["weight"] + params[name]["bias"]  # noqa: E731
+    qkv = affine(x, "qkv").reshape(*x.shape[:2], 3, len(weights), -1)
+    q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))  # (B, H, n, d) each
+    heads_mask = None if mask is None else mask[:, None, :]
+    mixed = asap_attention(q, k, v, directions, weights, basis, heads_mask, heads_mask, **settings)
+    return affine(mixed.swapaxes(1, 2).reshape(x.shape), "out")
 
 
 # ----------------------------------------------------------------------------------------------------- a whole model
