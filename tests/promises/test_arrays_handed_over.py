@@ -148,7 +148,6 @@ WRONG = [
     (lambda: ar.slice_directions(4, 4, seed="x"), "seed must be an integer, got str"),
     (lambda: ar.fit_amortizer([(Q, K)], seed=1.5), "seed must be an integer, got float"),
     (lambda: ar.fit_amortizer([(Q, K)], ridge=np.inf), "ridge must be at least 0 and finite"),
-    (lambda: ar.fit_amortizer([(Q, K)], tolerance=np.inf), "tolerance must be at least 0 and finite"),
     (lambda: ar.fit_amortizer([(Q, K)], cumulants="yes"), "cumulants must be True or False"),
     (lambda: ar.fit_amortizer([(Q, K)], quadratic=True), "quadratic must be an integer, got bool"),
     (lambda: ar.fit_amortizer([(Q, K)], progress="bar"), "progress must be True or False"),
