@@ -226,7 +226,7 @@ FAULTS = [
         ("method/masks.py", "keep_tokens(k, key_mask), keep_tokens", "k, keep_tokens"),
         # ---- moment features
         ("extensions/moments.py", "keepdims=True) for C in (Cw, Cu))", "keepdims=True) for C in (Cu, Cw))"),
-        ("fast/quadratic_form.py", "matrix_transpose(spread) @ x / count", "matrix_transpose(x) @ x / count"),
+        ("fast/quadratic_form.py", "matrix_transpose(spread) @ other / count", "matrix_transpose(x) @ x / count"),
         ("extensions/moments.py", "for C in (Cw, Cu) for a", "for C in (Cu, Cw) for a"),
         ("extensions/moments.py", "both = upper + xp", "both = 2 * upper + 0 * xp"),
         ("extensions/moments.py", "d_s[..., :r, None] / n_", "d_s[..., :r, None]"),
