@@ -289,14 +289,14 @@ def test_data_of_ones_own_are_trained_compiled_judged_and_predicted(tmp_path):
         given = ("--data", data)
         small = ("--epochs", "25", "--width", "8", "--layers", "1", "--heads", "2", "--n-iter", "3")
         for step in (
-            ["train", *given, *small],
-            ["compile", "model.npz", "compiled.npz", *given, "--slices", "4"],
+            ["train", *given, *small, "--force"],
+            ["compile", "model.npz", "compiled.npz", *given, "--slices", "4", "--force"],
             ["fidelity", "compiled.npz", *given],
-            ["predict", "compiled.npz", *given, "--out", "predicted.csv"],
+            ["predict", "compiled.npz", *given, "--out", "predicted.csv", "--force"],
         ):
             done = asap_ref(*step, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
-        assert "108 examples trained, 12 kept" in asap_ref("train", *given, *small, cwd=tmp_path).stdout
+        assert "108 examples trained, 12 kept" in asap_ref("train", *given, *small, "--force", cwd=tmp_path).stdout
         predicted = (tmp_path / "predicted.csv").read_text().splitlines()
         assert predicted[0] == "label,probability" and len(predicted) == 121
         right = np.mean([line.split(",")[0] == name for line, name in zip(predicted[1:], names, strict=True)])
