@@ -1,8 +1,9 @@
 """ASAP: amortized doubly-stochastic attention via sliced dual projection, a readable reference.
 
 The method is the folder `asap_ref.method`, read in this order: masks, transport, sinkhorn, potentials, slices,
-features, amortizer, regression, attention (staircase, for samples of unequal size, may be skipped). Whoever has read
-it has read the paper. The rest, from the bottom up; each folder imports only from those before it:
+features, amortizer, regression, attention (staircase, for samples of unequal size, and relaxation, ours, may be
+skipped). Whoever has read it has read the paper. The rest, from the bottom up; each folder imports only from those
+before it:
 
     support      array modules, the contracts of arguments, files, tables
     method       the paper
@@ -39,6 +40,7 @@ from asap_ref.method.amortizer import Amortizer, amortized_query_dual, amortized
 from asap_ref.method.features import Family, Slices, dual_features, dual_features_vjp
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.method.regression import SufficientStatistics
+from asap_ref.method.relaxation import over_relaxed_dual, over_relaxed_dual_vjp
 from asap_ref.method.sinkhorn import sinkhorn, sinkhorn_vjp
 from asap_ref.method.slices import slice_directions, sliced_potentials, sliced_potentials_vjp
 from asap_ref.method.transport import (
@@ -112,6 +114,8 @@ __all__ = [
     "mixed_attention_vjp",
     "one_sided_attention",
     "one_sided_attention_vjp",
+    "over_relaxed_dual",
+    "over_relaxed_dual_vjp",
     "predict",
     "recalibrate",
     "sinkhorn",

@@ -16,6 +16,7 @@ Shapes: q (..., H, n, d), k (..., H, m, d), weights (H, F).
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from asap_ref.calibration.batch import regression_statistics, with_masks
 from asap_ref.calibration.cluster import on_cluster
 from asap_ref.calibration.descent import descend
+from asap_ref.calibration.omega import fitted_omega
 from asap_ref.calibration.slice_choice import COUNTS, choose_slices, split_statistics
 from asap_ref.calibration.sources import in_process
 from asap_ref.method.amortizer import Amortizer
@@ -86,7 +88,8 @@ def fit_amortizer(
     max_iter : int
         L-BFGS iterations of kl and of dual.
     refine : int
-        Sinkhorn iterations after the two-sided transform, kept with the amortizer.
+        Over-relaxed Sinkhorn iterations between the prediction and the two-sided transform, kept with the amortizer.
+        How far they go, a number a head, is found on the first batch (omega.py).
     seed : int
         Of the slices.
     client : dask.distributed.Client, optional
@@ -159,7 +162,7 @@ def fit_amortizer(
         weights = descend(
             source, objective, chosen, n_iter, epsilon, weights, statistics, max(ridge, 1e-9), max_iter
         )
-    return Amortizer(
+    amortizer = Amortizer(
         chosen,
         weights,
         epsilon=epsilon,
@@ -170,6 +173,7 @@ def fit_amortizer(
         statistics=statistics,
         slice_errors=slice_errors,
     )
+    return replace(amortizer, omega=fitted_omega(amortizer, *first)) if refine else amortizer
 
 
 def source_of(batches, client, *, restarts, progress):

@@ -13,7 +13,8 @@ import math
 import numpy as np
 
 from asap_ref.fast import kernels
-from asap_ref.fast.from_dual import attention_from_dual, below_top, divisor, tiles
+from asap_ref.fast.exponential import exp_in_place
+from asap_ref.fast.from_dual import attention_from_dual, divisor, tiles
 from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.scaling import scale, scaled_attention, scaled_attention_vjp
 from asap_ref.fast.threads import over_problems, over_problems_vjp, within_a_chunk
@@ -71,7 +72,7 @@ def _softmax_tiles(q, k, v, query_mask, key_mask):
     for rows in tiles(q.shape[-2], len(q) * k.shape[-2], least=32):
         E = q[:, rows] @ kt
         E -= E.max(-1, keepdims=True)
-        np.exp(E, out=E)
+        exp_in_place(E)
         np.matmul(E, v, out=out[:, rows])
         np.matmul(E, counted, out=total[:, rows])
     return keep_tokens(out / divisor(total, key_mask), query_mask)
@@ -145,7 +146,7 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 def _asap_from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, found=None):
     masks = {"query_mask": query_mask, "key_mask": key_mask}
     f_hat = predicted_dual(q, k, amortizer, p=v.shape[-1], **masks)
-    settings = {"epsilon": amortizer.epsilon, "refine": amortizer.refine, "found": found}
+    settings = {"epsilon": amortizer.epsilon, **readable.refinement(amortizer, f_hat), "found": found}
     return kernels.attention_from_query_dual(q, k, v, f_hat, **settings, **masks)
 
 
@@ -155,24 +156,24 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """Product, exponential, product, in O(n) memory (from_dual.py), from a prediction in the fewest passes."""
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     f_hat = predicted_dual(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)
-    epsilon = amortizer.epsilon
-
-    def refined(q, k, v, f_hat, query_mask, key_mask):
-        S, n_iter = attention_scores(q, k), 1 + amortizer.refine
-        masks = {"query_mask": query_mask, "key_mask": key_mask}
-        init = below_top(f_hat[..., 0], query_mask)
-        segments = scale(S, n_iter=n_iter, epsilon=epsilon, init=init, **masks)
-        return scaled_attention(segments, v)
-
-    def transformed(q, k, v, f_hat, query_mask, key_mask):
-        return attention_from_dual(q, k, v, f_hat[..., 0], query_mask, key_mask, epsilon=epsilon)
-
-    part, arrays = refined if amortizer.refine else transformed, [q, k, v, f_hat[..., None]]
-    return (
-        over_problems(part, arrays, [query_mask, key_mask])
-        if _on_numpy(q)
-        else part(*arrays, query_mask, key_mask)
+    return fast_attention_from_dual(
+        q, k, v, f_hat, query_mask, key_mask, epsilon=amortizer.epsilon, **readable.refinement(amortizer, q)
     )
+
+
+def fast_attention_from_dual(q, k, v, f_hat, query_mask, key_mask, *, epsilon=1.0, refine=0, omega=1.0):
+    """`method.attention.attention_from_dual` in tiles (from_dual.py), on threads; omega a number or (H,)."""
+
+    def part(q, k, v, f_hat, omega, query_mask, key_mask):
+        settings = {"epsilon": epsilon, "refine": refine, "omega": omega}
+        return attention_from_dual(q, k, v, f_hat[..., 0], query_mask, key_mask, **settings)
+
+    if not isinstance(omega, float):
+        omega = omega[:, None, None]  # (H, 1, 1)
+    if not _on_numpy(q):
+        return part(q, k, v, f_hat[..., None], omega, query_mask, key_mask)
+    of_each = np.broadcast_to(np.asarray(omega, q.dtype), (*q.shape[:-2], 1, 1))
+    return over_problems(part, [q, k, v, f_hat[..., None], of_each], [query_mask, key_mask])
 
 
 asap_attention_vjp = readable.asap_attention_vjp  # which fine-tuning can afford

@@ -92,7 +92,7 @@ class Amortizer(
     SavedWeights,
     kind="amortizer",
     settings=("epsilon", "n_iter", "objective", "refine"),
-    measured=("r_squared", "slice_errors"),
+    measured=("r_squared", "slice_errors", "omega"),
     families=FAMILIES,
     statistics=SufficientStatistics,
 ):
@@ -111,21 +111,26 @@ class Amortizer(
     epsilon: float = 1.0
     n_iter: int = 20  # of the teacher
     objective: str = "regression"
-    refine: int = 0  # Sinkhorn iterations after the two-sided transform
+    refine: int = 0  # over-relaxed Sinkhorn iterations before the two-sided transform
     r_squared: np.ndarray | None = None  # (H,) on the calibration data
     statistics: SufficientStatistics | None = field(default=None, repr=False)  # what new data is merged with
     slice_errors: np.ndarray | None = None  # (K, 2): L, and its held-out error, of the candidates of "auto"
+    omega: np.ndarray | None = None  # (H,) how far each of the refining iterations goes (relaxation.py); None is 1
     _placed: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         F = sum(family.count for family in self.families)
         if self.weights.ndim != 2 or self.weights.shape[1] != F:
             raise ValueError(f"weights has shape {self.weights.shape}, expected (H, F) = (H, {F})")
+        if self.omega is not None:
+            H = len(self.weights)
+            if np.shape(self.omega) != (H,) or not np.all((self.omega > 0) & (self.omega < 2)):
+                raise ValueError(f"omega must be (H,) = ({H},) numbers between 0 and 2, got {self.omega}")
 
     def __repr__(self):
         features = " + ".join(f"{family.name} {family.count}" for family in self.families)
         teacher = f"for T = {self.n_iter} at epsilon {self.epsilon:g} by {self.objective}"
-        refine = f"refine {self.refine}" if self.refine else ""
+        refine = f"refine {self.refine}{extent(' by omega', self.omega)}" if self.refine else ""
         return in_short(
             self, f"heads {len(self.weights)}", features, teacher, refine, extent("R²", self.r_squared)
         )
@@ -144,6 +149,10 @@ class Amortizer(
         if key not in self._placed:
             self._placed[key] = place_like(like, make())
         return self._placed[key]
+
+    def omega_like(self, q):
+        """Omega (H,) in the module, dtype and device of q; 1.0 where none was found."""
+        return 1.0 if self.omega is None else self.placed(q, "omega", lambda: self.omega)
 
     def predict(self, q, k, *, query_mask=None, key_mask=None):
         """Predict the query dual of q (..., H, n, d) and k (..., H, m, d) -> (..., H, n), zero at padding."""
@@ -167,4 +176,5 @@ class Amortizer(
             weights=self.weights[heads],
             r_squared=None if self.r_squared is None else self.r_squared[heads],
             statistics=None if self.statistics is None else self.statistics.of_heads(heads),
+            omega=None if self.omega is None else self.omega[heads],
         )

@@ -49,6 +49,16 @@ OPERATORS = {
     "sinkhorn": (ar.sinkhorn, {"scores": S}, {"n_iter": 6, "epsilon": 0.7}),
     "sinkhorn masked": (ar.sinkhorn, {"scores": S, **MASKS}, {"n_iter": 6}),
     "sinkhorn init": (ar.sinkhorn, {"scores": S, "init": F}, {"n_iter": 6}),
+    "over_relaxed": (
+        ar.over_relaxed_dual,
+        {"scores": S, "query_dual": F, "omega": np.asarray([1.6, 0.7])},
+        {"n_iter": 3, "epsilon": 0.7},
+    ),
+    "over_relaxed masked": (
+        ar.over_relaxed_dual,
+        {"scores": S, "query_dual": F, "omega": np.asarray(1.3), **MASKS},
+        {},
+    ),
     "potentials": (ar.kantorovich_potentials_1d, {"x": X, "y": Y}, {}),
     "potentials squared": (ar.kantorovich_potentials_1d, {"x": X, "y": Y}, {"cost": "sqeuclidean"}),
     "potentials of other sizes": (ar.kantorovich_potentials_1d, {"x": X, "y": LONG_Y}, {}),
@@ -86,6 +96,11 @@ OPERATORS = {
     "sinkhorn_attention": (ar.sinkhorn_attention, {"q": Q, "k": K, "v": V}, {"n_iter": 6}),
     "asap": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": AMORTIZER}),
     "asap refined": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": replace(AMORTIZER, refine=2)}),
+    "asap over-relaxed": (
+        ar.asap_attention,
+        {"q": Q, "k": LONG_K, "v": LONG_V, **TOKEN_MASKS},
+        {"amortizer": replace(AMORTIZER, refine=2, omega=np.asarray([0.8, 1.2, 1.5]))},
+    ),
     "asap with moments": (ar.asap_attention, {"q": Q, "k": K, "v": V}, {"amortizer": OF_MOMENTS}),
     "initial dual": (ar.initial_dual, {"q": Q, "k": LONG_K, **TOKEN_MASKS}, {"epsilon": 0.7}),
     "initial": (ar.initial_attention, {"q": Q, "k": K, "v": V}, {"epsilon": 0.7}),

@@ -2,7 +2,8 @@
 
     softmax      attend
     Sinkhorn     lse onto queries, then T times lse onto keys and lse onto queries, the last of which is attend
-    ASAP         predict, lse onto keys, attend;    each refining iteration: two lse more before the end
+    ASAP         predict, lse onto keys, attend;    each refining iteration: two lse more before the end, and between
+                 them one pass over the dual, if the iteration is over-relaxed
     one-sided    predict the key dual, attend
 
 The last half step of Sinkhorn is on the query dual, and with it P_ij = softmax_j((S_ij + g_j) / epsilon): a row
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 
 from asap_ref.fast.kernels.launch import Problems
+from asap_ref.support.arrays import one_pass
 
 # Sinkhorn forms the scores again in every half step, 2 d operations an entry, where the array form reads what it has
 # stored. Below LAUNCH_BOUND entries launches are what counts, and the kernels need half of them; above STORABLE the
@@ -53,16 +55,27 @@ def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_
     return problems.attend(g, epsilon, found)
 
 
-def attention_from_query_dual(q, k, v, f, *, epsilon=1.0, refine=0, query_mask=None, key_mask=None, found=None):
-    """Attention from a (predicted) query dual (..., n), by its two-sided transform: two launches."""
+def attention_from_query_dual(
+    q, k, v, f, *, epsilon=1.0, refine=0, omega=1.0, query_mask=None, key_mask=None, found=None
+):
+    """Attention from a (predicted) query dual (..., n), by its two-sided transform: two launches.
+
+    Each of ``refine`` further iterations is two more, and where ``omega`` (H,) relaxes it a pass over the dual.
+    """
     problems = Problems(q, k, v, query_mask, key_mask)
     if not problems.fit:
         return None
     g = problems.key_dual(f, epsilon)
     for _ in range(refine):
-        f = problems.query_dual(g, epsilon)
+        transformed = problems.query_dual(g, epsilon)
+        f = transformed if isinstance(omega, float) else _relaxed(f, transformed, omega[..., None])
         g = problems.key_dual(f, epsilon)
     return problems.attend(g, epsilon, found)
+
+
+@one_pass
+def _relaxed(xp, f, transformed, omega):
+    return f + omega * (transformed - f)
 
 
 def attention_from_key_dual(q, k, v, g, *, epsilon=1.0, query_mask=None, key_mask=None, found=None):
