@@ -278,7 +278,7 @@ def drawn_pair(models, run, *, example=0):
 def draw_picture(drawn):
     """Draw one pair of clouds with lines between what is matched, for each of the models."""
     named, partners = drawn["named"], np.asarray(drawn["partners"])
-    fig, axes = presentation.subplots(1, len(named), figsize=(4 * len(named), 4.0))
+    fig, axes = presentation.subplots(1, len(named), figsize=(4 * len(named), 3.0))
     for axis, (title, found) in zip(axes, named.items(), strict=True):
         draw_matches(axis, np.asarray(drawn["first"]), np.asarray(drawn["second"]), found, partners)
         right, distinct = np.sum(np.asarray(found) == partners), len(set(found))
