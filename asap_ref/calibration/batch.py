@@ -7,8 +7,6 @@ Shapes: q (..., H, n, d), k (..., H, m, d), features (..., H, F, n), target (...
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from asap_ref.calibration.objectives import dual_loss_and_gradient, kl_loss_and_gradient
@@ -19,7 +17,7 @@ from asap_ref.method.regression import SufficientStatistics
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores, transport_plan
 from asap_ref.support.arrays import array_namespace, is_array, to_numpy
-from asap_ref.support.trees import map_leaves
+from asap_ref.support.trees import place_like
 
 
 def regression_statistics(families, n_iter, epsilon, batch, *, reduced=SufficientStatistics.of):
@@ -44,7 +42,7 @@ def objective_of_batch(families, objective, n_iter, epsilon, weights, batch):
     masks = dict(zip(("query_mask", "key_mask"), masks, strict=True))
     xp = array_namespace(q, k)
     features = _features(q, k, families, masks)
-    w = xp.asarray(weights, dtype=q.dtype, device=q.device)
+    w = place_like(q, weights)
     f_hat = (w[:, None, :] @ features)[..., 0, :]
     S = _scores(q, k, masks)
     if objective == "kl":
@@ -55,6 +53,13 @@ def objective_of_batch(families, objective, n_iter, epsilon, weights, batch):
     d_weights = to_numpy((features @ d_f_hat[..., None])[..., 0]).astype(np.float64)  # (..., H, F)
     loss = to_numpy(loss).astype(np.float64)
     return Total(loss.sum(), d_weights.reshape(-1, *d_weights.shape[-2:]).sum(0), loss.size // loss.shape[-1])
+
+
+def check_batches(batches, function):
+    """Raise where one batch was given for a list of them: its arrays would be taken for batches themselves."""
+    on_disk = isinstance(batches, tuple) and all(hasattr(x, "chunks") for x in batches)  # zarr, dask
+    if isinstance(batches, tuple | list) and len(batches) in (2, 4) and is_array(batches[0]) and not on_disk:
+        raise TypeError(f"{function}: batches is a list of batches, got the arrays of one; give [(q, k)]")
 
 
 def with_masks(batch):
@@ -75,8 +80,7 @@ def with_masks(batch):
 
 
 def _features(q, k, families, masks):
-    place = partial(array_namespace(q, k).asarray, dtype=q.dtype, device=q.device)
-    return dual_features(q, k, map_leaves(place, families), **masks)
+    return dual_features(q, k, place_like(q, families), **masks)
 
 
 def _scores(q, k, masks):

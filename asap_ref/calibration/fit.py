@@ -21,7 +21,7 @@ from functools import partial
 
 import numpy as np
 
-from asap_ref.calibration.batch import regression_statistics, with_masks
+from asap_ref.calibration.batch import check_batches, regression_statistics, with_masks
 from asap_ref.calibration.cluster import on_cluster
 from asap_ref.calibration.descent import descend
 from asap_ref.calibration.omega import fitted_omega
@@ -33,7 +33,14 @@ from asap_ref.method.masks import keep_tokens
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.method.slices import slice_directions
 from asap_ref.support.arrays import to_numpy
-from asap_ref.support.settings import check_choice, check_count, check_epsilon, check_positive
+from asap_ref.support.settings import (
+    check_choice,
+    check_count,
+    check_epsilon,
+    check_flag,
+    check_positive,
+    check_seed,
+)
 
 OBJECTIVES = ("regression", "kl", "dual")
 
@@ -129,12 +136,13 @@ def fit_amortizer(
     (2, 11)
     """
     epsilon = check_epsilon(epsilon, "fit_amortizer")
-    check_count(n_iter, "n_iter", "fit_amortizer", least=1)
-    check_count(max_iter, "max_iter", "fit_amortizer", least=1)
-    check_count(refine, "refine", "fit_amortizer", least=0)
+    n_iter = check_count(n_iter, "n_iter", "fit_amortizer", least=1)
+    max_iter = check_count(max_iter, "max_iter", "fit_amortizer", least=1)
+    refine = check_count(refine, "refine", "fit_amortizer", least=0)
+    seed = check_seed(seed, "fit_amortizer")
+    progress = check_flag(progress, "progress", "fit_amortizer")
     check_choice(objective, "objective", "fit_amortizer", OBJECTIVES)
-    if not ridge >= 0:
-        raise ValueError(f"fit_amortizer: ridge must be at least 0, got {ridge}")
+    ridge = check_positive(ridge, "ridge", "fit_amortizer", or_zero=True)
     tolerance = check_positive(tolerance, "tolerance", "fit_amortizer", or_zero=True)
     auto, pool = slices_to_draw(n_slices, candidates)
     asked = families_asked_for(families)
@@ -178,6 +186,7 @@ def fit_amortizer(
 
 def source_of(batches, client, *, restarts, progress):
     """Make a source of the batches, here or on a cluster; also give the first batch, checked."""
+    check_batches(batches, "fit_amortizer")
     if client is None:
         source = in_process(batches, restarts=restarts)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from asap_ref.calibration.batch import regression_statistics
+from asap_ref.calibration.batch import check_batches, regression_statistics
 from asap_ref.calibration.sources import in_process
 from asap_ref.method.amortizer import Amortizer
 from asap_ref.support.settings import check_positive
@@ -60,6 +60,7 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
         raise TypeError(
             f"recalibrate: amortizer must be an Amortizer, as from fit_amortizer, got {type(amortizer).__name__}"
         )
+    check_batches(batches, "recalibrate")
     ridge = check_positive(ridge, "ridge", "recalibrate", or_zero=True)
     forget = check_positive(forget, "forget", "recalibrate", or_zero=True)
     if amortizer.statistics is None:

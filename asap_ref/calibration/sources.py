@@ -199,6 +199,10 @@ def resolved(batches):
     arrays = (batches,) if alone else batches
     if isinstance(arrays, tuple) and arrays and all(hasattr(array, "chunks") for array in arrays):
         rows = [array.shape[0] for array in arrays]
+        if not all(row == row for row in rows):  # NaN, where dask does not know
+            raise ValueError(
+                "batches: dask does not know the sizes of the chunks of these; call compute_chunk_sizes() on each"
+            )
         if len(set(rows)) > 1:
             raise ValueError(f"batches: arrays of {rows} rows, expected as many of each")
         return Chunked(arrays, alone), load
@@ -241,7 +245,8 @@ def load(part):
             return read
         if not {"q", "k"} <= set(read):
             raise ValueError(f"batches: {part} has {sorted(read)}, expected arrays q and k")
-        return tuple(read[name] for name in NAMES if name in read)
+        masked = any(name in read for name in NAMES[2:])  # one mask may be there without the other
+        return tuple(read.get(name) for name in NAMES) if masked else (read["q"], read["k"])
     return part
 
 

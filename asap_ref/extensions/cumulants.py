@@ -19,6 +19,7 @@ from asap_ref.fast.quadratic_form import QuadraticForm, mean_and_covariance
 from asap_ref.method.features import Family
 from asap_ref.method.masks import centred, keep_tokens, of_features
 from asap_ref.support.arrays import array_namespace, transpose
+from asap_ref.support.settings import check_flag
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Cumulants(Family, name="cumulants"):
 
     count = 3
     default = True
+
+    @classmethod
+    def fitted(cls, setting, axes):
+        """Take them; the setting of `fit_amortizer` is True."""
+        check_flag(setting, cls.name, "fit_amortizer")
+        return cls()
 
     def features(self, q, k, *, query_mask=None, key_mask=None):
         """(..., n, d), (..., m, d) -> (..., 3, n); O((n + m) d²)."""

@@ -55,22 +55,35 @@ def predicted_dual(q, k, amortizer, *, query_mask=None, key_mask=None, p=None):
         q, k = (keep_tokens(kernels.computed_in(x), mask) for x, mask in ((q, query_mask), (k, key_mask)))
     if not isinstance(q, np.ndarray):
         return _dual(q, k, forms, query_mask, key_mask)
-    leading, n = q.shape[:-2], q.shape[-2]
-    count = math.prod(leading)
-    flat_q, flat_k = (x.reshape(count, *x.shape[-2:]) for x in (q, k))
+    return _in_pieces(q, k, forms, query_mask, key_mask)
+
+
+def _in_pieces(q, k, forms, query_mask, key_mask):
+    """The dual on NumPy, on threads, in pieces whose largest array stays in the cache.
+
+    A piece is some sequences of one head: their products with what the head has learned are then one.
+    """
+    leading, (H, n) = q.shape[:-2], q.shape[-3:-1]
+    count = math.prod(leading[:-1])
+    q, k = (x.reshape(count, H, *x.shape[-2:]) for x in (q, k))
     masks = [
-        None if mask is None else np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(count, mask.shape[-1])
+        None
+        if mask is None
+        else np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(count, H, mask.shape[-1])
         for mask in (query_mask, key_mask)
     ]
+    dual = np.empty((count, H, n), q.dtype)
+    of_head = [of_heads(forms, h) for h in range(H)]
 
-    def part(piece):
-        own = of_heads(forms, np.arange(count)[piece] % leading[-1])
-        return _dual(flat_q[piece], flat_k[piece], own, *(None if mask is None else mask[piece] for mask in masks))
+    def fill(piece):
+        own, h = piece
+        part = _dual(q[own, h], k[own, h], of_head[h], *(None if mask is None else mask[own, h] for mask in masks))
+        dual[own, h] = part
 
-    size = max(n * max(form.width for form in forms), 1)  # of the largest array, which is to stay in the cache
-    step = max(min(2**16 // size, math.ceil(count / worker_count())), 1)
-    pieces = [slice(i, i + step) for i in range(0, count, step)] or [slice(0, 0)]
-    return np.concatenate(spread(part, pieces)).reshape(*leading, n)
+    size = max(n * max(form.width for form in forms), 1)
+    step = max(min(2**16 // size, math.ceil(count * H / worker_count())), 1)
+    spread(fill, [(slice(i, i + step), h) for h in range(H) for i in range(0, count, step)])
+    return dual.reshape(*leading, n)
 
 
 def _for_kernels(forms):

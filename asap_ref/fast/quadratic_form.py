@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from asap_ref.method.masks import keep_tokens, token_count
-from asap_ref.support.arrays import array_namespace, one_pass, transpose
+from asap_ref.support.arrays import array_namespace, one_pass, times, transpose
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ class Lifted:
     F_q: Any  # (H, r, r)
     Z: Any  # (H, 3r, r): [b, a] weighs u_a s_b
 
-    def of_sequence(self, mean_q, cov_q, cov_k):
-        """G (..., d, d) and h (..., 1, d)."""
-        xp = array_namespace(mean_q, self.R)
-        Cu, Cw = (transpose(self.R) @ C @ self.R for C in (cov_q, cov_k))  # (..., r, r)
+    def __call__(self, q, spread_k, count_k, query_mask):
+        """Value at every query: (..., n, d) and the keys less their mean (..., m, d) -> (..., n), on the directions."""
+        xp = array_namespace(q, self.R)
+        u, w = times(q, self.R), times(spread_k, self.R)  # (..., n, r), (..., m, r)
+        mean_u, _, Cu, _ = mean_and_covariance(u, query_mask)
+        Cw = transpose(w) @ w / count_k
         diagonals = (xp.linalg.diagonal(C)[..., None, :] for C in (Cw, Cu))
-        s = xp.concat([mean_q @ self.R, *diagonals], axis=-1)  # (..., 1, 3r)
-        return self.R @ (self.F_k * Cw + self.F_q * Cu) @ transpose(self.R), s @ self.Z @ transpose(self.R)
+        s = xp.concat([mean_u, *diagonals], axis=-1)  # (..., 1, 3r)
+        return _sum_of_products(u, u @ (self.F_k * Cw + self.F_q * Cu)) + (u @ transpose(times(s, self.Z)))[..., 0]
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,19 @@ class QuadraticForm:
         return self.a, self.A, self.B, self.c
 
     def __call__(self, q, k, query_mask, key_mask):
-        """(..., n, d), (..., m, d) -> two of (..., n), qᵀ G q and h·q; padding is zero in q and k."""
-        xp = array_namespace(q, k)
-        mean_k, _, cov_k, _ = mean_and_covariance(k, key_mask)
-        G, h = _scaled_sum(self.a, cov_k, self.A), mean_k @ self.B + self.c
-        if self.lifted:
-            mean_q, _, cov_q, _ = mean_and_covariance(q, query_mask)
-            for form in self.lifted:
-                G_more, h_more = form.of_sequence(mean_q, cov_q, cov_k)
-                G, h = G + G_more, h + h_more
-        return xp.vecdot(q @ G, q, axis=-1), (q @ transpose(h))[..., 0]
+        """(..., n, d), (..., m, d) -> qᵀ G q, h·q and each lifted form's value; padding is zero in q and k."""
+        mean_k, spread_k, cov_k, count_k = mean_and_covariance(k, key_mask)
+        G, h = _scaled_sum(self.a, cov_k, self.A), times(mean_k, self.B) + self.c
+        lifted = [form(q, spread_k, count_k, query_mask) for form in self.lifted]
+        return _sum_of_products(q, q @ G), (q @ transpose(h))[..., 0], *lifted
+
+
+def _sum_of_products(x, y):
+    """x·y of each row, (..., n, d) -> (..., n); on NumPy by BLAS, which narrow rows do not slow down."""
+    xp = array_namespace(x, y)
+    if isinstance(x, np.ndarray):
+        return times(x * y, np.ones((x.shape[-1], 1), x.dtype))[..., 0]
+    return xp.vecdot(x, y, axis=-1)
 
 
 @one_pass
@@ -87,4 +92,5 @@ def mean_and_covariance(x, mask):
     count = x.shape[-2] if mask is None else token_count(x[..., 0], mask)[..., None]  # an integer, or (..., 1, 1)
     mean = xp.ones_like(x[..., None, :, 0]) @ x / count  # a product is the fastest sum of rows
     spread = keep_tokens(x - mean, mask)
-    return mean, spread, xp.matrix_transpose(spread) @ spread / count, count
+    # x may keep its mean on one side; and of an array with itself NumPy makes a product several times slower, if small
+    return mean, spread, xp.matrix_transpose(spread) @ x / count, count

@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from asap_ref.fast import short_slices
 from asap_ref.fast.form import fast_form
+from asap_ref.fast.packing import packed_with_places, unpacked
 from asap_ref.method.features import Slices
 from asap_ref.method.masks import token_count
 from asap_ref.method.staircase import check_levels
-from asap_ref.support.arrays import array_namespace, one_pass, scattered, transpose
+from asap_ref.support.arrays import array_namespace, one_pass, scattered, times, transpose
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,19 @@ class WeightedSlices:
 
     def __call__(self, q, k, query_mask, key_mask):
         """(..., n, d), (..., m, d) -> one of (..., n), up to a constant; anything at padding."""
+        if short_slices.pays(q, k, self.theta, query_mask, key_mask):
+            return (short_slices.weighted_sum(q, k, self.theta, self.w),)
+        return (array_namespace(q, k).sum(self.potentials(q, k, query_mask, key_mask), axis=-2),)
+
+    def potentials(self, q, k, query_mask, key_mask):
+        """Each slice by itself: (..., n, d), (..., m, d) -> (..., L, n)."""
         xp = array_namespace(q, k)
         x = _padding_last(_projected(q, self.theta), query_mask)  # (..., L, n)
         y = xp.sort(_padding_last(_projected(k, self.theta), key_mask), axis=-1, stable=False)  # (..., L, m)
         xs, back = _sorted(x)
         steps = _steps(xs[..., :-1], xs[..., 1:], *_met(y, q.shape[-2], query_mask, key_mask), self.w)
         phi = xp.concat([xp.zeros_like(xs[..., :1]), xp.cumulative_sum(steps, axis=-1)], axis=-1)
-        return (xp.sum(back(phi), axis=-2),)
+        return back(phi)
 
 
 @fast_form.register
@@ -60,11 +68,10 @@ def _steps(xp, x_before, x, y_before, y, w):
 
 def _projected(x, theta):
     """Tokens on each slice: (..., n, d) -> (..., L, n)."""
-    if isinstance(x, np.ndarray) or theta.ndim == 3:
+    if theta.ndim == 3:
         return transpose(theta) @ transpose(x)
-    # one product for all problems: a batch of them with one factor in common is several launches elsewhere
-    xp = array_namespace(x)
-    return transpose(xp.reshape(xp.reshape(x, (-1, x.shape[-1])) @ theta, (*x.shape[:-1], theta.shape[-1])))
+    projected = transpose(times(x, theta))
+    return np.ascontiguousarray(projected) if isinstance(x, np.ndarray) else projected  # in rows, to be sorted
 
 
 def _padding_last(x, mask):
@@ -101,16 +108,10 @@ def _sorted(x):
 
 
 def sorted_with_places(x):
-    """Sorted values of float32, and where they came from: NumPy sorts several times faster than it argsorts.
-
-    As float64 the values leave 29 bits unused at the end: their places go there, and take part in the sort only
-    between equal values. Below half a unit in the last place of float32, they vanish when rounded to it again.
-    """
-    packed = x.astype(np.float64)
-    places = packed.view(np.int64)
-    places |= np.arange(x.shape[-1])
+    """Sorted values of float32, and where they came from: NumPy sorts several times faster than it argsorts."""
+    packed = packed_with_places(x, np.arange(x.shape[-1]))
     packed.sort(axis=-1)
-    return packed.astype(np.float32), places & (2**29 - 1)
+    return unpacked(packed)
 
 
 def _met(y, n, query_mask, key_mask):

@@ -34,6 +34,7 @@ from asap_ref.support import files
 from asap_ref.support.arrays import array_namespace, to_numpy
 from asap_ref.support.settings import check_count
 from asap_ref.support.tables import html_table, markdown_table
+from asap_ref.support.trees import EqualByValue
 
 COLUMNS = {
     "layer": ("layer", "d"),
@@ -50,8 +51,8 @@ COLUMNS = {
 SAMPLES = ("output_error", "column_error", "dual_error", "score_range")  # also kept sequence by sequence
 
 
-@dataclass(frozen=True)
-class FidelityReport:
+@dataclass(frozen=True, eq=False)
+class FidelityReport(EqualByValue):
     """Rows, one a layer and head, and what each was a mean of, one number a sequence, for tests of drift.
 
     Examples

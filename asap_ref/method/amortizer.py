@@ -11,18 +11,18 @@ Shapes: q (..., H, n, d), k (..., H, m, d), weights (H, F), query dual (..., H, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
 from asap_ref.method.features import FAMILIES, check_families, dual_features, dual_features_vjp, of_heads
 from asap_ref.method.regression import SufficientStatistics
-from asap_ref.support.arrays import array_namespace
+from asap_ref.support.arrays import array_namespace, check_values_are_known, is_made_under_a_mode
 from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.printing import extent, in_short
 from asap_ref.support.saved import SavedWeights
 from asap_ref.support.tables import html_table
-from asap_ref.support.trees import place_like
+from asap_ref.support.trees import EqualByValue, map_leaves, named_leaves, place_like, read_only
 
 
 @operator
@@ -87,8 +87,9 @@ def check_weights(q, families, weights):
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (H, F) = {expected}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Amortizer(
+    EqualByValue,
     SavedWeights,
     kind="amortizer",
     settings=("epsilon", "n_iter", "objective", "refine"),
@@ -119,6 +120,9 @@ class Amortizer(
     _placed: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
+        # constants are worked out from them once (`placed`), so they must not change: copies that cannot be written
+        for name in ("families", "weights"):
+            object.__setattr__(self, name, map_leaves(read_only, getattr(self, name)))
         F = sum(family.count for family in self.families)
         if self.weights.ndim != 2 or self.weights.shape[1] != F:
             raise ValueError(f"weights has shape {self.weights.shape}, expected (H, F) = (H, {F})")
@@ -126,6 +130,11 @@ class Amortizer(
             H = len(self.weights)
             if np.shape(self.omega) != (H,) or not np.all((self.omega > 0) & (self.omega < 2)):
                 raise ValueError(f"omega must be (H,) = ({H},) numbers between 0 and 2, got {self.omega}")
+
+    def __reduce__(
+        self,
+    ):  # pickle and deepcopy make it anew, without the constants of this process and its devices
+        return type(self), tuple(getattr(self, field.name) for field in fields(self) if field.init)
 
     def __repr__(self):
         features = " + ".join(f"{family.name} {family.count}" for family in self.families)
@@ -144,10 +153,17 @@ class Amortizer(
         return next((family for family in self.families if family.name == name), None)
 
     def placed(self, like, name, make):
-        """What ``make()`` gives, its arrays in the module, dtype and device of ``like``; made once."""
+        """What ``make()`` gives, its arrays in the module, dtype and device of ``like``; made once.
+
+        What is made under a mode of its framework (inference, tracing) serves only there, and is not kept.
+        """
+        check_values_are_known(like, "q")
         key = (name, array_namespace(like).__name__, str(like.dtype), str(like.device))
         if key not in self._placed:
-            self._placed[key] = place_like(like, make())
+            made = place_like(like, make())
+            if any(is_made_under_a_mode(x) for _, x in named_leaves("", made)):
+                return made
+            self._placed[key] = made
         return self._placed[key]
 
     def omega_like(self, q):

@@ -17,12 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from asap_ref.method.masks import keep, of_features, queries_with_a_key
 from asap_ref.method.slices import sliced_potentials, sliced_potentials_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.printing import shapes_of_fields
 from asap_ref.support.settings import check_directions
-from asap_ref.support.trees import map_leaves
+from asap_ref.support.trees import EqualByValue, map_leaves
 
 FAMILIES = {}  # its name in files, and as a setting of `fit_amortizer` -> the class of a family
 
@@ -43,6 +44,7 @@ class Family:
     def __init_subclass__(cls, *, name):
         cls.name = name
         cls.__repr__ = shapes_of_fields  # or a dataclass would print its arrays
+        cls.__eq__, cls.__hash__ = EqualByValue.__eq__, EqualByValue.__hash__  # or ask arrays for theirs
         FAMILIES[name] = cls
 
     @classmethod
@@ -132,7 +134,8 @@ def dual_features(q: "... n d", k: "... m d", families: "...", *, query_mask=Non
     """
     check_families(families, q)
     features = [family.features(q, k, query_mask=query_mask, key_mask=key_mask) for family in families]
-    return array_namespace(q).concat(features, axis=-2) if len(features) > 1 else features[0]
+    features = array_namespace(q).concat(features, axis=-2) if len(features) > 1 else features[0]
+    return keep(features, of_features(queries_with_a_key(query_mask, key_mask)))
 
 
 @vjp_of(dual_features)
@@ -148,8 +151,10 @@ def dual_features_vjp(q, k, families, *, query_mask=None, key_mask=None):
     """
     check_families(families, q)
     made = [family.features_vjp(q, k, query_mask=query_mask, key_mask=key_mask) for family in families]
+    alive = of_features(queries_with_a_key(query_mask, key_mask))
 
     def vjp(d_features):
+        d_features = keep(d_features, alive)
         d_q, d_k, d_families, start = 0, 0, [], 0
         for family, (_, family_vjp) in zip(families, made, strict=True):
             stop = start + family.count
@@ -159,7 +164,8 @@ def dual_features_vjp(q, k, families, *, query_mask=None, key_mask=None):
         return d_q, d_k, tuple(d_families)
 
     features = [features for features, _ in made]
-    return array_namespace(q).concat(features, axis=-2) if len(made) > 1 else features[0], vjp
+    features = array_namespace(q).concat(features, axis=-2) if len(made) > 1 else features[0]
+    return keep(features, alive), vjp
 
 
 def check_families(families, q):

@@ -16,10 +16,11 @@ import numpy as np
 from asap_ref.support.arrays import to_numpy
 from asap_ref.support.printing import in_short
 from asap_ref.support.saved import SavedArrays
+from asap_ref.support.trees import EqualByValue
 
 
-@dataclass(frozen=True)
-class SufficientStatistics(SavedArrays):
+@dataclass(frozen=True, eq=False)
+class SufficientStatistics(EqualByValue, SavedArrays):
     """All that ridge regression needs of the data: sums over tokens, one a head, float64 on the host.
 
     Examples
@@ -90,8 +91,12 @@ class SufficientStatistics(SavedArrays):
         size = np.where(size > 0, size, 1.0)  # a feature that never varies gets weight 0, by the penalty
         scale = np.sqrt(size)
         correlation = self.gram / (scale[..., :, None] * scale[..., None, :])
-        correlation = correlation + strength * np.eye(size.shape[-1])
-        return np.linalg.solve(correlation, (self.cross / scale)[..., None])[..., 0] / scale
+        right = (self.cross / scale)[..., None]  # (H, F, 1)
+        if strength == 0:  # features may depend on each other: of all the best weights, the smallest
+            solution = np.linalg.pinv(correlation, hermitian=True) @ right
+        else:
+            solution = np.linalg.solve(correlation + strength * np.eye(size.shape[-1]), right)
+        return solution[..., 0] / scale
 
     def r_squared(self, weights):
         """Share of the dual's variance (over tokens, within sequences) that the weights explain, (H,)."""

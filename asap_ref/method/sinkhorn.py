@@ -26,7 +26,7 @@ Where duals wander so far that a or b could overflow, K is formed anew from the 
 
 from __future__ import annotations
 
-from asap_ref.method.masks import column_mass, keep
+from asap_ref.method.masks import column_mass, keep, queries_with_a_key
 from asap_ref.method.transport import Duals, entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, matvec, transpose, vecmat
 from asap_ref.support.contracts import operator, vjp_of
@@ -102,7 +102,7 @@ def sinkhorn_vjp(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=No
                     B.append(b * dg / mass)
                     df, dg = df - a * matvec(K, B[-1]), 0.0
             d_scores = d_scores - K * (xp.stack(A, axis=-1) @ transpose(xp.stack(B, axis=-1)))
-        return (d_scores,) if init is None else (d_scores, keep(df, query_mask))
+        return (d_scores,) if init is None else (d_scores, keep(df, queries_with_a_key(query_mask, key_mask)))
 
     return steps[-1][1], vjp
 
@@ -112,7 +112,10 @@ def _half_steps(scores, n_iter, epsilon, query_mask, key_mask, init):
     xp = array_namespace(scores, init)
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     g = xp.zeros_like(scores[..., 0, :])
-    f = entropic_c_transform(scores, g, onto="query", **settings) if init is None else keep(init, query_mask)
+    if init is None:
+        f = entropic_c_transform(scores, g, onto="query", **settings)
+    else:
+        f = keep(init, queries_with_a_key(query_mask, key_mask))
     steps = [("query", Duals(f, g))]
     for _ in range(n_iter):
         g = entropic_c_transform(scores, f, onto="key", **settings)

@@ -19,7 +19,7 @@ from asap_ref.method.masks import centred, keep_tokens, of_features
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.support.arrays import array_namespace, transpose
 from asap_ref.support.contracts import operator, vjp_of
-from asap_ref.support.settings import check_choice, check_count, check_directions
+from asap_ref.support.settings import check_choice, check_count, check_directions, check_seed
 
 
 def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
@@ -53,6 +53,7 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
     check_count(dim, "dim", "slice_directions", least=1)
     check_count(n_slices, "n_slices", "slice_directions", least=1)
     check_choice(kind, "kind", "slice_directions", ("orthogonal", "gaussian"))
+    seed = check_seed(seed, "slice_directions")
     gaussian = np.random.default_rng(seed).standard_normal((-(-n_slices // dim), dim, dim))  # blocks of d
     if kind == "orthogonal":
         blocks, upper = np.linalg.qr(gaussian)

@@ -23,7 +23,6 @@ from asap_ref.method.masks import at_valid_pairs, column_mass, keep, valid_pairs
 from asap_ref.support.arrays import array_namespace, logsumexp, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.printing import values_if_short
-from asap_ref.support.settings import check_choice
 
 
 class Duals(NamedTuple):
@@ -161,7 +160,6 @@ def _negative_lse(exponents, axis, valid):
 
 
 def _check_dual(scores, dual, onto):
-    check_choice(onto, "onto", "entropic_c_transform", ("key", "query"))
     *leading, n, m = scores.shape
     side, length = ("query", n) if onto == "key" else ("key", m)
     expected = (*leading, length)

@@ -94,6 +94,9 @@ def compile_model(
         )
     targets = {name: mechanism.predicts for name, mechanism in MECHANISMS.items() if mechanism.predicts}
     check_choice(into, "into", "compile_model", tuple(targets))
+    for layer, attention in enumerate(model.attentions):  # before any of them takes its time
+        if not attention.mechanism.teaches:
+            raise ValueError(f"compile_model: layer {layer} has {attention.name} attention, expected sinkhorn")
     calibration = batches
     if fallback is not None:
         fallback = check_positive(fallback, "fallback", "compile_model", or_zero=True)
@@ -102,8 +105,6 @@ def compile_model(
             raise ValueError("compile_model: batches of one example each leave none to hold out")
     attentions, report = [], []
     for layer, attention in enumerate(model.attentions):
-        if not attention.mechanism.teaches:
-            raise ValueError(f"compile_model: layer {layer} has {attention.name} attention, expected sinkhorn")
         amortizer = fit_amortizer(
             Mapped(partial(activations, model, layer, targets[into] == "key"), calibration),
             n_slices=n_slices,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from asap_ref.model.layers import linear_vjp, mlp_vjp, named
 from asap_ref.model.sequences import Sequences, vectors_and_mask
-from asap_ref.support.arrays import array_namespace, sum_rows
+from asap_ref.support.arrays import array_namespace, as_indices, sum_rows
 
 
 def _with_class_token(params, x):
@@ -117,6 +117,7 @@ def check_ids(ids, a):
         raise ValueError(
             f"transformer: inputs has shape {tuple(ids.shape)}, expected (batch, n) with n from 1 to {a.length}"
         )
+    ids = as_indices(ids)
     xp = array_namespace(ids)
     if bool(xp.any((ids < 0) | (ids >= a.vocabulary))):
         raise ValueError(
@@ -127,6 +128,7 @@ def check_ids(ids, a):
 
 def embed_text_vjp(params, ids, architecture):
     """Each word's row of a table: ids (B, n) -> (B, n + 1, w)."""
+    ids = as_indices(ids)  # uint8 and other small ones index in some modules only
     xp, table = array_namespace(ids), params["word"]
     b, n = ids.shape
     flat = xp.reshape(ids, (-1,))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from asap_ref.support.arrays import array_namespace, logsumexp
+from asap_ref.support.arrays import array_namespace, as_indices, logsumexp
 from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.settings import check_positive
 
@@ -223,6 +223,7 @@ def cross_entropy_vjp(logits, labels):
         )
     if not xp.isdtype(labels.dtype, "integral"):
         raise TypeError(f"cross_entropy: labels must be integers, got {labels.dtype}")
+    labels = as_indices(labels)
     n, n_classes = logits.shape
     if bool(xp.any((labels < 0) | (labels >= n_classes))):
         raise ValueError(f"cross_entropy: labels must lie from 0 to {n_classes - 1}, the classes of the logits")

@@ -41,8 +41,8 @@ from asap_ref.support.trees import tree_map
 SOFTMAX = Attention("softmax")
 
 
-@dataclass(frozen=True)
-class Pairs:
+@dataclass(frozen=True, eq=False)
+class Pairs(trees.EqualByValue):
     """Two sets of points an example: each (B, n, features), or `Sequences` of them.
 
     Examples
@@ -306,8 +306,8 @@ def matching_loss(params: "...", pairs: "...", partners, architecture, encoder, 
 # ------------------------------------------------------------------------------------------------------- the model
 
 
-@dataclass(frozen=True)
-class Matcher:
+@dataclass(frozen=True, eq=False)
+class Matcher(trees.EqualByValue):
     """A matcher with its parameters, the attention of its encoder, and the one that closes it.
 
     Calling it with `Pairs` gives the plan (B, n, m). ``attentions`` holds the closing one alone, which `compile_model`

@@ -65,8 +65,8 @@ def settings_of(mechanism):
     return {p.name: p.default for p in found if p.name not in GIVEN}
 
 
-@dataclass(frozen=True)
-class Attention:
+@dataclass(frozen=True, eq=False)
+class Attention(trees.EqualByValue):
     """An attention with its settings, to be handed to a model: ``Attention("sinkhorn", {"n_iter": 10})``.
 
     Calling it runs the forward pass; ``.vjp`` also gives the backward pass.
@@ -93,7 +93,9 @@ class Attention:
         if unknown or missing:
             wrong = f"has no setting {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
             raise ValueError(f"Attention: {self.name} attention {wrong}; its settings are: {', '.join(known)}")
-        check_settings("Attention", dict(self.settings))
+        settings = {name: x.item() if isinstance(x, np.generic) else x for name, x in self.settings.items()}
+        check_settings("Attention", settings)
+        object.__setattr__(self, "settings", settings)
 
     @property
     def mechanism(self):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,14 +41,16 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            check_count(getattr(self, name), name, "TrainingSettings", least=1)
-        check_count(self.seed, "seed", "TrainingSettings", least=0)
-        check_positive(self.learning_rate, "learning_rate", "TrainingSettings")
-        check_positive(self.weight_decay, "weight_decay", "TrainingSettings", or_zero=True)
-        if check_positive(self.warmup, "warmup", "TrainingSettings", or_zero=True) > 1:
+        for name, least in {"epochs": 1, "batch_size": 1, "seed": 0}.items():
+            value = check_count(getattr(self, name), name, "TrainingSettings", least=least)
+            object.__setattr__(self, name, value)  # Python's own numbers, which a checkpoint can hold
+        for name in ("learning_rate", "weight_decay", "warmup", "dropout"):
+            zero = name != "learning_rate"
+            value = check_positive(getattr(self, name), name, "TrainingSettings", or_zero=zero)
+            object.__setattr__(self, name, value)
+        if self.warmup > 1:
             raise ValueError(f"TrainingSettings: warmup is a share of the steps, at most 1, got {self.warmup}")
-        if check_positive(self.dropout, "dropout", "TrainingSettings", or_zero=True) >= 1:
+        if self.dropout >= 1:
             raise ValueError(f"TrainingSettings: dropout is a share, below 1, got {self.dropout}")
 
 
@@ -149,12 +152,19 @@ def descend(
             examples += count
         record = {"epoch": epoch + 1, "loss": float(to_numpy(sum(losses))) / examples}
         if evaluate is not None:
-            record |= evaluate(replace(model, params=params))
+            record |= _numbers(evaluate(replace(model, params=params)))
         history.append(record)
         if checkpoint is not None:
             state = {"params": params, "moments": moments}
             files.save(checkpoint, "checkpoint", state, {"made_by": made_by, "history": history})
     return replace(model, params=params), history
+
+
+def _numbers(found):
+    """What evaluate returned, as Python's own numbers; raise unless it is a dict of numbers."""
+    if not isinstance(found, dict) or not all(isinstance(x, numbers.Number | np.bool) for x in found.values()):
+        raise TypeError(f"train: evaluate must return a dict of numbers, got {found!r:.80}")
+    return {str(name): x.item() if isinstance(x, np.generic) else x for name, x in found.items()}
 
 
 def _of_checkpoint(arrays, settings):

@@ -7,16 +7,18 @@ that says which tokens are real; what padding holds does not matter.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from asap_ref.method.masks import keep_tokens
-from asap_ref.support.arrays import array_namespace
+from asap_ref.support.arrays import array_namespace, from_numpy
+from asap_ref.support.trees import EqualByValue
 
 
-@dataclass(frozen=True)
-class Sequences:
+@dataclass(frozen=True, eq=False)
+class Sequences(EqualByValue):
     """Padded sequences of vectors (N, n, features) and their mask (N, n), True at tokens; None masks nothing.
 
     Parameters
@@ -84,10 +86,19 @@ class Sequences:
     def placed(cls, inputs, like):
         """Bring NumPy inputs, an array or `Sequences`, to the module, dtype and device of another array."""
         xp, device = array_namespace(like), like.device
+
+        def brought(x, dtype):  # without a copy where none is needed
+            bring = (
+                partial(from_numpy, xp=xp)
+                if isinstance(x, np.ndarray) > isinstance(like, np.ndarray)
+                else xp.asarray
+            )
+            return bring(x, dtype=dtype, device=device)
+
         if not isinstance(inputs, cls):
-            return xp.asarray(inputs, dtype=like.dtype, device=device)
-        mask = None if inputs.mask is None else xp.asarray(inputs.mask, device=device)
-        return cls(xp.asarray(inputs.vectors, dtype=like.dtype, device=device), mask)
+            return brought(inputs, like.dtype)
+        mask = None if inputs.mask is None else brought(inputs.mask, None)
+        return cls(brought(inputs.vectors, like.dtype), mask)
 
 
 def vectors_and_mask(inputs):

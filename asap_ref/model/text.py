@@ -27,6 +27,8 @@ def build_vocabulary(texts, size):
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
+    _check_texts("build_vocabulary", texts)
+
     counter = CountVectorizer(token_pattern=r"\S+", max_features=size - RESERVED)
     return tuple(counter.fit(texts).get_feature_names_out().tolist())
 
@@ -40,12 +42,18 @@ def encode(texts, vocabulary, length):
     array([[3, 2, 1, 0],
            [2, 0, 0, 0]], dtype=int32)
     """
+    _check_texts("encode", texts)
     number = {word: i + RESERVED for i, word in enumerate(vocabulary)}
     ids = np.full((len(texts), length), PADDING, np.int32)
     for row, text in zip(ids, texts, strict=True):
         words = text.lower().split()[:length]
         row[: len(words)] = [number.get(word, UNKNOWN) for word in words]
     return ids
+
+
+def _check_texts(function, texts):
+    if isinstance(texts, str):  # whose letters would be taken for texts
+        raise TypeError(f"{function}: texts must be a list of strings, got one string; put it in a list")
 
 
 def word_dropout(share):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
 
 from asap_ref.model.batching import batches, shuffled_batches, trimmed
+from asap_ref.model.inputs import check_host_inputs, check_labels
 from asap_ref.model.layers import cross_entropy_vjp
 from asap_ref.model.mechanism import fingerprint
-from asap_ref.model.optimiser import descend
+from asap_ref.model.optimiser import TrainingSettings, descend
+from asap_ref.model.recording import check_model
 from asap_ref.model.transformer import transformer_vjp
 from asap_ref.support import trees
-from asap_ref.support.arrays import array_namespace, to_numpy
+from asap_ref.support.arrays import array_namespace, from_numpy, is_half, to_numpy
 from asap_ref.support.contracts import operator
 from asap_ref.support.settings import check_count
 
@@ -99,7 +101,14 @@ def train(
     >>> history[-1]["loss"] < history[0]["loss"], accuracy(model, images, labels) > 0.9
     (True, True)
     """
-    _check_examples(inputs, labels, model.architecture.n_classes)
+    if not isinstance(settings, TrainingSettings):
+        raise TypeError(f"train: settings must be TrainingSettings, got {type(settings).__name__}")
+    check_model(model, "model", "train")
+    check_host_inputs(inputs, model.architecture, "train")
+    check_labels(labels, len(inputs), model.architecture.n_classes, "train")
+    options = {"augment": augment, "checkpoint": checkpoint, "resume": resume, "label": label}
+    if is_half(dtype := model.params["head"]["weight"].dtype):
+        return _trained_in_float32(model, inputs, labels, settings, evaluate, dtype, **options)
     made_by = {
         "architecture": asdict(model.architecture),
         "examples": len(inputs),
@@ -130,7 +139,8 @@ def _batches(model, inputs, labels, settings, augment, rng):
         if settings.dropout:
             noise = dropout_noise(settings.dropout, model.architecture, batch, rng)
             noise = trees.place(noise, xp, dtype=like.dtype, device=device)
-        yield (model.place(batch), xp.asarray(labels[picked], device=device), noise), len(picked)
+        classes = from_numpy(labels[picked].astype(np.int64), xp, device=device)
+        yield (model.place(batch), classes, noise), len(picked)
 
 
 def _loss_of_batch(model, batch):
@@ -142,20 +152,18 @@ def _arrays_of(inputs):
     return [array for _, array in trees.named_leaves("inputs", inputs)]
 
 
-def _check_examples(inputs, labels, n_classes):
-    for name, x in (("inputs", inputs), ("labels", labels)):
-        arrays = _arrays_of(x) if name == "inputs" else [x]
-        if not all(isinstance(array, np.ndarray) for array in arrays):
-            raise TypeError(f"train: {name} must be a NumPy array, got {type(x).__name__}; use to_numpy")
-    if len(inputs) != len(labels) or not len(inputs):
-        raise ValueError(f"train: {len(inputs)} inputs and {len(labels)} labels; expected as many, at least one")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"train: labels must be integers, got {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= n_classes:
-        raise ValueError(
-            f"train: labels lie from {labels.min()} to {labels.max()}, expected 0 to {n_classes - 1}, the classes "
-            "of the model"
+def _trained_in_float32(model, inputs, labels, settings, evaluate, dtype, **options):
+    """Train a model of half precision: a step is smaller than half precision can add to a weight."""
+
+    def given_back(trained):
+        return replace(
+            trained, params=trees.tree_map(lambda x: array_namespace(x).astype(x, dtype), trained.params)
         )
+
+    single = trees.tree_map(lambda x: array_namespace(x).astype(x, array_namespace(x).float32), model.params)
+    seen = None if evaluate is None else lambda trained: evaluate(given_back(trained))
+    trained, history = train(replace(model, params=single), inputs, labels, settings, evaluate=seen, **options)
+    return given_back(trained), history
 
 
 def predict(model, inputs, *, batch_size=256):
@@ -187,6 +195,8 @@ def predict(model, inputs, *, batch_size=256):
     (300, 10)
     """
     check_count(batch_size, "batch_size", "predict", least=1)
+    check_model(model, "model", "predict")
+    check_host_inputs(inputs, model.architecture, "predict")
     if not len(inputs):
         raise ValueError("predict: inputs is empty; give at least one")
     picked = batches(inputs, batch_size)
@@ -221,6 +231,7 @@ def accuracy(model, inputs, labels):
     >>> accuracy(model, images, np.argmax(predict(model, images), axis=-1))
     1.0
     """
-    if len(inputs) != len(labels):
-        raise ValueError(f"accuracy: {len(inputs)} inputs and {len(labels)} labels; expected as many")
+    check_model(model, "model", "accuracy")
+    check_host_inputs(inputs, model.architecture, "accuracy")
+    check_labels(labels, len(inputs), model.architecture.n_classes, "accuracy")
     return float(np.mean(np.argmax(predict(model, inputs), axis=-1) == labels))

@@ -18,13 +18,14 @@ import numpy as np
 
 from asap_ref.model.embedding import KINDS, embed_vjp
 from asap_ref.model.initial import Draw
+from asap_ref.model.inputs import check_host_inputs
 from asap_ref.model.layers import layer_norm, layer_norm_vjp, linear, linear_vjp, mlp, mlp_vjp, named
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.sequences import Sequences
 from asap_ref.support import files, trees
-from asap_ref.support.arrays import array_module, array_namespace
+from asap_ref.support.arrays import array_module, array_namespace, from_numpy, is_array
 from asap_ref.support.contracts import operator
-from asap_ref.support.settings import check_count
+from asap_ref.support.settings import check_count, check_seed
 
 # ------------------------------------------------------------------------- attention heads: (B, n, w) -> (B, n, w)
 
@@ -163,15 +164,24 @@ class Architecture:
         if self.kind == "images":
             if self.image is not None and self.patch is None:
                 raise ValueError(
-                    f"Architecture: an image {tuple(self.image)} is cut into patches, so give patch as well; if inputs "
+                    f"Architecture: an image {self.image} is cut into patches, so give patch as well; if inputs "
                     "are sequences of vectors (batch, n, features), give features instead"
                 )
-            object.__setattr__(self, "image", (8, 8) if self.image is None else tuple(self.image))
+            image = (8, 8) if self.image is None else self.image
+            if not isinstance(image, tuple | list) or len(image) != 2:
+                raise TypeError(f"Architecture: image must be (height, width), got {image!r:.60}")
+            image = tuple(check_count(side, "image", "Architecture", least=1) for side in image)
+            object.__setattr__(self, "image", image)
             object.__setattr__(self, "patch", 2 if self.patch is None else self.patch)
         sizes = [name for name in ("patch", "vocabulary", "features", "length") if getattr(self, name) is not None]
         sizes += ["length"] if self.kind == "text" else []
         for name in (*sizes, "n_classes", "width", "n_layers", "n_heads", "mlp_ratio"):
-            check_count(getattr(self, name), name, "Architecture", least=1)
+            value = check_count(getattr(self, name), name, "Architecture", least=1)
+            object.__setattr__(self, name, value)  # Python's own numbers, which a file can hold
+        if self.kind == "images" and self.length is not None:
+            raise ValueError(
+                f"Architecture: length {self.length} is of texts or vectors; give vocabulary or features"
+            )
         if self.width % self.n_heads:
             raise ValueError(f"Architecture: width {self.width} is not a multiple of n_heads {self.n_heads}")
         if self.kind == "images" and any(side % self.patch for side in self.image):
@@ -274,8 +284,8 @@ def _check_one_a_layer(attentions, architecture):
         raise ValueError(f"transformer: {len(attentions)} attentions for {architecture.n_layers} layers")
 
 
-@dataclass(frozen=True)
-class Transformer:
+@dataclass(frozen=True, eq=False)
+class Transformer(trees.EqualByValue):
     """A Transformer with its parameters and the attention of each layer; calling it gives logits.
 
     Examples
@@ -300,7 +310,7 @@ class Transformer:
     @classmethod
     def create(cls, architecture, attention, *, seed=0, xp=np, dtype=np.float32):
         """Draw a new model with the same attention in every layer, its parameters in the module xp."""
-        params = initialise(architecture, seed=seed, dtype=dtype)
+        params = initialise(architecture, seed=check_seed(seed, "Transformer.create"), dtype=dtype)
         if xp is not np:
             params = trees.place(params, xp)
         return cls(architecture, params, (attention,) * architecture.n_layers)
@@ -310,10 +320,20 @@ class Transformer:
         return transformer(self.params, inputs, self.architecture, self.attentions)
 
     def place(self, inputs):
-        """Bring NumPy inputs to the array module and device of the model, and all but token ids to its dtype."""
+        """Bring inputs of NumPy, or of its module, to the device of the model, and all but token ids to its dtype."""
         like = self.params["head"]["weight"]
-        if KINDS[self.architecture.kind].exact:
-            return array_namespace(like).asarray(inputs, device=like.device)
+        xp, kind = array_namespace(like), KINDS[self.architecture.kind]
+        given = [x for _, x in trees.named_leaves("inputs", inputs)]
+        if given and all(is_array(x) and array_namespace(x) is xp for x in given):  # they are there, or nearly
+            kind.check(inputs, self.architecture)
+        else:
+            check_host_inputs(inputs, self.architecture, "transformer")
+        if kind.exact:
+            return (
+                from_numpy(inputs.astype(np.int64), xp, device=like.device)
+                if isinstance(inputs, np.ndarray)
+                else inputs
+            )
         return Sequences.placed(inputs, like)
 
     def with_attention(self, *attentions):

@@ -11,7 +11,7 @@ import numpy as np
 
 from asap_ref.method.masks import keep_tokens, valid_pairs
 from asap_ref.oracle import ties, truth
-from asap_ref.oracle.recipe import ARGUMENTS, LAYOUTS, Recipe, arrays_of, padded, rounded
+from asap_ref.oracle.recipe import ARGUMENTS, LAYOUTS, OF_HEADS, Recipe, arrays_of, padded, rounded
 from asap_ref.oracle.stored import Case, CaseAtHand, flags, operators
 from asap_ref.oracle.verdict import GRADIENT, check
 
@@ -30,7 +30,7 @@ LEAST = {  # tolerances of results, and of gradients, that any careful implement
 }
 # psi is a minimum over samples; near those that attain it others do within a rounding, and its gradient goes to either
 NEAR_TIES = ("kantorovich_potentials_1d", "sliced_potentials")
-WITHOUT_EXPONENTS = ("attention_scores", "sliced_potentials", "dual_features", "amortized_query_dual")
+WITH_EXPONENTS = ("lse", "attend", "softmax_attention", "sinkhorn_attention", "sliced_attention", "asap_attention")
 MOST = 0.25  # beyond it a result says nothing
 NOISE = 1e-13  # numbers here are of the size of one
 ROUNDINGS = 8  # how often the inputs, or what has their size, may be rounded on the way
@@ -166,7 +166,7 @@ def largest_exponent(operator, inputs, arguments):
     sizes = [np.abs(arrays[name]).max() for name in ("query_dual", "key_dual", "dual", "init") if name in arrays]
     if "scores" in arrays:
         sizes.append(np.abs(at_tokens(arrays["scores"], masks)).max())
-    elif {"q", "k"} <= set(arrays) and operator not in WITHOUT_EXPONENTS:
+    elif {"q", "k"} <= set(arrays) and operator in WITH_EXPONENTS:
         q, k = (keep_tokens(arrays[x[0]], masks.get(f"{x}_mask")) for x in ("query", "key"))
         if operator == "sliced_attention":  # of the soft sorts, and of the weights of slices
             radius = max(np.sqrt((x**2).sum(-1).max() / q.shape[-1]) for x in (q, k))
@@ -258,8 +258,10 @@ def flags_of(recipe):
         "padding": masked and r.mask != "full",
         "init": "init" in r.given,
         "weights": {"x_weights", "y_weights"} & set(r.given),
-        "quadratic": "basis" in r.given,
-        "head_directions": "head_directions" in r.given,
+        "cumulants": r.operator == "cumulant_features",
+        "quadratic": "basis" in r.given or r.operator == "quadratic_features",
+        "moments": r.operator == "moment_features",
+        "head_directions": bool(set(OF_HEADS) & set(r.given)),
         "epsilon_scaling": a.get("epsilon", 1.0) != 1.0,
         "softmax_start": a.get("n_iter") == 0,
         "not_converged": a.get("n_iter", 0) > 0,

@@ -29,6 +29,9 @@ AXES = {
         {"phi": "n", "psi": "m"},
     ),
     "sliced_potentials": ({"q": "n d", "k": "m d", "directions": "d l"}, {"phi": "l n", "psi": "l m"}),
+    "cumulant_features": ({"q": "n d", "k": "m d"}, {"features": "f n"}),
+    "quadratic_features": ({"q": "n d", "k": "m d", "basis": "d r"}, {"features": "f n"}),
+    "moment_features": ({"q": "n d", "k": "m d", "basis": "d r"}, {"features": "f n"}),
     "dual_features": ({"q": "n d", "k": "m d", "directions": "d l", "basis": "d r"}, {"features": "f n"}),
     "amortized_query_dual": (
         {"q": "n d", "k": "m d", "directions": "d l", "weights": "h f", "basis": "d r"},
@@ -64,6 +67,8 @@ OPTIONAL = {  # what a recipe may give besides
     "sinkhorn": ("init",),
     "kantorovich_potentials_1d": ("x_weights", "y_weights"),
     "sliced_attention": ("directions",),
+    "quadratic_features": ("head_basis",),
+    "moment_features": ("head_basis",),
     "dual_features": ("basis",),
     "amortized_query_dual": ("basis", "head_directions"),
     "asap_attention": ("basis", "head_directions"),
@@ -72,7 +77,8 @@ MASKS = ("none", "full", "prefix", "left", "holes", "heads", "one", "empty", "al
 SIDES = ("both", "query", "key")
 VALUES = ("normal", "large", "rising", "equal", "ties")
 LAYOUTS = ("contiguous", "transposed", "interleaved")
-WITH_HEADS = ("amortized_query_dual", "asap_attention")
+OF_HEADS = ("head_directions", "head_basis")  # no arrays: directions, or a basis, for each head
+WITH_HEADS = ("quadratic_features", "moment_features", "amortized_query_dual", "asap_attention")
 UNMASKED = ("attention_scores",)
 PADDING = 100.0
 SORTED = ("kantorovich_potentials_1d", "sliced_potentials", "dual_features", "amortized_query_dual", "asap_attention",
@@ -177,13 +183,10 @@ def arrays_of(recipe, dtype):
     masks = masks_of(recipe, rng)
     alive = dict(zip("nm", alive_of(recipe, masks), strict=True))
     inputs, _ = recipe.axes()
-    wanted = [name for name in inputs if name not in ("init", "x_weights", "y_weights", "basis")]
-    wanted += [name for name in recipe.given if name != "head_directions"]
-    if recipe.operator == "sliced_attention" and "directions" not in recipe.given:
-        wanted.remove("directions")
+    optional = OPTIONAL.get(recipe.operator, ())
     made = {}
     for name in inputs:
-        if name in wanted:
+        if name not in optional or name in recipe.given:
             x = rounded(_numbers(recipe, name, inputs[name], rng, made), dtype)
             if name in ("x", "y") and recipe.values != "ties":
                 x = ties.distinct(x, lambda size: rounded(2 * rng.standard_normal(size), dtype))
@@ -213,7 +216,8 @@ def _numbers(recipe, name, axes, rng, made):
         own = (leading[-1],) if "head_directions" in recipe.given else ()
         return unit_columns(rng, *own, recipe.d, recipe.n_slices)
     if name == "basis":
-        return unit_columns(rng, recipe.d, recipe.rank)
+        own = (leading[-1],) if "head_basis" in recipe.given else ()
+        return unit_columns(rng, *own, recipe.d, recipe.rank)
     if name == "weights":
         return rng.standard_normal((leading[-1], count_features(recipe))) / 4
     shape = (*leading, *(sizes[axis] for axis in axes.split()))

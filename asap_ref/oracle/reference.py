@@ -13,6 +13,7 @@ from asap_ref import (
     Amortizer,
     Cumulants,
     Duals,
+    Moments,
     Quadratic,
     Slices,
     SufficientStatistics,
@@ -58,6 +59,8 @@ __all__ = [
     "attention_scores",
     "attention_scores_vjp",
     "compile_model",
+    "cumulant_features",
+    "cumulant_features_vjp",
     "dual_features",
     "dual_features_vjp",
     "dual_loss",
@@ -72,6 +75,10 @@ __all__ = [
     "lse",
     "lse_vjp",
     "marginal_error",
+    "moment_features",
+    "moment_features_vjp",
+    "quadratic_features",
+    "quadratic_features_vjp",
     "sinkhorn",
     "sinkhorn_attention",
     "sinkhorn_attention_vjp",
@@ -123,6 +130,41 @@ def dual_features_vjp(q, k, directions, basis=None, *, cumulants=True, **masks):
     """Features and ``vjp(d_features) -> (d_q, d_k, d_directions)``; the basis is held fixed."""
     features, vjp = asap_ref.dual_features_vjp(q, k, families(directions, basis, cumulants=cumulants), **masks)
     return features, lambda d_features: _of_directions(*vjp(d_features))
+
+
+def cumulant_features(q, k, **masks):
+    """(..., n, d), (..., m, d) -> (..., 3, n)."""
+    return asap_ref.dual_features(q, k, [Cumulants()], **masks)
+
+
+def cumulant_features_vjp(q, k, **masks):
+    """Features and ``vjp(d_features) -> (d_q, d_k)``."""
+    return _of_one_family(q, k, Cumulants(), **masks)
+
+
+def quadratic_features(q, k, basis, **masks):
+    """(..., n, d), (..., m, d), (d, r) -> (..., F, n)."""
+    return asap_ref.dual_features(q, k, [Quadratic(basis)], **masks)
+
+
+def quadratic_features_vjp(q, k, basis, **masks):
+    """Features and ``vjp(d_features) -> (d_q, d_k)``; the basis is held fixed."""
+    return _of_one_family(q, k, Quadratic(basis), **masks)
+
+
+def moment_features(q, k, basis, **masks):
+    """(..., n, d), (..., m, d), (d, r) -> (..., F, n)."""
+    return asap_ref.dual_features(q, k, [Moments(basis)], **masks)
+
+
+def moment_features_vjp(q, k, basis, **masks):
+    """Features and ``vjp(d_features) -> (d_q, d_k)``; the basis is held fixed."""
+    return _of_one_family(q, k, Moments(basis), **masks)
+
+
+def _of_one_family(q, k, family, **masks):
+    features, vjp = asap_ref.dual_features_vjp(q, k, [family], **masks)
+    return features, lambda d_features: vjp(d_features)[:2]
 
 
 def amortized_query_dual(q, k, directions, weights, basis=None, *, cumulants=True, **masks):

@@ -20,6 +20,8 @@ FIXED = {  # arrays without a gradient; "all": none has one
     "kantorovich_potentials_1d": ("x_weights", "y_weights"),
     "kl_loss": ("scores", "teacher_columns"),
     "dual_loss": ("scores",),
+    "quadratic_features": ("basis",),
+    "moment_features": ("basis",),
     "dual_features": ("basis",),
     "amortized_query_dual": ("basis",),
     "asap_attention": ("basis",),

@@ -138,7 +138,11 @@ def _other_arrays(case, x):
     if {"query_dual", "key_dual"} <= set(x) and x["query_dual"].shape == x["key_dual"].shape:
         duals = {"query_dual": x["key_dual"], "key_dual": x["query_dual"]}
         yield "key_dual_for_query_dual", "it is what the duals exchanged give", x | duals
-    for name, flag in (("weights", "head_weights"), ("directions", "head_directions")):
+    for name, flag in (
+        ("weights", "head_weights"),
+        ("directions", "head_directions"),
+        ("basis", "head_directions"),
+    ):
         if name in x and (name == "weights" or x[name].ndim == 3) and len(x[name]) > 1:
             same = np.broadcast_to(x[name][:1], x[name].shape).copy()
             yield flag, f"it is what comes out if all heads have the {name} of the first", x | {name: same}

@@ -33,9 +33,9 @@ from asap_ref.method.masks import without_padding
 from asap_ref.method.slices import sliced_potentials_vjp
 from asap_ref.support.arrays import array_namespace, transpose
 from asap_ref.support.contracts import fast_form_of, operator, vjp_of
-from asap_ref.support.settings import check_choice
+from asap_ref.support.settings import CHOICES
 
-STARTS = ("zero", "gaussian", "sorting")
+STARTS = CHOICES["start"]
 RIDGE = 1e-5  # added to Sb, relative to its mean variance: the gradient divides by Sb
 
 
@@ -88,7 +88,6 @@ def initial_dual_vjp(q, k, *, start="gaussian", epsilon=1.0, query_mask=None, ke
     >>> [d.shape for d in vjp(f)]
     [(5, 3), (5, 3)]
     """
-    check_choice(start, "start", "initial_dual", STARTS)
     xp = array_namespace(q, k)
     q, k, _ = without_padding(q, k, k, query_mask, key_mask)
     if start == "zero":

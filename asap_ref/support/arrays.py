@@ -111,7 +111,7 @@ def array_namespace(*arrays):
         names = sorted({module.__name__.removeprefix("array_api_compat.") for module in modules})
         raise TypeError(f"arrays of different modules cannot be mixed: got {names}; convert them to one of these")
     if len(given) > 1 and not isinstance(given[0], np.ndarray):  # NumPy knows one device
-        devices = [compat.device(x) for x in given]
+        devices = [compat.device(x) for x in given if not is_traced(x)]  # what is traced is nowhere yet
         if any(device != devices[0] for device in devices):
             names = sorted({str(device) for device in devices})
             raise TypeError(f"arrays on different devices cannot be mixed: got {names}; move them to one")
@@ -131,6 +131,12 @@ def to_numpy(x):
     Returns
     -------
     numpy.ndarray
+        Of the same dtype; float32 for bfloat16, which NumPy does not have, and which float32 holds exactly.
+
+    Raises
+    ------
+    TypeError
+        If x is no array, or a masked one, whose mask would be lost.
 
     Examples
     --------
@@ -138,10 +144,13 @@ def to_numpy(x):
     >>> to_numpy(array_api_strict.asarray([1.0, 2.0]))
     array([1., 2.])
     """
+    xp = array_namespace(x)
     for look in BEFORE_COPYING if not isinstance(x, np.ndarray) else ():
         look()
+    if str(getattr(x, "dtype", "")).endswith("bfloat16"):
+        x = xp.astype(x, xp.float32)
     if compat.is_torch_array(x):
-        return x.detach().cpu().numpy()
+        return x.detach().resolve_conj().resolve_neg().cpu().numpy()
     if compat.is_cupy_array(x):
         return x.get()
     if type(x).__module__.startswith("array_api_strict"):
@@ -149,6 +158,46 @@ def to_numpy(x):
 
         return np.asarray(x.to_device(array_api_strict.Device("CPU_DEVICE")))
     return np.asarray(x)
+
+
+def from_numpy(x, xp, *, dtype=None, device=None):
+    """Copy a NumPy array into a module, whatever its layout: torch takes no reversed, read-only or big-endian memory.
+
+    Examples
+    --------
+    >>> from_numpy(np.arange(3.0)[::-1], array_module("numpy"))
+    array([2., 1., 0.])
+    """
+    x = np.asarray(x)
+    own = np.array(x, dtype=x.dtype.newbyteorder("="), order="C")
+    return xp.asarray(own, dtype=dtype, device=device)
+
+
+def as_indices(x):
+    """Integers of any type as those by which their module indexes: torch does not by uint8 or int16, say."""
+    xp = array_namespace(x)
+    return xp.astype(x, xp.__array_namespace_info__().default_dtypes()["indexing"], copy=False)
+
+
+def is_traced(x):
+    """Say whether x stands for values that are not known yet, as inside ``jax.jit`` or ``jax.grad``."""
+    return compat.is_jax_array(x) and hasattr(x, "_trace")
+
+
+def check_values_are_known(x, name):
+    """Raise if x is traced."""
+    if is_traced(x):
+        raise TypeError(
+            f"{name} is traced by JAX (jit, grad or vmap), but its values are looked at; call it outside of these, "
+            "take gradients from the function whose name ends in _vjp, or wrap it in jax.pure_callback"
+        )
+
+
+def is_made_under_a_mode(x):
+    """Say whether an array serves only where it was made: traced, of torch's inference mode, or a fake tensor."""
+    if compat.is_torch_array(x):
+        return x.is_inference() or type(x).__name__ != "Tensor"
+    return is_traced(x)
 
 
 def one_pass(function):
@@ -232,6 +281,17 @@ def softmax(x, *, axis):
 def transpose(x):
     """Swap the last two axes: (..., n, m) -> (..., m, n)."""
     return array_namespace(x).matrix_transpose(x)
+
+
+def times(x, matrix):
+    """Rows times a matrix, x (..., n, d), (d, r) or (..., d, r) -> (..., n, r); one product if it is one for all.
+
+    A batch of products with one factor in common is a call of BLAS each on NumPy, and several launches elsewhere.
+    """
+    if matrix.ndim > 2:
+        return x @ matrix
+    xp = array_namespace(x, matrix)
+    return xp.reshape(xp.reshape(x, (-1, x.shape[-1])) @ matrix, (*x.shape[:-1], matrix.shape[-1]))
 
 
 def matvec(matrix, vector):

@@ -42,7 +42,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asap_ref.support.arrays import array_namespace, is_array, is_half
+from asap_ref.support.arrays import array_namespace, check_values_are_known, is_array, is_half
 from asap_ref.support.settings import check_settings
 from asap_ref.support.trees import map_leaves, named_leaves
 
@@ -154,10 +154,10 @@ def _checked(function, annotations, *more):
         if isinstance(result, tuple) and callable(result[-1]):
             value, vjp = result
             _explain_non_finite(xp, name, value, arrays)
-            value = _cast_back(xp, value, half)
+            value = _cast_back(xp, name, value, half)
             return value, _checked_vjp(xp, name, value, vjp, half)
         _explain_non_finite(xp, name, result, arrays)
-        return _cast_back(xp, result, half)
+        return _cast_back(xp, name, result, half)
 
     checked.examined = examined
     return checked
@@ -188,7 +188,7 @@ def _checked_vjp(xp, name, value, vjp, half):
             cotangent = _cast_half(xp, cotangent)
         gradients = inside(vjp, cotangent)
         _explain_non_finite(xp, f"{name} (backward)", gradients, arrays)
-        return _cast_back(xp, gradients, half)
+        return _cast_back(xp, f"{name} (backward)", gradients, half)
 
     return checked
 
@@ -266,6 +266,8 @@ def _check_kind(function, arrays):
             raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}; use numpy.asarray")
     try:
         xp = array_namespace(*(x for _, x, _ in arrays))
+        for name, x, _ in arrays:
+            check_values_are_known(x, name)
     except TypeError as error:
         raise TypeError(f"{function}({', '.join(name for name, _, _ in arrays)}): {error}") from None
     first = None
@@ -379,8 +381,18 @@ def _cast_half(xp, x):
     )
 
 
-def _cast_back(xp, x, half):
-    return x if half is None else map_leaves(lambda leaf: xp.astype(leaf, half), x)
+def _cast_back(xp, function, x, half):
+    """Results to the half precision of the inputs; raise if a number does not fit (65504 is the largest of float16)."""
+    if half is None:
+        return x
+    with np.errstate(over="ignore"):
+        back = map_leaves(lambda leaf: xp.astype(leaf, half) if _kind(xp, leaf.dtype) == "float" else leaf, x)
+    for _, leaf in named_leaves(function, back):
+        if _kind(xp, leaf.dtype) == "half" and not bool(xp.all(xp.isfinite(xp.astype(leaf, xp.float32)))):
+            raise FloatingPointError(
+                f"{function}: the result does not fit into {half}; convert the input to float32"
+            )
+    return back
 
 
 def _explain_non_finite(xp, function, result, arrays):
@@ -399,7 +411,9 @@ def _explain_non_finite(xp, function, result, arrays):
     if not floats:  # counts, which say nothing of what they were made from
         return
     dtype = floats[0].dtype
+    what = "NaN" if any(bool(xp.any(xp.isnan(x))) for x in floats) else "infinity"
+    largest = max((float(xp.max(xp.abs(x))) for name, x, _ in arrays if not name.endswith("mask")), default=0.0)
     raise FloatingPointError(
-        f"{function}: the result overflows {dtype} although every input is finite; "
-        "scale the input down, raise epsilon, or use float64"
+        f"{function}: the result overflows {dtype} although every input is finite (it holds {what}, inputs reach "
+        f"{largest:.3g}); scale the input down, raise epsilon, or use float64"
     )

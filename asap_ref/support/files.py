@@ -42,7 +42,7 @@ def save(path, kind, arrays, settings):
     ({'a': {'b': array([0, 1])}}, {'seed': 0})
     """
     flat = {key: to_numpy(x) for key, x in flatten(arrays).items()}
-    header = json.dumps(_signed(kind) | {"settings": settings, "arrays": list(flat)})
+    header = json.dumps(_signed(kind) | {"settings": settings, "arrays": list(flat)}, default=_plain)
     write_atomically(path, lambda file: np.savez(file, header=np.asarray(header), **flat))
 
 
@@ -76,7 +76,7 @@ def load(path, kind, build=lambda arrays, settings: (arrays, settings)):
 
 def save_json(path, kind, content):
     """Write a dict as JSON, atomically, with format, version and kind on top."""
-    save_text(path, json.dumps(_signed(kind) | content, indent=1) + "\n")
+    save_text(path, json.dumps(_signed(kind) | content, indent=1, default=_plain) + "\n")
 
 
 def load_json(path, kind):
@@ -89,6 +89,13 @@ def load_json(path, kind):
             raise _damaged(path, error) from error
     _check_signature(path, content, kind)
     return {key: value for key, value in content.items() if key not in _signed(kind)}
+
+
+def _plain(x):
+    """What JSON holds in place of a number of NumPy's, which counts as a number everywhere else."""
+    if isinstance(x, np.generic):
+        return x.item()
+    raise TypeError(f"a {type(x).__name__} cannot be written to a file: {x!r:.60}")
 
 
 def _signed(kind):

@@ -6,17 +6,35 @@ import math
 
 import numpy as np
 
-LEAST = {"n_iter": 0}  # counts that operators take, and how small they may be
+LEAST = {"n_iter": 0, "slices_at_once": 1}  # counts that operators take, and how small they may be
+POSITIVE = {
+    "epsilon": False,
+    "temperature": False,
+    "inverse_temperature": True,
+}  # numbers, and whether they may be zero
+CHOICES = {
+    "onto": ("key", "query"),
+    "cost": ("bilinear", "sqeuclidean"),
+    "start": ("zero", "gaussian", "sorting"),
+}
 
 
 def check_settings(function, arguments):
-    """Check the settings among the arguments; epsilon becomes a Python float there."""
-    if "epsilon" in arguments:
-        # a Python float: a NumPy scalar would turn float32 arrays into float64
-        arguments["epsilon"] = check_epsilon(arguments["epsilon"], function)
+    """Check the settings among the arguments; numbers become Python's there.
+
+    A NumPy scalar would turn float32 arrays into float64, and could not be written to a file.
+    """
+    for name, zero in POSITIVE.items():
+        if name in arguments:
+            arguments[name] = check_positive(arguments[name], name, function, or_zero=zero)
     for name, least in LEAST.items():
         if arguments.get(name) is not None:
-            check_count(arguments[name], name, function, least=least)
+            arguments[name] = check_count(arguments[name], name, function, least=least)
+    for name, choices in CHOICES.items():
+        if name in arguments:
+            check_choice(arguments[name], name, function, choices)
+    if "hard" in arguments:
+        arguments["hard"] = check_flag(arguments["hard"], "hard", function)
     if "amortizer" in arguments and not hasattr(arguments["amortizer"], "predict"):
         got = type(arguments["amortizer"]).__name__
         raise TypeError(f"{function}: amortizer must be an Amortizer, as from fit_amortizer, got {got}")
@@ -38,16 +56,29 @@ def check_positive(value, name, function, *, or_zero=False):
 
 
 def check_count(value, name, function, *, least):
-    """Raise unless value is an integer of at least ``least``."""
+    """Return value as an int; raise unless it is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{function}: {name} must be an integer, got {type(value).__name__} {value!r}")
     if value < least:
         raise ValueError(f"{function}: {name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def check_flag(value, name, function):
+    """Return value as a bool; raise unless it is one: "no" would count as true."""
+    if not isinstance(value, bool | np.bool):
+        raise TypeError(f"{function}: {name} must be True or False, got {type(value).__name__} {value!r:.60}")
+    return bool(value)
+
+
+def check_seed(seed, function):
+    """Return the seed, an int of at least 0 or a numpy.random.Generator; raise if it is anything else."""
+    return seed if isinstance(seed, np.random.Generator) else check_count(seed, "seed", function, least=0)
 
 
 def check_choice(value, name, function, choices):
     """Raise unless value is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{function}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 

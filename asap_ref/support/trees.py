@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 
-from asap_ref.support.arrays import array_namespace, to_numpy
+from asap_ref.support.arrays import array_namespace, from_numpy, is_array, to_numpy
 
 
 def tree_map(function, tree, *others):
@@ -32,7 +32,7 @@ def leaves(tree):
 
 def place(tree, xp, *, dtype=None, device=None):
     """Copy a nested dict of arrays of any module into the module xp."""
-    return tree_map(lambda x: xp.asarray(to_numpy(x), dtype=dtype, device=device), tree)
+    return tree_map(lambda x: from_numpy(to_numpy(x), xp, dtype=dtype, device=device), tree)
 
 
 def check_like(tree, expected):
@@ -99,11 +99,53 @@ def map_leaves(change, x):
     return change(x)
 
 
+def read_only(x):
+    """A copy of a NumPy array that cannot be written to."""
+    x = np.array(x)
+    x.flags.writeable = False
+    return x
+
+
 def place_like(like, x):
     """Copy the NumPy arrays of what `map_leaves` goes through to the module, dtype and device of another array."""
     xp, where = array_namespace(like), dict(dtype=like.dtype, device=like.device)
-    # torch takes no reversed views, which eigenvectors in descending order are
-    return map_leaves(lambda array: xp.asarray(np.ascontiguousarray(array), **where), x)
+    return map_leaves(lambda array: from_numpy(array, xp, **where), x)
+
+
+def same(x, y):
+    """Say whether two of what `map_leaves` goes through are of one type, shape, dtype and value; NaN is itself.
+
+    Examples
+    --------
+    >>> same({"a": (1, np.ones(2))}, {"a": (1, np.ones(2))}), same(np.ones(2), np.ones((2, 1)))
+    (True, False)
+    """
+    if is_array(x) and is_array(y):
+        kinds = [(type(z), tuple(z.shape), z.dtype) for z in (x, y)]
+        a, b = to_numpy(x), to_numpy(y)
+        return kinds[0] == kinds[1] and bool(np.all((a == b) | ((a != a) & (b != b))))
+    if type(x) is not type(y):
+        return False
+    if isinstance(x, dict):
+        return x.keys() == y.keys() and all(same(x[key], y[key]) for key in x)
+    if isinstance(x, tuple | list):
+        return len(x) == len(y) and all(map(same, x, y))
+    if is_dataclass(x):
+        return all(same(getattr(x, field.name), getattr(y, field.name)) for field in fields(x) if field.compare)
+    return bool(x == y)
+
+
+class EqualByValue:
+    """A dataclass that holds arrays, declared with ``eq=False``: two are equal if all that they hold is.
+
+    The equality that a dataclass writes itself asks arrays for a truth value, which they do not have.
+    """
+
+    def __hash__(self):
+        return hash(type(self))  # arrays have none; what is equal is of one class
+
+    def __eq__(self, other):
+        return same(self, other) if type(other) is type(self) else NotImplemented
 
 
 def named_leaves(name, x):

@@ -388,6 +388,7 @@ def test_fast_rivals_equal_readable(rival, kind, padded):
     np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-9 * np.abs(v).max(initial=1e-30))
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(
         np.float32,

@@ -11,7 +11,7 @@ from asap_ref import cli, oracle
 from asap_ref.oracle import exchange, reference, ties
 from asap_ref.oracle.drawn import DrawnCase
 from asap_ref.oracle.fuzzing import edge
-from asap_ref.oracle.recipe import AXES, MASKS, OPTIONAL, SIDES, Recipe
+from asap_ref.oracle.recipe import AXES, MASKS, OPTIONAL, SIDES, UNMASKED, Recipe
 
 MAKING = Path(__file__).parent / "making"
 
@@ -150,6 +150,20 @@ def test_fuzzing_in_rounds_draws_the_same_cases_whatever_a_module_offers():
     assert {r.case.id for r in oracle.fuzz(reference, rounds=2, seed=5, operator="lse").reports}.isdisjoint(drawn)
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         oracle.fuzz(reference, rounds=0)
+
+
+@pytest.mark.parametrize("mask", ["all", "empty", "heads"])
+@pytest.mark.parametrize("operator", [name for name in AXES if name not in UNMASKED])
+def test_expected_values_are_zero_at_padding_and_where_a_side_has_no_token(operator, mask):
+    first = {"sinkhorn": {"n_iter": 0}, "entropic_c_transform": {"onto": "query"}}.get(operator, {})
+    for side in SIDES:
+        for given, arguments in (((), {}), (OPTIONAL.get(operator, ()), first)):
+            said = dict(n=6, m=5, mask=mask, side=side, given=given, arguments=arguments)
+            case = oracle.random_case(operator, **said, padding="100" if operator == "marginal_error" else "nan")
+            for name, where in case.must_be_zero.items():
+                gradient = name.startswith("gradient of ")
+                x = case.gradients[name.removeprefix("gradient of ")] if gradient else case.outputs[name]
+                assert not np.any(x[where]), (side, given, name)
 
 
 @pytest.mark.parametrize("side", ["query", "key"])

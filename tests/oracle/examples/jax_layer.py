@@ -206,19 +206,60 @@ def slices_of(q, k, theta, q_mask, k_mask):
     return centred(phi, q_mask), centred(psi, k_mask)
 
 
+def cumulants_of(q, k, q_mask, k_mask):
+    u, mean = q / math.sqrt(q.shape[-1]), k.sum(0) / count(k_mask, k)
+    spread = jnp.where(k_mask[:, None], k - mean, 0)
+    return [u @ mean, (u * u).sum(-1), ((u @ spread.T) ** 2).sum(-1) / count(k_mask, k)]
+
+
+def quadratic_of(q, k, basis, q_mask, k_mask):
+    u, w = (q.shape[-1] ** -0.25 * (z @ basis).T for z in (q, k.sum(0) / count(k_mask, k)))
+    return [*u, *(u[a] * u[b] for a, b in upper(u)), *(u[a] * w_b for w_b in w for a in range(len(u)))]
+
+
+def moments_of(q, k, basis, q_mask, k_mask):
+    u, w = (q.shape[-1] ** -0.25 * (z @ basis).T for z in (q, k))
+    means = [z.sum(1) / count(mask, z) for z, mask in ((u, q_mask), (w, k_mask))]
+    spreads = [
+        jnp.where(mask, z - m[:, None], 0) for z, m, mask in zip((u, w), means, (q_mask, k_mask), strict=True)
+    ]
+    Cu, Cw = (z @ z.T / count(mask, z) for z, mask in zip(spreads, (q_mask, k_mask), strict=True))
+    rows = [u_a * s for s in (*means[0], *jnp.diag(Cw), *jnp.diag(Cu)) for u_a in u]
+    return rows + [u[a] * u[b] * C[a, b] for C in (Cw, Cu) for a, b in upper(u)]
+
+
+def upper(u):
+    return [(a, b) for a in range(len(u)) for b in range(a, len(u))]
+
+
 def features_of(q, k, theta, basis, q_mask, k_mask, cumulants):
     """(F, n) of one problem."""
     q_mask, k_mask = alive(q_mask, k_mask)
     q, k = jnp.where(q_mask[:, None], q, 0), jnp.where(k_mask[:, None], k, 0)
     rows = [*slices_of(q, k, theta, q_mask, k_mask)[0]]
-    d, mean = q.shape[-1], k.sum(0) / count(k_mask, k)
-    if cumulants:
-        u, spread = q / math.sqrt(d), jnp.where(k_mask[:, None], k - mean, 0)
-        rows += [u @ mean, (u * u).sum(-1), ((u @ spread.T) ** 2).sum(-1) / count(k_mask, k)]
-    if basis is not None:
-        u, w, r = d**-0.25 * (q @ basis).T, d**-0.25 * (mean @ basis), range(basis.shape[-1])
-        rows += [*u, *(u[a] * u[b] for a in r for b in r if a <= b), *(u[a] * w[b] for b in r for a in r)]
+    rows += cumulants_of(q, k, q_mask, k_mask) if cumulants else []
+    rows += quadratic_of(q, k, basis, q_mask, k_mask) if basis is not None else []
     return centred(jnp.stack(rows), q_mask)
+
+
+def family(rows_of):
+    """A family of features by itself, over leading axes."""
+
+    def solve(q, k, q_mask, k_mask, basis=None):
+        q_mask, k_mask = alive(q_mask, k_mask)
+        q, k = jnp.where(q_mask[:, None], q, 0), jnp.where(k_mask[:, None], k, 0)
+        arrays = [] if basis is None else [basis]
+        return centred(jnp.stack(rows_of(q, k, *arrays, q_mask, k_mask)), q_mask)
+
+    @jax.jit
+    def features(q, k, basis=None, query_mask=None, key_mask=None):
+        mapped = with_basis(solve, basis, "(n,d),(m,d),(n),(m)->(f,n)")
+        return mapped(q, k, mask_of(q, query_mask), mask_of(k, key_mask))
+
+    return features
+
+
+cumulant_features, quadratic_features, moment_features = map(family, (cumulants_of, quadratic_of, moments_of))
 
 
 def with_basis(function, basis, signature):
@@ -352,7 +393,8 @@ def sliced_attention(
         plans = jax.vmap(of_slice, in_axes=1)(theta)
         pairs = masks[0][:, None] & masks[1][None, :]
         gap = ((q[:, None] - k[None, :]) ** 2).sum(-1)
-        distance = jnp.where(pairs, jnp.sqrt(jnp.where(pairs, gap, 1)), 0)
+        apart = pairs & (gap > 0)  # the gradient of a distance of zero is zero
+        distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, gap, 1)), 0)
         share = jax.nn.softmax(-inverse_temperature * (distance * plans).sum((1, 2)))
         return jnp.tensordot(share, plans, 1) @ v
 

@@ -196,23 +196,68 @@ def sliced_potentials(q, k, directions, query_mask=None, key_mask=None):
     return centred(phi, x_valid), centred(psi, y_valid)
 
 
+def mean_and_covariance(x, valid):
+    """(..., n, d) -> (..., 1, d), (..., d, d), over valid tokens."""
+    x, count = clean(x, valid), valid.sum(-1)[..., None, None].clamp(min=1)
+    mean = x.sum(-2, keepdim=True) / count
+    spread = clean(x - mean, valid)
+    return mean, spread.mT @ spread / count
+
+
+def features_of(family):
+    """A family of features: its rows from q and k without padding, and the valid tokens of both sides."""
+
+    @computed_in_float32
+    def features(q, k, basis=None, query_mask=None, key_mask=None):
+        q, k = clean(q, query_mask), clean(k, key_mask)
+        valid = valid_tokens(q[..., :, :1] + k[..., None, :, 0], query_mask, key_mask)
+        rows = family(q, k, valid) if basis is None else family(q, k, valid, basis)
+        return centred(torch.stack(rows, -2), valid[0][..., None, :])
+
+    return features
+
+
+@features_of
+def cumulant_features(q, k, valid):
+    u = q / math.sqrt(q.shape[-1])
+    mean, cov = mean_and_covariance(k, valid[1])
+    return [(u * mean).sum(-1), (u * u).sum(-1), ((u @ cov) * u).sum(-1)]
+
+
+@features_of
+def quadratic_features(q, k, valid, basis):
+    mean, _ = mean_and_covariance(k, valid[1])
+    u, w = (q.shape[-1] ** -0.25 * z @ basis for z in (q, mean))  # (..., n, r), (..., 1, r)
+    pairs = [u[..., a] * u[..., b] for a, b in upper(u)]
+    return [
+        *u.unbind(-1),
+        *pairs,
+        *(u[..., a] * w[..., b] for b in range(w.shape[-1]) for a in range(w.shape[-1])),
+    ]
+
+
+@features_of
+def moment_features(q, k, valid, basis):
+    u, w = (q.shape[-1] ** -0.25 * z @ basis for z in (q, k))
+    mean, Cu = mean_and_covariance(u, valid[0])
+    _, Cw = mean_and_covariance(w, valid[1])
+    entries = torch.cat([mean[..., 0, :], *(C.diagonal(dim1=-2, dim2=-1) for C in (Cw, Cu))], -1)  # (..., 3r)
+    rows = [u[..., a] * s[..., None] for s in entries.unbind(-1) for a in range(u.shape[-1])]
+    return rows + [u[..., a] * u[..., b] * C[..., a, b, None] for C in (Cw, Cu) for a, b in upper(u)]
+
+
+def upper(u):
+    """Pairs a <= b of coordinates."""
+    return [(a, b) for a in range(u.shape[-1]) for b in range(a, u.shape[-1])]
+
+
 @computed_in_float32
 def dual_features(q, k, directions, basis=None, query_mask=None, key_mask=None, *, cumulants):
-    families = [sliced_potentials(q, k, directions, query_mask, key_mask)[0]]
-    q, k, d = clean(q, query_mask), clean(k, key_mask), q.shape[-1]
-    q_valid, k_valid = valid_tokens(q[..., :, :1] + k[..., None, :, 0], query_mask, key_mask)
-    count = k_valid.sum(-1)[..., None, None].clamp(min=1)
-    mean = k.sum(-2, keepdim=True) / count
-    if cumulants:
-        u, spread = q / math.sqrt(d), clean(k - mean, k_valid)
-        cov = spread.mT @ spread / count
-        families.append(torch.stack([(u * mean).sum(-1), (u * u).sum(-1), ((u @ cov) * u).sum(-1)], -2))
-    if basis is not None:
-        u, w = (d**-0.25 * (z @ basis).mT for z in (q, mean))  # (..., r, n), (..., r, 1)
-        r = range(basis.shape[-1])
-        rows = [*(u[..., a, :] for a in r), *(u[..., a, :] * u[..., b, :] for a in r for b in r if a <= b)]
-        families.append(torch.stack([*rows, *(u[..., a, :] * w[..., b, :] for b in r for a in r)], -2))
-    return centred(torch.cat(families, -2), q_valid[..., None, :])
+    masks = dict(query_mask=query_mask, key_mask=key_mask)
+    families = [sliced_potentials(q, k, directions, **masks)[0]]
+    families += [cumulant_features(q, k, **masks)] if cumulants else []
+    families += [quadratic_features(q, k, basis, **masks)] if basis is not None else []
+    return torch.cat(families, -2)
 
 
 @computed_in_float32

@@ -67,6 +67,12 @@ LEVELS = [  # sorted operators: levels i/n and j/m that coincide, and ties
     ("common_levels_of_what_is_valid", dict(n=90, m=60, mask="left", batch=3, heads=0, n_slices=1), ""),
     ("ties", dict(n=50, m=70, values="ties", batch=1, heads=0, n_slices=1), ""),
 ]
+CLOUDS = [  # sequences of points of the plane, as the tokens of two clouds
+    ("clouds", dict(n=200, m=150, d=2, heads=1, mask="prefix", n_slices=3), ALL),
+    ("clouds_of_one_point_more", dict(n=65, m=64, d=2, batch=1, values="rising"), ""),
+]
+OF_CLOUDS = ("sliced_potentials", "cumulant_features", "quadratic_features", "moment_features", "dual_features",
+             "amortized_query_dual", "asap_attention")  # fmt: skip
 WITH_LEVELS = ("kantorovich_potentials_1d", "sliced_potentials", "sliced_attention")
 
 
@@ -112,7 +118,8 @@ def drawn_recipes():
     """(id, recipe) of the large cases."""
     found = []
     for operator in AXES:
-        for name, changes, say in DRAWN + (LEVELS if operator in WITH_LEVELS else []):
+        more = (LEVELS if operator in WITH_LEVELS else []) + (CLOUDS if operator in OF_CLOUDS else [])
+        for name, changes, say in DRAWN + more:
             made = recipe(operator, name, changes, say)
             if made is not None:
                 found.append((f"{operator}/{name}", made))

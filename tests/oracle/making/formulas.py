@@ -175,26 +175,49 @@ def centred(xp, x):
     return x - (mean[..., None] if x.ndim > 1 else mean)
 
 
+def cumulant_features(xp, q, k):
+    u = q / xp.power(q.shape[-1], 0.5)
+    along = xp.sum(u[:, None, :] * k[None, :, :], axis=-1)  # scores: their mean and variance over the keys
+    mean = xp.sum(along, axis=-1) / len(k)
+    spread = along - mean[:, None]
+    rows = [mean, xp.sum(u * u, axis=-1), xp.sum(spread * spread, axis=-1) / len(k)]
+    return (xp.stack([centred(xp, row) for row in rows]),)
+
+
+def on_basis(xp, x, basis):
+    """The coordinates of tokens, a list of r arrays of one number a token."""
+    return [xp.power(x.shape[-1], -0.25) * xp.sum(x * basis[:, a], axis=-1) for a in range(basis.shape[-1])]
+
+
+def quadratic_features(xp, q, k, basis):
+    u, w = on_basis(xp, q, basis), [xp.sum(w, axis=0) / len(k) for w in on_basis(xp, k, basis)]
+    rank = range(len(u))
+    squares = [u[a] * u[b] for a in rank for b in rank if a <= b]
+    rows = [*u, *squares, *(u[a] * w[b] for b in rank for a in rank)]
+    return (xp.stack([centred(xp, row) for row in rows]),)
+
+
+def moment_features(xp, q, k, basis):
+    u, w = on_basis(xp, q, basis), on_basis(xp, k, basis)
+    rank = range(len(u))
+
+    def covariance(x, a, b):  # half the mean product of differences, over all pairs of tokens
+        gaps = [x[c][:, None] - x[c][None, :] for c in (a, b)]
+        return xp.sum(xp.sum(gaps[0] * gaps[1], axis=-1), axis=-1) / (2 * len(x[a]) ** 2)
+
+    entries = [xp.sum(u[b], axis=-1) / len(q) for b in rank]
+    entries += [covariance(x, b, b) for x in (w, u) for b in rank]
+    rows = [u[a] * s for s in entries for a in rank]
+    rows += [u[a] * u[b] * covariance(x, a, b) for x in (w, u) for a in rank for b in rank if a <= b]
+    return (xp.stack([centred(xp, row) for row in rows]),)
+
+
 def dual_features(xp, q, k, directions, basis=None, *, cumulants):
     phi, _ = sliced_potentials(xp, q, k, directions)
-    rows = []
-    if cumulants:
-        u = q / xp.power(q.shape[-1], 0.5)
-        along = xp.sum(u[:, None, :] * k[None, :, :], axis=-1)  # scores: their mean and variance over the keys
-        mean = xp.sum(along, axis=-1) / len(k)
-        spread = along - mean[:, None]
-        rows += [mean, xp.sum(u * u, axis=-1), xp.sum(spread * spread, axis=-1) / len(k)]
-    if basis is not None:
-        root = xp.power(q.shape[-1], -0.25)
-        rank = range(basis.shape[-1])
-        u = [root * xp.sum(q * basis[:, a], axis=-1) for a in rank]
-        w = [root * xp.sum(xp.sum(k * basis[:, b], axis=-1), axis=0) / len(k) for b in rank]
-        rows += [
-            *u,
-            *(u[a] * u[b] for a in rank for b in rank if a <= b),
-            *(u[a] * w[b] for b in rank for a in rank),
-        ]
-    return (xp.stack([*phi, *(centred(xp, row) for row in rows)]),)
+    rows = [*phi]
+    rows += [*cumulant_features(xp, q, k)[0]] if cumulants else []
+    rows += [*quadratic_features(xp, q, k, basis)[0]] if basis is not None else []
+    return (xp.stack(rows),)
 
 
 def amortized_query_dual(xp, q, k, directions, weights, basis=None, *, cumulants):

@@ -1,4 +1,4 @@
-"""The words of the second version: those of the first, masks, sizes and memory, and two building blocks."""
+"""The words of the second version: those of the first, masks, sizes and memory, two building blocks, and families of features."""
 
 from language_v1 import ATTENTION, MASKED
 from language_v1 import FLAGS as FLAGS_V1
@@ -31,6 +31,10 @@ FLAGS = FLAGS_V1 | {
         "n and m share divisors, so levels i/n and j/m coincide: compare them as the integers i m and j n, as floats miss some."
     ),
     "head_size": "d or p is not a round number, or d is above 64: loads of 4 or 8 numbers must not run over the end of a row.",
+    "moments": (
+        "with u and w the queries and keys on a basis: first u_a s_b for each entry s_b of mean(u), diag Cov(w), diag Cov(u) (b outer), then "
+        "u_a u_b Cov(w)_ab and u_a u_b Cov(u)_ab for a <= b (a outer), each centred; covariances divide by m' and n'."
+    ),
     "memory_layout": "inputs are views, transposed or interleaved: ask for the strides, or copy.",
 }
 
@@ -40,10 +44,17 @@ BLOCKS = {
     "lse": (LSE, ["epsilon"], {"key_dual": "(..., m)"}, "Building blocks of kernels"),
     "attend": (ATTEND, ["epsilon"], {"out": "(..., n, p)"}, "Building blocks of kernels"),
 }
-BEFORE = {"sinkhorn": "lse", "softmax_attention": "attend"}  # lowest floor first
+TOKENS = {"q": "(..., n, d)", "k": "(..., m, d)"}
+ON_BASIS = {**TOKENS, "basis": "(d, r) or (H, d, r)", **MASKED}
+FAMILIES = {
+    "cumulant_features": ({**TOKENS, **MASKED}, [], {"features": "(..., 3, n)"}, "Slices"),
+    "quadratic_features": (ON_BASIS, [], {"features": "(..., F, n)"}, "Slices"),
+    "moment_features": (ON_BASIS, [], {"features": "(..., F, n)"}, "Slices"),
+}
+NEW = BLOCKS | FAMILIES
+BEFORE = {"sinkhorn": ["lse"], "softmax_attention": ["attend"], "dual_features": [*FAMILIES]}  # lowest floor first
 
 OPERATORS = {}
 for _name, _operator in OPERATORS_V1.items():
-    if _name in BEFORE:
-        OPERATORS[BEFORE[_name]] = BLOCKS[BEFORE[_name]]
+    OPERATORS |= {new: NEW[new] for new in BEFORE.get(_name, [])}
     OPERATORS[_name] = _operator

@@ -26,6 +26,9 @@ AXES = {
     "kantorovich_potentials_1d": ({"x": "n", "y": "m", "x_weights": "n", "y_weights": "m"}, ["n", "m"]),
     "sliced_attention": ({"q": "n d", "k": "m d", "v": "m p", "directions": "shared"}, ["n p"]),
     "sliced_potentials": ({"q": "n d", "k": "m d", "directions": "shared"}, ["l n", "l m"]),
+    "cumulant_features": ({"q": "n d", "k": "m d"}, ["l n"]),
+    "quadratic_features": ({"q": "n d", "k": "m d", "basis": "shared"}, ["l n"]),
+    "moment_features": ({"q": "n d", "k": "m d", "basis": "shared"}, ["l n"]),
     "dual_features": ({"q": "n d", "k": "m d", "directions": "shared", "basis": "shared"}, ["l n"]),
     "amortized_query_dual": (
         {"q": "n d", "k": "m d", "directions": "shared", "weights": "head", "basis": "shared"},

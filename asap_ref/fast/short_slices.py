@@ -1,0 +1,81 @@
+"""Slice potentials of short sequences, all sorted at once by a sorting network. NumPy, float32, no padding.
+
+A sort of 17 numbers is over before it has begun, and a layer asks for thousands of them. So they stand side by side,
+tokens along the first axis, and a network of compare-exchanges, the same for all, sorts every column: a
+compare-exchange is a minimum and a maximum of two rows, at the speed of vector instructions. Merge exchange (Batcher;
+Knuth, volume 3, algorithm 5.2.2M) needs about n log²(n) / 4 of them: 74 for 17 tokens, where it is an order of
+magnitude faster than sorting row by row, and 543 for 64, where it is still twice as fast.
+
+Shapes: q (b, n, d), k (b, m, d), theta (d, L), w (L, 1) -> (b, n).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from asap_ref.fast.packing import packed_with_places, unpacked
+
+SHORT = 64  # tokens
+
+
+def pays(q, k, theta, query_mask, key_mask):
+    """Say whether sequences are short enough, and plain: no padding, and slices shared by all of them."""
+    plain = isinstance(q, np.ndarray) and q.ndim == 3 and q.dtype == np.float32 and theta.ndim == 2
+    return plain and query_mask is None and key_mask is None and max(q.shape[-2], k.shape[-2]) <= SHORT
+
+
+def weighted_sum(q, k, theta, w):
+    """Sum over the slices of the potentials, each times its weight, up to a constant: the steps of slices.py."""
+    x, y = _projected(q, theta), sorted_columns(_projected(k, theta))  # (n, L, b), (m, L, b)
+    n, m, b = len(x), len(y), x.shape[-1]
+    places = np.arange(n * b).reshape(n, 1, b)  # of a token, in all that are to come out
+    xs, places = unpacked(sorted_columns(packed_with_places(x, places)))
+    level = m * np.arange(1, n)  # staircase.py
+    before, after = (y[:-1], y[1:]) if n == m else (y[(level - 1) // n], y[np.minimum(level // n, m - 1)])
+    steps = (before + after) * (xs[1:] - xs[:-1])
+    steps *= w
+    phi = np.zeros(xs.shape)  # float64, as bincount takes it
+    for i in range(n - 1):  # along the first axis NumPy's own cumulative sum is slow
+        np.add(phi[i], steps[i], out=phi[i + 1])
+    # back to their places, and summed over the slices there
+    return np.bincount(places.reshape(-1), phi.reshape(-1), n * b).reshape(n, b).T.astype(x.dtype)
+
+
+def _projected(x, theta):
+    """One product for all sequences, tokens then in front: (b, n, d) -> (n, L, b)."""
+    b, n, d = x.shape
+    return np.ascontiguousarray((x.reshape(b * n, d) @ theta).reshape(b, n, -1).transpose(1, 2, 0))
+
+
+def sorted_columns(x):
+    """Sort x (n, ...) along its first axis; x itself is used up."""
+    rows, spare = list(x), np.empty_like(x[0])
+    for i, j in merge_exchange(len(x)):
+        np.minimum(rows[i], rows[j], out=spare)
+        np.maximum(rows[i], rows[j], out=rows[j])
+        rows[i], spare = spare, rows[i]
+    return np.stack(rows)
+
+
+@functools.cache
+def merge_exchange(n):
+    """Pairs (i, j), i < j, whose compare-exchanges in this order sort any n numbers.
+
+    Examples
+    --------
+    >>> merge_exchange(3)
+    ((0, 2), (0, 1), (1, 2))
+    """
+    pairs, top = [], 1 << max((n - 1).bit_length() - 1, 0)
+    p = top if n > 1 else 0
+    while p:
+        q, r, d = top, 0, p
+        while True:
+            pairs += [(i, i + d) for i in range(n - d) if i & p == r]
+            if q == p:
+                break
+            d, q, r = q - p, q // 2, p
+        p //= 2
+    return tuple(pairs)
