@@ -54,7 +54,12 @@ class MatchingRun:
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=30, learning_rate=2e-3, weight_decay=0.01)
     )
-    searched: dict = field(default_factory=lambda: {"softmax": {}, "sinkhorn": {}})
+    searched: dict = field(
+        default_factory=lambda: {
+            "softmax": {"learning_rate": 4e-3, "sharpness": 1.0},
+            "sinkhorn": {"learning_rate": 4e-3, "sharpness": 3.0},
+        }
+    )
     compilation: dict = field(
         default_factory=lambda: {
             "n_slices": 16,
