@@ -24,7 +24,7 @@ returns such arrays. What an operator f promises about its arguments stands on i
 
 from asap_ref.calibration.fit import fit_amortizer
 from asap_ref.calibration.recalibration import recalibrate
-from asap_ref.extensions import Cumulants, Moments, Quadratic
+from asap_ref.extensions import Cumulants, Moments, OnePass, Quadratic
 from asap_ref.extensions.mixed_heads import mixed_attention, mixed_attention_vjp
 from asap_ref.fast.attention import (
     asap_attention,
@@ -60,10 +60,14 @@ from asap_ref.model.mechanism import Attention
 from asap_ref.model.optimiser import TrainingSettings
 from asap_ref.model.training import accuracy, predict, train
 from asap_ref.model.transformer import Architecture, Transformer, load_model
+from asap_ref.rivals.dual_softmax import dual_softmax_attention_vjp
+from asap_ref.rivals.dual_softmax import fast_dual_softmax_attention as dual_softmax_attention
 from asap_ref.rivals.initial_duals import fast_initial_attention as initial_attention
 from asap_ref.rivals.initial_duals import initial_attention_vjp, initial_dual, initial_dual_vjp
 from asap_ref.rivals.one_sided import fast_one_sided_attention as one_sided_attention
 from asap_ref.rivals.one_sided import one_sided_attention_vjp
+from asap_ref.rivals.over_relaxed import fast_over_relaxed_attention as over_relaxed_attention
+from asap_ref.rivals.over_relaxed import over_relaxed_attention_vjp
 from asap_ref.rivals.sliced_attention import sliced_attention, sliced_attention_vjp
 from asap_ref.rivals.soft_sort import soft_sort, soft_sort_vjp
 from asap_ref.support.arrays import array_module, array_namespace, to_numpy
@@ -80,6 +84,7 @@ __all__ = [
     "Family",
     "FidelityReport",
     "Moments",
+    "OnePass",
     "Quadratic",
     "Slices",
     "SufficientStatistics",
@@ -98,6 +103,8 @@ __all__ = [
     "detect_drift",
     "dual_features",
     "dual_features_vjp",
+    "dual_softmax_attention",
+    "dual_softmax_attention_vjp",
     "entropic_c_transform",
     "entropic_c_transform_vjp",
     "fidelity_report",
@@ -114,6 +121,8 @@ __all__ = [
     "mixed_attention_vjp",
     "one_sided_attention",
     "one_sided_attention_vjp",
+    "over_relaxed_attention",
+    "over_relaxed_attention_vjp",
     "over_relaxed_dual",
     "over_relaxed_dual_vjp",
     "predict",

@@ -83,19 +83,16 @@ def _ending_with(*examples):
     return {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
 
-def integer(least, *, or_auto=False):
-    """Return a parser of integers of at least ``least``, perhaps also of the word auto."""
+def integer(least):
+    """Return a parser of integers of at least ``least``."""
 
     def parse(text):
-        if or_auto and text == "auto":
-            return text
         try:
             value = int(text)
         except ValueError:
             value = None
         if value is None or value < least:
-            wanted = f"an integer of at least {least}" + (" or auto" if or_auto else "")
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
         return value
 
     return parse
@@ -119,9 +116,7 @@ def add_reproduce(commands):
     parser.add_argument("--out", default="asap-out", help="folder for report, figure and models (%(default)s)")
     parser.add_argument("--epochs", type=integer(1), help="training epochs (the data set's own)")
     parser.add_argument("--n-iter", type=integer(1), help="Sinkhorn iterations T (the data set's own)")
-    parser.add_argument(
-        "--slices", type=integer(1, or_auto=True), help="slice directions L, or auto (the data set's own)"
-    )
+    parser.add_argument("--slices", type=integer(1), help="slice directions L (the data set's own)")
     parser.add_argument("--seed", type=integer(0), default=0, help="seed of weights and order (%(default)s)")
     parser.add_argument("--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)")
     parser.add_argument(
@@ -164,11 +159,7 @@ def add_compile(commands):
     parser.add_argument(
         "--dataset", choices=DATASETS, default="digits", help="whose training split calibrates (%(default)s)"
     )
-    parser.add_argument(
-        "--slices",
-        type=integer(1, or_auto=True),
-        help="slice directions L, or auto: as few as held-out error allows, layer by layer (the data set's own)",
-    )
+    parser.add_argument("--slices", type=integer(1), help="slice directions L (the data set's own)")
     parser.add_argument("--seed", type=integer(0), default=0, help="seed of the directions (%(default)s)")
     parser.add_argument(
         "--fallback",
@@ -193,11 +184,6 @@ def run_compile(args):
     for layer in report:
         shares = ", ".join(f"{r:.3f}" for r in layer["r_squared"])
         print(f"layer {layer['layer']}: R² of the query dual, by head: {shares}")
-        if "slice_errors" in layer:
-            errors = ", ".join(f"{L} {error:.3f}" for L, error in layer["slice_errors"])
-            print(
-                f"layer {layer['layer']}: {layer['n_slices']} slices; held-out error of the dual by slices: {errors}"
-            )
         if layer.get("on_sinkhorn"):
             print(f"layer {layer['layer']}: left to Sinkhorn: heads {', '.join(map(str, layer['on_sinkhorn']))}")
     print(f"wrote {args.compiled}")

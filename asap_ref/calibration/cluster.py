@@ -18,12 +18,12 @@ from functools import partial
 
 import numpy as np
 
-from asap_ref.calibration.sources import Chunked, Rows, added_up, check_restarts, in_turn, peek, resolved
+from asap_ref.calibration.sources import Chunked, Rows, added_up, in_turn, peek, resolved
 
 GROUP = 4  # batches in a tree when they come from the caller: a tree for each thread is on its way at a time
 
 
-def on_cluster(batches, client, *, restarts, progress=False):
+def on_cluster(batches, client, *, progress=False):
     """Make a source of batches that are gone through on the workers of a client.
 
     Parameters
@@ -32,8 +32,6 @@ def on_cluster(batches, client, *, restarts, progress=False):
         As in `asap_ref.sources.resolved`. Paths and arrays on disk are read by the workers, which must see them;
         dask arrays are computed there; batches in the caller's memory are sent, a group at a time.
     client : dask.distributed.Client
-    restarts : bool
-        Whether the batches will be gone through several times: then the workers keep them in memory.
     progress : bool
         Whether to show Dask's own progress bar.
 
@@ -42,14 +40,13 @@ def on_cluster(batches, client, *, restarts, progress=False):
     ModuleNotFoundError
         If dask.distributed is not installed.
     TypeError
-        If client is not a Client, or is an asynchronous one, or the batches are needed several times but can be had
-        only once.
+        If client is not a Client, or is an asynchronous one.
 
     Examples
     --------
     >>> from dask.distributed import Client  # doctest: +SKIP
     >>> with Client() as client:  # doctest: +SKIP
-    ...     on_cluster([1, 2, 3], client, restarts=False).total(abs)
+    ...     on_cluster([1, 2, 3], client).total(abs)
     6
     """
     try:
@@ -62,18 +59,15 @@ def on_cluster(batches, client, *, restarts, progress=False):
         raise TypeError(f"client: expected a dask.distributed.Client, got {type(client).__name__}")
     if client.asynchronous:
         raise TypeError("client: expected a Client that waits for results, got one with asynchronous=True")
-    parts, make = resolved(batches)
-    check_restarts(parts, restarts)
-    return OnCluster(parts, make, client, keep=restarts, progress=progress)
+    return OnCluster(*resolved(batches), client, progress=progress)
 
 
 class OnCluster:
     """Batches on the workers of a Dask cluster; see `on_cluster`."""
 
-    def __init__(self, parts, make, client, *, keep, progress):
+    def __init__(self, parts, make, client, *, progress):
         self._parts, self._make = parts, partial(in_turn, (make, _contiguous))
-        self._client, self._progress, self._keep = client, progress, keep
-        self._kept = None
+        self._client, self._progress = client, progress
 
     def first(self):
         """Return the first batch, made by a worker, or None."""
@@ -85,14 +79,10 @@ class OnCluster:
 
     def total(self, function):
         """Add up ``function(batch)`` over all batches, as trees, whose sums are added in order."""
-        if self._keep and self._kept is None:
-            with _of_any_size():
-                self._kept = [self._client.persist(bag) for bag in self._bags(self._parts, size=None)]
         function = _sent_once(function)
         # in twos: a worker holds few partial sums at a time
         trees = (
-            bag.map(_call, function=function).fold(operator.add, split_every=2)
-            for bag in self._kept or self._bags(self._parts, size=GROUP)
+            bag.map(_call, function=function).fold(operator.add, split_every=2) for bag in self._bags(self._parts)
         )
         return added_up(self._results(trees))
 
@@ -105,8 +95,8 @@ class OnCluster:
             before = started
         yield from (future.result() for future in before)
 
-    def _bags(self, parts, size=None):
-        """Yield bags of batches, a partition a batch: one bag if all are still on disk, else groups of a size."""
+    def _bags(self, parts):
+        """Yield bags of batches, a partition a batch: one bag if all are still on disk, else groups."""
         from dask import bag, delayed
 
         make = _sent_once(self._make)
@@ -120,8 +110,8 @@ class OnCluster:
             yield bag.from_delayed(batches).map(_call, function=make)
             return
         iterator = iter(parts)
-        while group := list(itertools.islice(iterator, size)):
-            if size is not None and all(map(_is_light, group)):
+        while group := list(itertools.islice(iterator, GROUP)):
+            if all(map(_is_light, group)):
                 group += iterator
             yield bag.from_sequence(group, partition_size=1).map(_call, function=make)
 

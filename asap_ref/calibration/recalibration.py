@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from asap_ref.calibration.batch import check_batches, regression_statistics
+from asap_ref.calibration.batch import check_batches, statistics_of_batch
 from asap_ref.calibration.sources import in_process
 from asap_ref.method.amortizer import Amortizer
 from asap_ref.support.settings import check_positive
 
 
-def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
+def recalibrate(amortizer, batches, *, ridge=1e-3, forget=1.0):
     """Fit the weights of an amortizer again, on its earlier calibration data and new data together.
 
     Parameters
     ----------
     amortizer : Amortizer
-        As from `fit_amortizer` with the regression objective. Its families of features stay as they are.
+        As from `fit_amortizer`, of either objective. Its families of features stay as they are.
     batches
         New data, as in `fit_amortizer`; gone through once.
     ridge : float
@@ -39,8 +39,8 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
     TypeError
         If amortizer is none, or ridge or forget no number.
     ValueError
-        If the amortizer keeps no statistics, was fitted by kl or dual, whose optimum is no function of the
-        statistics, or batches is empty.
+        If the amortizer keeps no statistics (one of release 0.1 that regression did not fit has none), or batches is
+        empty.
 
     Notes
     -----
@@ -65,15 +65,10 @@ def recalibrate(amortizer, batches, *, ridge=1e-4, forget=1.0):
     forget = check_positive(forget, "forget", "recalibrate", or_zero=True)
     if amortizer.statistics is None:
         raise ValueError("recalibrate: the amortizer keeps no statistics of its calibration; fit it anew")
-    if amortizer.objective != "regression":
-        raise ValueError(
-            f"recalibrate: the amortizer was fitted with objective {amortizer.objective!r}, whose optimum is no "
-            "function of the statistics; fit it anew on both data sets, or with objective='regression'"
-        )
     if forget > 1:
         raise ValueError(f"recalibrate: forget must be from 0 to 1, got {forget}")
-    one_batch = partial(regression_statistics, amortizer.families, amortizer.n_iter, amortizer.epsilon)
-    new = in_process(batches, restarts=False).total(one_batch)
+    settings = (amortizer.objective, amortizer.families, amortizer.n_iter, amortizer.epsilon)
+    new = in_process(batches).total(partial(statistics_of_batch, *settings))
     if new is None or new.count == 0:
         raise ValueError("recalibrate: batches is empty; give at least one (q, k)")
     merged = new if forget == 0 else amortizer.statistics.scaled(forget) + new

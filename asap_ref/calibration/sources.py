@@ -37,39 +37,21 @@ class InProcess:
         return added_up(function(self._make(part)) for part in self._parts)
 
 
-def in_process(batches, *, restarts):
+def in_process(batches):
     """Make a source of batches that are gone through here.
 
     Parameters
     ----------
     batches
         As in `resolved`.
-    restarts : bool
-        Whether the batches will be gone through several times.
-
-    Raises
-    ------
-    TypeError
-        If they are needed several times but can be had only once.
 
     Examples
     --------
-    >>> source = in_process(iter([1, 2, 3]), restarts=False)
+    >>> source = in_process(iter([1, 2, 3]))
     >>> source.first(), source.total(lambda x: 10 * x)
     (1, 60)
     """
-    parts, make = resolved(batches)
-    check_restarts(parts, restarts)
-    return InProcess(parts, make)
-
-
-def check_restarts(parts, restarts):
-    """Raise if parts are needed several times but can be had only once."""
-    if restarts and iter(parts) is parts:
-        raise TypeError(
-            "batches can be gone through only once, but this objective needs them at every step; give a list, or an "
-            "object whose __iter__ starts again"
-        )
+    return InProcess(*resolved(batches))
 
 
 def peek(parts):

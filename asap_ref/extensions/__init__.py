@@ -27,6 +27,7 @@ A new family is a file here and a line below. One of a single feature, |q|², wh
 
 from asap_ref.extensions.cumulants import Cumulants
 from asap_ref.extensions.moments import Moments
+from asap_ref.extensions.one_pass import OnePass
 from asap_ref.extensions.quadratic import Quadratic
 
-__all__ = ["Cumulants", "Moments", "Quadratic"]
+__all__ = ["Cumulants", "Moments", "OnePass", "Quadratic"]

@@ -92,5 +92,6 @@ def mean_and_covariance(x, mask):
     count = x.shape[-2] if mask is None else token_count(x[..., 0], mask)[..., None]  # an integer, or (..., 1, 1)
     mean = xp.ones_like(x[..., None, :, 0]) @ x / count  # a product is the fastest sum of rows
     spread = keep_tokens(x - mean, mask)
-    # x may keep its mean on one side; and of an array with itself NumPy makes a product several times slower, if small
-    return mean, spread, xp.matrix_transpose(spread) @ x / count, count
+    # the product of an array with itself is several times slower on NumPy, where it is small
+    other = spread.copy() if isinstance(spread, np.ndarray) else spread
+    return mean, spread, xp.matrix_transpose(spread) @ other / count, count

@@ -92,7 +92,7 @@ def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None, init=None)
         return segment_from(side, Duals(f, g))
 
     if init is None:
-        segments = [_softmax_start(scores, epsilon, valid)]
+        segments = [softmax_start(scores, epsilon, valid)]
         sides = ["key", "query"] * n_iter
     else:  # from a dual that may be anywhere, the first half step is taken in the log domain
         segments = [in_log_domain("key", init, None)]
@@ -108,7 +108,7 @@ def scale(scores, *, n_iter, epsilon, query_mask=None, key_mask=None, init=None)
     return segments
 
 
-def _softmax_start(scores, epsilon, valid):
+def softmax_start(scores, epsilon, valid):
     """The first segment: K = softmax(S / epsilon), which stands for f = -epsilon LSE(S / epsilon) and g = 0."""
     xp = array_namespace(scores)
     X = scores if epsilon == 1.0 else scores / epsilon

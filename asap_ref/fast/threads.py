@@ -62,6 +62,11 @@ class _BlasOnOneThread(contextlib.AbstractContextManager):
 _blas_on_one_thread = _BlasOnOneThread()
 
 
+def blas_on_one_thread():
+    """Hold BLAS to one thread, for what is small: a team of them that waits for each other can cost seconds."""
+    return _blas_on_one_thread
+
+
 def _begin_anew():
     """Forget, in a forked child, the pool whose threads did not come along, and who held BLAS meanwhile."""
     global _blas_on_one_thread

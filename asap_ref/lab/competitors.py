@@ -23,8 +23,10 @@ from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.slices import sorted_with_places
 from asap_ref.fast.threads import over_problems, spread
 from asap_ref.method import attention as readable
+from asap_ref.rivals.dual_softmax import fast_dual_softmax_attention
 from asap_ref.rivals.initial_duals import fast_initial_attention
 from asap_ref.rivals.one_sided import fast_one_sided_attention
+from asap_ref.rivals.over_relaxed import fast_over_relaxed_attention
 from asap_ref.rivals.sliced_attention import sliced_attention
 from asap_ref.support.arrays import array_namespace, to_numpy, transpose
 
@@ -253,6 +255,14 @@ INITIAL = {
     f"dual from {start}": Competitor("initial", calls(fast_initial_attention, start=start))
     for start in ("gaussian", "sorting")
 }
+RELAXED = {
+    f"Sinkhorn over-relaxed, {t} + 1 from {initial}": Competitor(
+        "sinkhorn", calls(fast_over_relaxed_attention, n_iter=t, initial=initial)
+    )
+    for initial in ("softmax", "gaussian")
+    for t in (1, 2, 3)
+}
+DUAL_SOFTMAX = {"dual softmax": Competitor("softmax", calls(fast_dual_softmax_attention))}
 LOG_DOMAIN = {"Sinkhorn, log domain": Competitor("sinkhorn", calls(readable.sinkhorn_attention, n_iter=N_ITER))}
 SLICED = {
     "sliced transport, 16 slices": Competitor(

@@ -73,7 +73,6 @@ def experiment(name, *, seed=0, epochs=None, n_iter=None, slices=None):
     seed : int
         Of the weights, the order of the examples, and the slice directions.
     epochs, n_iter, slices : int, optional
-        ``slices`` may be "auto" as well, as in `fit_amortizer`.
 
     Raises
     ------
@@ -104,6 +103,6 @@ def _with_slices(compilation, slices):
     if slices is None:
         return compilation
     changed = {**compilation, "n_slices": slices}
-    if "candidates" in compilation and slices != "auto":
+    if "candidates" in compilation:
         changed["candidates"] = max(compilation["candidates"], slices)
     return changed

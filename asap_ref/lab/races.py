@@ -37,6 +37,7 @@ def racers_of(track, section, n, kind):
     racers = ours.FLOORS | ours.SOFTMAX
     racers[SCALING] = ours.sinkhorn()
     racers |= {f"Sinkhorn, T = {t}": ours.sinkhorn(t) for t in TRUNCATIONS}
+    racers |= ours.RELAXED | ours.DUAL_SOFTMAX
     for count in SLICES if n == PARETO else (16, 32):
         racers[f"ASAP, {count} slices"] = ours.asap(n, kind, HEADS, count)
     if section != "frozen":

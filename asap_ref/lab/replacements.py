@@ -12,6 +12,7 @@ from asap_ref.model.training import predict
 from asap_ref.rivals.initial_duals import STARTS
 
 TRUNCATIONS = (1, 2, 3, 4, 5)
+RELAXED, OMEGA = (1, 2, 3), 1.7  # over-relaxed iterations before the closing one
 
 
 def variants(models, data, run):
@@ -32,13 +33,21 @@ def truncated(teacher, run):
 def rivals(teacher, data, run):
     """What else could replace the teacher's attention without retraining: {name: model}.
 
-    Three duals that nobody learned, each with the two-sided transform of ASAP, and ASAP on the key side alone.
+    Three duals that nobody learned, each with the two-sided transform of ASAP; a few over-relaxed iterations, from
+    softmax and from the Gaussian dual; dual softmax; ASAP refined, with features of one pass, and on the key side.
     """
     epsilon = run.teacher.get("epsilon", 1.0)
     found = {
         f"initial-{start}": teacher.with_attention(Attention("initial", {"start": start, "epsilon": epsilon}))
         for start in STARTS
     }
+    for initial, counts in (("softmax", RELAXED), ("gaussian", RELAXED[:2])):
+        for t in counts:
+            settings = {"n_iter": t, "omega": OMEGA, "initial": initial, "epsilon": epsilon}
+            found[f"over-relaxed-{initial}-{t}"] = teacher.with_attention(Attention("over-relaxed", settings))
+    found["dual-softmax"] = teacher.with_attention(Attention("dual-softmax", {"epsilon": epsilon}))
+    for name, more in (("asap-refined", {"refine": 1}), ("asap-one-pass", {"one_pass": epsilon})):
+        found[name], _ = compile_model(teacher, calibration_batches(run, data), **{**run.compilation, **more})
     found["one-sided"], _ = compile_model(
         teacher, calibration_batches(run, data), into="one-sided", **run.compilation
     )

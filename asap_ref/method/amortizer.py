@@ -93,7 +93,7 @@ class Amortizer(
     SavedWeights,
     kind="amortizer",
     settings=("epsilon", "n_iter", "objective", "refine"),
-    measured=("r_squared", "slice_errors", "omega"),
+    measured=("r_squared", "omega"),
     families=FAMILIES,
     statistics=SufficientStatistics,
 ):
@@ -113,9 +113,8 @@ class Amortizer(
     n_iter: int = 20  # of the teacher
     objective: str = "regression"
     refine: int = 0  # over-relaxed Sinkhorn iterations before the two-sided transform
-    r_squared: np.ndarray | None = None  # (H,) on the calibration data
+    r_squared: np.ndarray | None = None  # (H,) on the calibration data, in the metric of the objective
     statistics: SufficientStatistics | None = field(default=None, repr=False)  # what new data is merged with
-    slice_errors: np.ndarray | None = None  # (K, 2): L, and its held-out error, of the candidates of "auto"
     omega: np.ndarray | None = None  # (H,) how far each of the refining iterations goes (relaxation.py); None is 1
     _placed: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -58,9 +58,8 @@ def compile_model(
     -------
     (Transformer, list of dict)
         The compiled model, which saves, loads and runs on its own, and a report for each layer: the share
-        R² of the dual's variance that is explained, head by head, on the calibration data; with ``n_slices="auto"``,
-        the number ``n_slices`` taken, and ``slice_errors``, pairs of a number and its held-out error; with
-        ``fallback``, the held-out ``output_error`` and the heads left ``on_sinkhorn`` as well.
+        R² of the dual's variance that is explained, head by head, on the calibration data; with ``fallback``, the
+        held-out ``output_error`` and the heads left ``on_sinkhorn`` as well.
 
     Raises
     ------
@@ -117,9 +116,6 @@ def compile_model(
         )
         replaced = Attention(into, {"amortizer": amortizer})
         told = {"layer": layer, "r_squared": amortizer.r_squared.tolist()}
-        if amortizer.slice_errors is not None:
-            told["n_slices"] = amortizer.family("slices").count
-            told["slice_errors"] = [[int(L), error] for L, error in amortizer.slice_errors.tolist()]
         if fallback is not None:
             errors = output_error(
                 attention, replaced, (record(model, batch)[layer] for batch in held_out if len(batch))

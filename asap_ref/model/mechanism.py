@@ -27,10 +27,14 @@ from asap_ref.fast.attention import (
     softmax_attention_vjp,
 )
 from asap_ref.method.amortizer import Amortizer
+from asap_ref.rivals.dual_softmax import dual_softmax_attention_vjp
+from asap_ref.rivals.dual_softmax import fast_dual_softmax_attention as dual_softmax_attention
 from asap_ref.rivals.initial_duals import fast_initial_attention as initial_attention
 from asap_ref.rivals.initial_duals import initial_attention_vjp
 from asap_ref.rivals.one_sided import fast_one_sided_attention as one_sided_attention
 from asap_ref.rivals.one_sided import one_sided_attention_vjp
+from asap_ref.rivals.over_relaxed import fast_over_relaxed_attention as over_relaxed_attention
+from asap_ref.rivals.over_relaxed import over_relaxed_attention_vjp
 from asap_ref.rivals.sliced_attention import sliced_attention, sliced_attention_vjp
 from asap_ref.support import trees
 from asap_ref.support.settings import check_choice, check_settings
@@ -53,6 +57,8 @@ MECHANISMS = {
     "one-sided": Mechanism(one_sided_attention, one_sided_attention_vjp, predicts="key"),
     "sliced": Mechanism(sliced_attention, sliced_attention_vjp),
     "initial": Mechanism(initial_attention, initial_attention_vjp),
+    "over-relaxed": Mechanism(over_relaxed_attention, over_relaxed_attention_vjp),
+    "dual-softmax": Mechanism(dual_softmax_attention, dual_softmax_attention_vjp),
     "mixed": Mechanism(mixed_attention, mixed_attention_vjp),
 }
 GIVEN = ("q", "k", "v", "directions", "query_mask", "key_mask")  # parameters that are no settings

@@ -91,6 +91,9 @@ def _from_0_1(arrays, settings):
     if "hidden" in arrays:
         raise ValueError("a hidden layer was left out after release 0.1, since it did not pay; calibrate anew")
     arrays, settings = dict(arrays), dict(settings)
+    arrays.pop("slice_errors", None)  # of numbers of slices that it tried
+    if settings["objective"] != "regression":  # of which it kept the sums all the same
+        arrays.pop("statistics", None)
     basis = {"basis": arrays.pop("basis")} if "basis" in arrays else None
     families = [("slices", {"directions": arrays.pop("directions")})]
     families += [("cumulants", {})] if settings.pop("cumulants") else []

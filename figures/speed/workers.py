@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from asap_ref import Cumulants, Quadratic, Slices
-from asap_ref.calibration.batch import regression_statistics
+from asap_ref.calibration.batch import statistics_of_batch
 from asap_ref.calibration.cluster import on_cluster
 from asap_ref.calibration.sources import in_process
 from asap_ref.lab.machine import machine
@@ -35,7 +35,7 @@ def measure():
 
     directions, basis = slice_directions(DIMENSION, SLICES), np.eye(DIMENSION)[:, :RANK]
     families = (Slices(directions), Cumulants(), Quadratic(basis))
-    one_batch = partial(regression_statistics, families, ITERATIONS, 1.0)
+    one_batch = partial(statistics_of_batch, "regression", families, ITERATIONS, 1.0)
     seconds = {"in process": [], "1": [], "2": []}
     empty = {"1": [], "2": []}
     os.environ["ASAP_REF_THREADS"] = "1"  # one thread a process, everywhere
@@ -56,11 +56,10 @@ def measure():
                 found += [timed(paths[:BATCHES], one_batch, clients.get(name))][: int(warm > 0)]
             for name, found in empty.items():
                 found += [timed(range(BATCHES), abs, clients[name])][: int(warm > 0)]
-        memory = {"streamed": [], "kept": []}
-        for kind, found in memory.items():
-            for count in (GROWTH[-1], *GROWTH):  # the first time, buffers are set up
-                found.append(peak(client, paths[:count], one_batch, keep=kind == "kept"))
-            del found[0]
+        memory = []
+        for count in (GROWTH[-1], *GROWTH):  # the first time, buffers are set up
+            memory.append(peak(client, paths[:count], one_batch))
+        del memory[0]
     return {
         "settings": {
             "sequences": SEQUENCES,
@@ -92,17 +91,17 @@ def write(path, seed):
 
 def timed(batches, function, client):
     """Seconds of a sum over batches."""
-    source = on_cluster(batches, client, restarts=False) if client else in_process(batches, restarts=False)
+    source = on_cluster(batches, client) if client else in_process(batches)
     began = time.perf_counter()
     source.total(function)
     return time.perf_counter() - began
 
 
-def peak(client, batches, function, *, keep):
+def peak(client, batches, function):
     """Bytes by which a worker's resident set rose above where it stood; Linux only."""
     client.run(reset)
     before = next(iter(client.run(resident, "VmRSS").values()))
-    on_cluster(batches, client, restarts=keep).total(function)
+    on_cluster(batches, client).total(function)
     return next(iter(client.run(resident, "VmHWM").values())) - before
 
 
@@ -138,17 +137,13 @@ def draw(record, folder):
     left.set(xticks=[1, 2], xlabel="workers of one thread", ylabel="batches a second", ylim=(0, None))
     left.legend(fontsize=9)
     size = batch_bytes(settings)
-    for kind, label, colour in (
-        ("streamed", "regression: let go", "asap"),
-        ("kept", "kl, dual: kept", "sinkhorn"),
-    ):
-        right.plot(
-            settings["growth"],
-            [value / 2**20 for value in record["peak_bytes"][kind]],
-            "o-",
-            color=presentation.COLOURS[colour],
-            label=label,
-        )
+    right.plot(
+        settings["growth"],
+        [value / 2**20 for value in record["peak_bytes"]],
+        "o-",
+        color=presentation.COLOURS["asap"],
+        label="of a worker",
+    )
     right.plot(
         settings["growth"],
         [size * count / 2**20 for count in settings["growth"]],
@@ -158,10 +153,10 @@ def draw(record, folder):
     )
     right.set(xlabel="batches", ylabel="peak of a worker above idle (MiB)", ylim=(0, None))
     right.legend(fontsize=9)
-    gain, (first, *_, last) = middle["2"] / middle["1"], record["peak_bytes"]["streamed"]
+    gain, (first, *_, last) = middle["2"] / middle["1"], record["peak_bytes"]
     fig.suptitle(
         f"Two workers are {gain:.1f} times as fast as one; {settings['growth'][-1] // settings['growth'][0]} times "
-        f"the data take {last / first:.1f} times the memory, if batches are let go",
+        f"the data take {last / first:.1f} times the memory",
         fontsize=11,
     )
     return [table, *presentation.save(fig, folder / "workers")]
@@ -188,7 +183,7 @@ def estimate(record):
         "statistics_bytes": batches * statistics_bytes,
         "statistics_bytes_of_a_batch": statistics_bytes,
         "result_bytes": s["layers"] * statistics_bytes,
-        "worker_bytes": max(record["peak_bytes"]["streamed"]),
+        "worker_bytes": max(record["peak_bytes"]),
     }
 
 
@@ -203,7 +198,7 @@ def markdown(record):
         lines.append([label, f"{1 / seconds[name]:.2f}", f"{1000 * seconds[name]:.0f}", own])
     gain = seconds["1"] / seconds["2"]
     share = idle["2"] / seconds["2"]
-    streamed, kept = ([x / 2**20 for x in record["peak_bytes"][kind]] for kind in ("streamed", "kept"))
+    streamed = [x / 2**20 for x in record["peak_bytes"]]
     growth = s["growth"]
     rows = [
         ["quantity", "estimate"],
@@ -229,9 +224,8 @@ def markdown(record):
             else ": larger batches would make it less.\n\n"
         )
         + f"Peak memory of a worker above idle, for {', '.join(map(str, growth))} batches of "
-        f"{batch_bytes(s) / 2**20:.0f} MiB: {', '.join(f'{x:.0f}' for x in streamed)} MiB when batches are let go "
-        f"(regression), {', '.join(f'{x:.0f}' for x in kept)} MiB when they are kept (kl and dual). The growth of the "
-        f"former we put down to partial sums, of {found['statistics_bytes_of_a_batch'] / 2**20:.1f} MiB each, about as "
+        f"{batch_bytes(s) / 2**20:.0f} MiB: {', '.join(f'{x:.0f}' for x in streamed)} MiB. The growth "
+        f"we put down to partial sums, of {found['statistics_bytes_of_a_batch'] / 2**20:.1f} MiB each, about as "
         "many as the tree of sums is deep: the logarithm of the number of batches.\n\n"
         f"**An estimate, not a measurement**: {s['layers']} layers of {s['heads']} heads of dimension "
         f"{s['dimension']}, calibrated by regression on {s['total_tokens']:.0e} tokens, from the cost of a batch on "

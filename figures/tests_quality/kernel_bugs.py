@@ -152,7 +152,7 @@ BUGS = [
     bug("plan times the mask", P, "large_logits padding nan_in_padding", PLAN, "    return exponent.exp() * pairs\n", dtype="float32"),
     bug("padding sorted as 0", K, "padding mask_holes left_padding", SORTED, "    order = x.masked_fill(~valid, 0).argsort(dim=-1, stable=True)\n"),
     bug("samples of y masked only with x", K, "one_mask", "x_mask, y_mask)\n    x, y = x.masked", "x_mask, None if x_mask is None else y_mask)\n    x, y = x.masked"),
-    bug("mean of keys over padding", F, "padding cumulants quadratic", "count = k_valid.sum(-1)[..., None, None].clamp(min=1)", "count = torch.full_like(k_valid.sum(-1), k.shape[-2])[..., None, None]"),
+    bug("mean of keys over padding", F, "padding cumulants quadratic", "clean(x, valid), valid.sum(-1)[..., None, None].clamp(min=1)", "clean(x, valid), torch.full_like(valid.sum(-1), x.shape[-2])[..., None, None]"),
     bug("ranks of all tokens coupled", E, "rank_coupling padding", "n, m = (mask.sum(-1)[..., None, None].clamp(min=1).to(q.dtype) for mask in valid)", "n, m = (torch.full_like(mask.sum(-1), mask.shape[-1])[..., None, None].to(q.dtype) for mask in valid)"),
     bug("loss per token of the padded sequence", "kl_loss", "padding calibration_loss one_mask", "(epsilon * valid[0].sum(-1).clamp(min=1))", "(epsilon * scores.shape[-2])"),
     bug("column sums of padded lengths", M, "padding one_mask", "(plan.sum(-2) - column_mass(plan, (q, k)))", "(plan.sum(-2) - plan.shape[-2] / plan.shape[-1])"),

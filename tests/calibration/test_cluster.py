@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from asap_ref import Attention, fit_amortizer
-from asap_ref.calibration import descent
 from asap_ref.calibration import fit as calibration
-from asap_ref.calibration.sources import Mapped, in_process
+from asap_ref.calibration.sources import Mapped
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.transformer import Architecture, Transformer
 
@@ -132,26 +131,12 @@ SOURCES = [
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
-def test_every_source_gives_the_same_weights_with_a_client_and_without(source, tmp_path, threads):
-    expected = fit_amortizer(BATCHES, **FIT)
-    same(fit_amortizer(source(tmp_path), **FIT), expected)
-    same(fit_amortizer(source(tmp_path), **FIT, client=threads), expected)
-
-
-@pytest.mark.parametrize("source", [a_list, npz_files, zarr_arrays, dask_arrays], ids=lambda s: s.__name__)
-def test_sources_can_be_gone_through_again(source, tmp_path, threads):
-    settings = {**FIT, "objective": "dual", "max_iter": 5}
+@pytest.mark.parametrize("objective", ["regression", "kl"])
+def test_every_source_gives_the_same_weights_with_a_client_and_without(objective, source, tmp_path, threads):
+    settings = {**FIT, "objective": objective}
     expected = fit_amortizer(BATCHES, **settings)
-    same(fit_amortizer(source(tmp_path), **settings), expected, rtol=1e-7)  # L-BFGS makes more of rounding
-    same(fit_amortizer(source(tmp_path), **settings, client=threads), expected, rtol=1e-7)
-
-
-@pytest.mark.parametrize("options", [{}, {"candidates": 8}, {"quadratic": 2, "moments": 2}])
-def test_the_number_of_slices_is_chosen_alike_on_a_cluster(options, threads):
-    settings = {**FIT, "n_slices": "auto", **options}
-    expected, found = (fit_amortizer(BATCHES, **settings, client=client) for client in (None, threads))
-    np.testing.assert_allclose(found.slice_errors, expected.slice_errors, rtol=1e-10)
-    same(found, expected)
+    same(fit_amortizer(source(tmp_path), **settings), expected)
+    same(fit_amortizer(source(tmp_path), **settings, client=threads), expected)
 
 
 def test_masks_and_principal_directions_travel_too(tmp_path, threads):
@@ -218,7 +203,7 @@ def test_an_iterable_is_read_as_it_is_used(threads):
                 return
 
     ahead = []
-    source = calibration.on_cluster(batches(), threads, restarts=False)
+    source = calibration.on_cluster(batches(), threads)
     whole = source._start
     source._start = lambda task: ahead.append(len(read)) or whole(task)
     source.total(len)
@@ -229,16 +214,15 @@ def test_the_order_of_sums_does_not_depend_on_the_number_of_threads(threads, mon
     numbers = [[x] for x in np.random.default_rng(0).standard_normal(30)]  # lists count as in memory
     totals = set()
     for workers in (1, 2, 5):
-        source = calibration.on_cluster(numbers, threads, restarts=False)
+        source = calibration.on_cluster(numbers, threads)
         monkeypatch.setattr(source, "_threads", lambda n=workers: n)
         totals.add(source.total(lambda batch: batch[0]))
     assert len(totals) == 1 and totals.pop() != sum(x for [x] in numbers)  # another order: it would show
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_batch_is_laid_out_as_if_it_had_travelled(threads, keep):
+def test_a_batch_is_laid_out_as_if_it_had_travelled(threads):
     batch = np.zeros((3, 2)).T, np.zeros((5, 2))[:, 1]
-    source = calibration.on_cluster([batch, batch], threads, restarts=keep)
+    source = calibration.on_cluster([batch, batch], threads)
     layouts = source.total(lambda arrays: [x.flags.c_contiguous for x in arrays])
     assert layouts == [True] * 4 and all(x.flags.c_contiguous for x in source.first())
 
@@ -252,13 +236,10 @@ def test_dask_shows_its_own_progress(threads, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["regression", "kl", "dual"])
+@pytest.mark.parametrize("objective", ["regression", "kl"])
 def test_two_processes_find_the_weights_of_one(objective, processes):
-    settings = {**FIT, "objective": objective, "max_iter": 30}
-    expected = fit_amortizer(BATCHES, **settings)
-    # the optimum is flat: rounding moves L-BFGS along it
-    rtol = 1e-10 if objective == "regression" else 1e-6
-    same(fit_amortizer(BATCHES, **settings, client=processes), expected, rtol)
+    settings = {**FIT, "objective": objective}
+    same(fit_amortizer(BATCHES, **settings, client=processes), fit_amortizer(BATCHES, **settings))
 
 
 def dies_once(marker, seed):
@@ -281,32 +262,6 @@ def test_a_worker_killed_in_a_pass_changes_nothing(tmp_path, processes):
     assert (tmp_path / "died").exists()
     np.testing.assert_array_equal(found.weights, undisturbed.weights)  # the tree is the same: to the last bit
     same(found, fit_amortizer(BATCHES, **FIT))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill a process outright")
-@pytest.mark.parametrize("objective", ["kl", "dual"])
-def test_batches_that_were_kept_by_a_killed_worker_are_made_again(objective, processes, monkeypatch):
-    settings = {**FIT, "objective": objective, "max_iter": 20}
-    undisturbed = fit_amortizer(BATCHES, **settings, client=processes)
-    minimise, killed = descent.minimize, []
-
-    def with_a_kill(evaluate, *args, **options):
-        calls = itertools.count()
-
-        def disturbed(z):
-            if next(calls) == 3:
-                workers = processes.run(os.getpid)
-                killed.append(next(iter(workers.values())))
-                os.kill(killed[0], signal.SIGKILL)
-            return evaluate(z)
-
-        return minimise(disturbed, *args, **options)
-
-    monkeypatch.setattr(descent, "minimize", with_a_kill)
-    found = fit_amortizer(BATCHES, **settings, client=processes)
-    assert killed and killed[0] not in processes.run(os.getpid).values()
-    np.testing.assert_array_equal(found.weights, undisturbed.weights)
 
 
 def images_or_death(marker, images):
@@ -369,10 +324,6 @@ def test_without_a_client_dask_is_not_imported():
 def test_mistakes_say_what_was_expected(tmp_path, threads, monkeypatch):
     with pytest.raises(TypeError, match=r"expected a dask.distributed.Client, got str"):
         fit_amortizer(BATCHES, client="tcp://localhost:8786")
-    with pytest.raises(TypeError, match="only once"):
-        fit_amortizer(iter(BATCHES), objective="kl", client=threads)
-    with pytest.raises(TypeError, match="only once"):
-        in_process(Mapped(sequences, iter([1])), restarts=True)
     with pytest.raises(ValueError, match="batches is empty"):
         fit_amortizer([], client=threads)
     with pytest.raises(ValueError, match=r"rows, expected as many of each"):

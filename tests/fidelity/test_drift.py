@@ -117,8 +117,6 @@ def test_what_cannot_be_compared_or_merged_is_refused():
     amortizer = fit_amortizer([(q, k)], n_slices=2, n_iter=3)
     with pytest.raises(ValueError, match="batches is empty"):
         recalibrate(amortizer, [])
-    with pytest.raises(ValueError, match="fitted with objective 'dual'"):
-        recalibrate(fit_amortizer([(q, k)], n_slices=2, n_iter=3, objective="dual", max_iter=1), [(q, k)])
     with pytest.raises(ValueError, match="forget must be from 0 to 1"):
         recalibrate(amortizer, [(q, k)], forget=2.0)
     from dataclasses import replace

@@ -106,6 +106,28 @@ OPERATORS = {
     "initial": (ar.initial_attention, {"q": Q, "k": K, "v": V}, {"epsilon": 0.7}),
     "initial masked": (ar.initial_attention, {"q": Q[0], "k": K[0], "v": V[0], **SELF_MASKS}, {}),
     "initial sorting": (ar.initial_attention, {"q": Q, "k": K, "v": V}, {"start": "sorting"}),
+    "over-relaxed attention": (
+        ar.over_relaxed_attention,
+        {"q": Q, "k": K, "v": V},
+        {"epsilon": 0.7, "omega": 1.5},
+    ),
+    "over-relaxed attention masked": (
+        ar.over_relaxed_attention,
+        {"q": Q, "k": LONG_K, "v": LONG_V, **TOKEN_MASKS},
+        {"n_iter": 2},
+    ),
+    "over-relaxed attention gaussian": (
+        ar.over_relaxed_attention,
+        {"q": Q, "k": LONG_K, "v": LONG_V, **TOKEN_MASKS},
+        {"initial": "gaussian"},
+    ),
+    "dual softmax": (ar.dual_softmax_attention, {"q": Q, "k": K, "v": V}, {"epsilon": 0.7}),
+    "dual softmax masked": (ar.dual_softmax_attention, {"q": Q, "k": LONG_K, "v": LONG_V, **TOKEN_MASKS}, {}),
+    "features of one pass": (
+        ar.dual_features,
+        {"q": Q, "k": LONG_K, "families": (ar.OnePass(np.asarray([0.7, 2.0])),), **TOKEN_MASKS},
+        {},
+    ),
     "one_sided": (ar.one_sided_attention, {"q": Q, "k": K, "v": V}, {"amortizer": AMORTIZER}),
     "soft_sort": (ar.soft_sort, {"x": X}, {"temperature": 0.5}),
     "soft_sort masked": (ar.soft_sort, {"x": F, "mask": QM}, {"temperature": 0.5}),

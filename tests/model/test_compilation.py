@@ -60,15 +60,6 @@ def test_batches_of_calibration_data_add_up_to_the_whole():
         )
 
 
-def test_the_report_says_how_many_slices_a_layer_was_given():
-    compiled, report = compile_model(TEACHER, [CALIBRATION], n_slices="auto", quadratic=0)
-    for layer, attention in zip(report, compiled.attentions, strict=True):
-        amortizer = attention.settings["amortizer"]
-        assert layer["n_slices"] == amortizer.family("slices").count
-        assert layer["slice_errors"] == [[int(L), error] for L, error in amortizer.slice_errors]
-    assert "n_slices" not in compile_model(TEACHER, [CALIBRATION], n_slices=4)[1][0]
-
-
 def test_the_teacher_is_faithful_to_itself_and_column_error_is_the_plans():
     for layer in compare_attentions(TEACHER, TEACHER.attentions, HELD_OUT):
         assert layer["output_error"] == [0.0] * 3

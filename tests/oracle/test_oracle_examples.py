@@ -50,7 +50,7 @@ def test_torch_example_passes_the_whole_oracle(torch_layer, dtype, version):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_torch_example_passes_what_fuzzing_draws(torch_layer, dtype):
     report = oracle.fuzz(torch_layer, rounds=20, dtype=dtype, seed=1)
-    assert report.passed, report
+    assert report.passed, str(report)
     assert report.drawn > 250
 
 
@@ -127,6 +127,30 @@ def test_jax_example_passes_the_ordinary_cases(jax_layer):
                 assert report.passed, report
 
 
+def test_jax_layer_loads_a_compiled_amortizer_and_is_differentiated(jax_layer, compiled, tmp_path):
+    import jax
+
+    amortizer, heads = compiled.attentions[0].settings["amortizer"], compiled.params["block0"]["heads"]
+    amortizer.save(tmp_path / "amortizer.npz")
+    arrays, settings = jax_layer.load_amortizer(tmp_path / "amortizer.npz")
+    params = {name: {key: jax.numpy.asarray(x) for key, x in heads[name].items()} for name in ("qkv", "out")}
+    assert jax.tree.map(np.shape, jax_layer.init_layer(jax.random.key(0), 16)) == jax.tree.map(np.shape, params)
+    x = np.random.default_rng(1).standard_normal((2, 17, 16)).astype(np.float32)
+    mask = np.arange(17) < np.asarray([[17], [9]])
+    q, k, v = np.moveaxis(
+        (x @ heads["qkv"]["weight"] + heads["qkv"]["bias"]).reshape(2, 17, 3, 4, 4), (2, 3), (0, 2)
+    )
+    mixed = asap_attention(q, k, v, amortizer, query_mask=mask[:, None], key_mask=mask[:, None])
+    expected = mixed.swapaxes(1, 2).reshape(2, 17, 16) @ heads["out"]["weight"] + heads["out"]["bias"]
+
+    def layer(params):
+        return jax_layer.asap_layer(params, x, mask, **arrays, **settings)
+
+    assert np.abs(np.asarray(layer(params)) - expected).max() < 2e-5 * np.abs(expected).max()
+    gradient = jax.grad(lambda params: (layer(params) ** 2).sum())(params)
+    assert all(np.isfinite(g).all() and np.any(g) for g in jax.tree.leaves(gradient))
+
+
 def test_jax_example_says_what_float64_needs(jax_layer):
     import jax
 
@@ -151,6 +175,15 @@ def test_jax_example_passes_the_whole_oracle():
     n = len(oracle.cases(version=1))
     assert f"jax_layer: {n} of {n} cases passed" in done.stdout
     assert "not there" not in done.stdout and "not all gradients given" not in done.stdout
+
+
+@pytest.mark.slow
+def test_jax_example_passes_what_fuzzing_draws(jax_layer):
+    import jax
+
+    with jax.enable_x64(True):  # compiled anew for each shape: few cases
+        report = oracle.fuzz(jax_layer, rounds=1, seed=1)
+    assert report.passed, str(report)
 
 
 @pytest.mark.slow

@@ -211,7 +211,6 @@ WRONG = [
     (lambda: fit([(Q, K)], epsilon=0), ValueError, "epsilon must be positive"),
     (lambda: fit([(Q, K)], quadratic=-1), ValueError, "quadratic must be at least 0"),
     (lambda: fit([(Q, K)], refine=-1), ValueError, "refine must be at least 0"),
-    (lambda: fit([(Q, K)], max_iter=0), ValueError, "max_iter must be at least 1"),
     (lambda: fit([(Q, K)], objective="mse"), ValueError, "objective must be one of"),
     (lambda: fit([(Q, K)], hidden=3), TypeError, "no setting hidden; the families of features are cumulants"),
     (lambda: fit([(Q, K)], n_slices=4, candidates=3), ValueError, "candidates must be at least 4"),

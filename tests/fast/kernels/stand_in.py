@@ -105,6 +105,10 @@ class Array:
     def __getitem__(self, key):
         return wrap(self.inner[unwrap(key)])
 
+    def transpose(self, axes):
+        """A view, as CuPy's method of the name makes."""
+        return wrap(self.inner.transpose(axes))
+
     def __setitem__(self, key, value):
         count("setitem")
         self.inner[unwrap(key)] = unwrap(value)

@@ -3,16 +3,18 @@
     JAX_ENABLE_X64=1 asap-ref oracle check tests/oracle/examples/jax_layer.py
 
 Nothing here comes from asap_ref. Each formula is written for one problem, with masks; `over` maps it over batch
-and heads.
+and heads. To put into a model: `load_amortizer`, `init_layer` and `asap_layer`.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -443,6 +445,43 @@ def fit_amortizer(q, k, directions, *, n_iter, epsilon, ridge, cumulants):
     w = jnp.linalg.solve(gram + penalty, cross[..., None])[..., 0]
     residual = f - jnp.einsum("hf,bhfn->bhn", w, phi)
     return w, 1 - (residual**2).sum((0, 2)) / (f**2).sum((0, 2))
+
+
+def load_amortizer(path):
+    """(arrays, settings) of the .npz that `Amortizer.save` wrote: what `asap_layer` takes besides its parameters."""
+    with np.load(path, allow_pickle=False) as file:
+        saved = json.loads(str(file["header"]))["settings"]
+        families = {name: f"family{i}" for i, name in enumerate(saved["families"])}
+        arrays = {"directions": file[f"{families['slices']}/directions"], "weights": file["weights"]}
+        if "quadratic" in families:
+            arrays["basis"] = file[f"{families['quadratic']}/basis"]
+    arrays = {name: jnp.asarray(x) for name, x in arrays.items()}
+    return arrays, {"cumulants": "cumulants" in families, "epsilon": saved["epsilon"], "refine": saved["refine"]}
+
+
+def init_layer(key, width):
+    """Parameters of `asap_layer`: the projections of a multi-head attention."""
+    make = lambda key, n: {"weight": jax.random.normal(key, (width, n)) * width**-0.5, "bias": jnp.zeros(n)}  # noqa: E731
+    keys = jax.random.split(key)
+    return {"qkv": make(keys[0], 3 * width), "out": make(keys[1], width)}
+
+
+def asap_layer(params, x, mask=None, *, directions, weights, basis=None, **settings):
+    """Multi-head self-attention by ASAP: params are trained, the amortizer is given.
+
+    x (B, n, width), mask (B, n) -> (B, n, width).
+
+        arrays, settings = load_amortizer("amortizer.npz")
+        layer = functools.partial(asap_layer, **arrays, **settings)
+        params = init_layer(jax.random.key(0), width)
+        y = jax.jit(layer)(params, x)
+    """
+    affine = lambda x, name: x @ params[name]["weight"] + params[name]["bias"]  # noqa: E731
+    qkv = affine(x, "qkv").reshape(*x.shape[:2], 3, len(weights), -1)
+    q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))  # (B, H, n, d) each
+    heads_mask = None if mask is None else mask[:, None, :]
+    mixed = asap_attention(q, k, v, directions, weights, basis, heads_mask, heads_mask, **settings)
+    return affine(mixed.swapaxes(1, 2).reshape(x.shape), "out")
 
 
 # ----------------------------------------------------------------------------------------------------- a whole model
