@@ -58,6 +58,7 @@ from asap_ref.method.transport import (
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.optimiser import TrainingSettings
+from asap_ref.model.sequences import Sequences
 from asap_ref.model.training import accuracy, predict, train
 from asap_ref.model.transformer import Architecture, Transformer, load_model
 from asap_ref.rivals.dual_softmax import dual_softmax_attention_vjp
@@ -86,6 +87,7 @@ __all__ = [
     "Moments",
     "OnePass",
     "Quadratic",
+    "Sequences",
     "Slices",
     "SufficientStatistics",
     "TrainingSettings",

@@ -1,4 +1,4 @@
-"""The command line: ``asap-ref reproduce | compile | fidelity | bench | figures | oracle | info``."""
+"""The command line: ``asap-ref reproduce | train | compile | fidelity | predict | bench | figures | oracle | info``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from asap_ref.lab import shell
+from asap_ref.lab.shell import DATASETS, TRAINABLE, integer
 from asap_ref.oracle.shell import add_commands
 from asap_ref.support.arrays import MODULES
 
-DATASETS = ("digits", "r8", "topics")  # the keys of experiments.EXPERIMENTS, whose import would slow down --help
-TRAINABLE = ("softmax", "sinkhorn", "sliced", "initial")  # the keys of mechanism.FORMS that need no amortizer
 BENCH_SECTIONS = (  # the keys of benchmark.SECTIONS
     *("frozen", "sharp", "uniform", "parts", "training", "small", "long", "compile", "memory", "reproduce"),
 )
@@ -58,7 +58,9 @@ def build_parser():
         **_ending_with("asap-ref reproduce --out asap-out", "asap-ref info"),
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_reproduce, add_compile, add_fidelity, add_bench, add_figures, add_oracle, add_info):
+    add_reproduce(commands)
+    shell.add_commands(commands, add_command)
+    for add in (add_bench, add_figures, add_oracle, add_info):
         add(commands)
     return parser
 
@@ -83,21 +85,6 @@ def _ending_with(*examples):
     return {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
 
-def integer(least):
-    """Return a parser of integers of at least ``least``."""
-
-    def parse(text):
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or value < least:
-            raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
-        return value
-
-    return parse
-
-
 # ------------------------------------------------------------------------- a command each, and what runs it
 
 
@@ -107,12 +94,13 @@ def add_reproduce(commands):
         commands,
         "reproduce",
         run_reproduce,
-        "asap-ref reproduce --epochs 5 --out quick",
-        "asap-ref reproduce --epochs 5 --out quick --resume",
-        "asap-ref reproduce --attention sliced",
+        "asap-ref reproduce",
+        "asap-ref reproduce --dataset digits --epochs 5 --out quick",
+        "asap-ref reproduce --dataset digits --epochs 5 --out quick --resume",
+        "asap-ref reproduce --dataset digits --attention sliced",
         help="train on real data, compile, and compare the replacement with the teacher",
     )
-    parser.add_argument("--dataset", choices=DATASETS, default="digits", help="what to train on (%(default)s)")
+    parser.add_argument("--dataset", choices=DATASETS, default="clouds", help="what to train on (%(default)s)")
     parser.add_argument("--out", default="asap-out", help="folder for report, figure and models (%(default)s)")
     parser.add_argument("--epochs", type=integer(1), help="training epochs (the data set's own)")
     parser.add_argument("--n-iter", type=integer(1), help="Sinkhorn iterations T (the data set's own)")
@@ -143,89 +131,6 @@ def run_reproduce(args):
         attention=tuple(args.attention),
     )
     reproduce(settings, args.out, resume=args.resume)
-
-
-def add_compile(commands):
-    """Describe ``asap-ref compile``."""
-    parser = add_command(
-        commands,
-        "compile",
-        run_compile,
-        "asap-ref compile asap-out/sinkhorn.npz compiled.npz --slices 32",
-        help="replace the Sinkhorn attention of a saved model by ASAP",
-    )
-    parser.add_argument("model", help="a Transformer trained with Sinkhorn attention, .npz")
-    parser.add_argument("compiled", help="where to write the compiled model, .npz")
-    parser.add_argument(
-        "--dataset", choices=DATASETS, default="digits", help="whose training split calibrates (%(default)s)"
-    )
-    parser.add_argument("--slices", type=integer(1), help="slice directions L (the data set's own)")
-    parser.add_argument("--seed", type=integer(0), default=0, help="seed of the directions (%(default)s)")
-    parser.add_argument(
-        "--fallback",
-        type=float,
-        metavar="ERROR",
-        help="leave heads to Sinkhorn whose held-out attention output is off by more than this share",
-    )
-
-
-def run_compile(args):
-    """Run ``asap-ref compile``."""
-    from asap_ref.lab.experiments import experiment
-    from asap_ref.lab.runs import calibration_batches
-    from asap_ref.model.compilation import compile_model
-    from asap_ref.model.transformer import Transformer
-
-    model = Transformer.load(args.model)
-    run = experiment(args.dataset, seed=args.seed, slices=args.slices)
-    calibration = calibration_batches(run, run.load())
-    compiled, report = compile_model(model, calibration, fallback=args.fallback, **run.compilation)
-    compiled.save(args.compiled)
-    for layer in report:
-        shares = ", ".join(f"{r:.3f}" for r in layer["r_squared"])
-        print(f"layer {layer['layer']}: R² of the query dual, by head: {shares}")
-        if layer.get("on_sinkhorn"):
-            print(f"layer {layer['layer']}: left to Sinkhorn: heads {', '.join(map(str, layer['on_sinkhorn']))}")
-    print(f"wrote {args.compiled}")
-
-
-def add_fidelity(commands):
-    """Describe ``asap-ref fidelity``."""
-    parser = add_command(
-        commands,
-        "fidelity",
-        run_fidelity,
-        "asap-ref fidelity asap-out/asap.npz --out fidelity",
-        "asap-ref fidelity asap-out/asap.npz --dataset digits --worse-than 0.1",
-        help="report how faithful each head of a compiled model is to its Sinkhorn teacher, on test data",
-    )
-    parser.add_argument("model", help="a compiled Transformer, .npz")
-    parser.add_argument("--dataset", choices=DATASETS, default="digits", help="whose test split (%(default)s)")
-    parser.add_argument(
-        "--worse-than",
-        type=float,
-        default=0.1,
-        metavar="ERROR",
-        help="name heads whose output error is larger (%(default)s)",
-    )
-    parser.add_argument("--out", metavar="STEM", help="also write STEM.md, STEM.svg, STEM.png and STEM.npz")
-
-
-def run_fidelity(args):
-    """Run ``asap-ref fidelity``."""
-    from asap_ref.fidelity.report import fidelity_report
-    from asap_ref.lab.experiments import experiment
-    from asap_ref.lab.runs import sample
-    from asap_ref.model.transformer import Transformer
-
-    inputs = sample(experiment(args.dataset).load().test_inputs)
-    report = fidelity_report(Transformer.load(args.model), inputs)
-    print(report.markdown())
-    worse = report.worse_than(args.worse_than)
-    named = ", ".join(f"layer {layer} head {head}" for layer, head in worse) or "none"
-    print(f"heads whose output is off by more than {args.worse_than}, worst first: {named}")
-    if args.out is not None:
-        print(f"wrote {', '.join(str(path) for path in report.write(args.out))}")
 
 
 def add_bench(commands):

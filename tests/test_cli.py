@@ -24,7 +24,9 @@ RIVALS = [
     *(f"over-relaxed-gaussian-{t}" for t in (1, 2)),
     *("dual-softmax", "asap-refined", "asap-one-pass", "one-sided"),
 ]
-COLUMNS = {"attention", "accuracy", "agreement", "output_error", "column_error", "ms_per_forward", "speedup"}
+COLUMNS = {"n", "attention", "accuracy", "agreement", "output_error", "column_error", "ms_per_forward", "speedup"}
+COLUMNS |= {"speedup_log_domain"}
+DIGITS = ("--dataset", "digits")
 
 
 COMMAND = Path(sys.executable).with_name("asap-ref")  # as pip installed it, beside the interpreter
@@ -39,7 +41,7 @@ def asap_ref(*arguments, **options):
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("short run")  # with a blank, as people have
-    done = asap_ref("reproduce", "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(out))
+    done = asap_ref("reproduce", *DIGITS, "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(out))
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -75,9 +77,9 @@ def test_the_compiled_model_runs_on_its_own_and_gives_the_reported_accuracy(shor
 def test_heads_are_compiled_left_to_sinkhorn_and_reported(short_run, tmp_path):
     out, _ = short_run
     model, compiled = str(out / "sinkhorn.npz"), str(tmp_path / "compiled.npz")
-    done = asap_ref("compile", model, compiled, "--slices", "4", "--fallback", "0.05")
+    done = asap_ref("compile", model, compiled, *DIGITS, "--slices", "4", "--fallback", "0.05")
     assert done.returncode == 0, done.stderr
-    done = asap_ref("fidelity", compiled, "--out", str(tmp_path / "told"), "--worse-than", "1e-9")
+    done = asap_ref("fidelity", compiled, *DIGITS, "--out", str(tmp_path / "told"), "--worse-than", "1e-9")
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "told.md").read_text()
     assert table in done.stdout and len(table.splitlines()) == 2 + 8  # two layers of four heads
@@ -90,7 +92,7 @@ def test_heads_are_compiled_left_to_sinkhorn_and_reported(short_run, tmp_path):
 
 def test_a_model_can_be_trained_with_any_other_mechanism(tmp_path):
     shared = ["--epochs", "1", "--n-iter", "2", "--slices", "4", "--out", str(tmp_path)]
-    done = asap_ref("reproduce", "--attention", "sliced", "initial", *shared)
+    done = asap_ref("reproduce", *DIGITS, "--attention", "sliced", "initial", *shared)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     trained = {row["attention"]: row for row in report["rows"] if row["output_error"] is None}
@@ -107,7 +109,7 @@ def test_progress_is_plain_lines_when_piped(short_run):
 
 def test_compile_command_replaces_the_attention_of_a_saved_model(short_run, tmp_path):
     out, _ = short_run
-    done = asap_ref("compile", str(out / "sinkhorn.npz"), str(tmp_path / "compiled.npz"), "--slices", "8")
+    done = asap_ref("compile", str(out / "sinkhorn.npz"), str(tmp_path / "compiled.npz"), *DIGITS, "--slices", "8")
     assert done.returncode == 0, done.stderr
     assert "layer 1: R²" in done.stdout
     images = np.zeros((1, 8, 8), np.float32)
@@ -118,7 +120,7 @@ def test_compile_command_replaces_the_attention_of_a_saved_model(short_run, tmp_
 
 def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(short_run, tmp_path):
     out, _ = short_run
-    arguments = ["reproduce", "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(tmp_path)]
+    arguments = ["reproduce", *DIGITS, "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(tmp_path)]
     # what a shell starts with & is deaf to interrupts, and so is all that it starts in its turn
     listen = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
@@ -157,6 +159,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(sho
         (["compile", "absent.npz", "x.npz"], "no file absent.npz"),
         (["compile", os.devnull, "x.npz"], f"{os.devnull} is damaged or was not written by asap_ref"),
         (["compile", "/", "x.npz"], "Is a directory"),
+        (["train"], "required: --data"),
+        (["train", "--data", "absent.npz"], "no file absent.npz"),
+        (["predict", "absent.npz", "--data", "absent.csv"], "no file absent.npz"),
+        (["compile", "a", "b", "--dataset", "r8", "--data", "own.npz"], "not allowed with argument"),
         (["figures", "nonsense"], "no figure nonsense"),
         (["nonsense"], "invalid choice"),
         (["--nonsense"], "required"),
@@ -182,7 +188,7 @@ def test_a_module_that_is_not_installed_is_named_with_its_remedy(tmp_path):
 
 def test_a_damaged_checkpoint_is_told_and_kept(tmp_path):
     (tmp_path / "softmax.checkpoint.npz").write_bytes(b"half a file")
-    done = asap_ref("reproduce", "--epochs", "2", "--resume", "--out", str(tmp_path))
+    done = asap_ref("reproduce", *DIGITS, "--epochs", "2", "--resume", "--out", str(tmp_path))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "softmax.checkpoint.npz is damaged" in done.stderr
     assert (tmp_path / "softmax.checkpoint.npz").read_bytes() == b"half a file"
@@ -190,7 +196,7 @@ def test_a_damaged_checkpoint_is_told_and_kept(tmp_path):
 
 def test_a_model_with_other_attention_is_not_compiled(short_run, tmp_path):
     out, _ = short_run
-    done = asap_ref("compile", str(out / "softmax.npz"), str(tmp_path / "x.npz"))
+    done = asap_ref("compile", str(out / "softmax.npz"), str(tmp_path / "x.npz"), *DIGITS)
     assert done.returncode == 2 and "layer 0 has softmax attention, expected sinkhorn" in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -212,16 +218,42 @@ def test_a_reader_that_goes_away_is_no_failure_of_ours(arguments):
 def test_a_terminal_without_our_letters_gets_others(short_run, tmp_path):
     out, _ = short_run
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    arguments = ["compile", str(out / "sinkhorn.npz"), str(tmp_path / "x.npz"), "--slices", "2"]
+    arguments = ["compile", str(out / "sinkhorn.npz"), str(tmp_path / "x.npz"), *DIGITS, "--slices", "2"]
     done = asap_ref(*arguments, env=ascii_only)
     assert done.returncode == 0 and "R? of the query dual" in done.stdout
 
 
 def test_resuming_with_other_options_is_refused(short_run):
     out, _ = short_run
-    done = asap_ref("reproduce", "--epochs", "3", "--resume", "--out", str(out))
+    done = asap_ref("reproduce", *DIGITS, "--epochs", "3", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert "made with other settings" in done.stderr
+
+
+def test_data_of_ones_own_are_trained_compiled_judged_and_predicted(tmp_path):
+    rng = np.random.default_rng(0)
+    names = np.asarray(["left", "right"])[rng.integers(2, size=120)]
+    X = rng.standard_normal((120, 6, 2)) + 2 * (names == "left")[:, None, None]
+    np.savez(tmp_path / "own.npz", X=X, y=names, lengths=rng.integers(2, 7, size=120))
+    lines = "".join(f"{a} {b},{b}\n" for a, b in zip(rng.choice(["the", "a"], 120), names, strict=True))
+    (tmp_path / "own.csv").write_text(f"text,label\n{lines}")
+    for data in ("own.npz", "own.csv"):
+        given = ("--data", data)
+        small = ("--epochs", "25", "--width", "8", "--layers", "1", "--heads", "2", "--n-iter", "3")
+        for step in (
+            ["train", *given, *small],
+            ["compile", "model.npz", "compiled.npz", *given, "--slices", "4"],
+            ["fidelity", "compiled.npz", *given],
+            ["predict", "compiled.npz", *given, "--out", "predicted.csv"],
+        ):
+            done = asap_ref(*step, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+        assert "108 examples trained, 12 kept" in asap_ref("train", *given, *small, cwd=tmp_path).stdout
+        predicted = (tmp_path / "predicted.csv").read_text().splitlines()
+        assert predicted[0] == "label,probability" and len(predicted) == 121
+        right = np.mean([line.split(",")[0] == name for line, name in zip(predicted[1:], names, strict=True)])
+        assert right > 0.8 and f"120 examples, {right:.1%} of their labels predicted" in done.stderr
+    assert Transformer.load(tmp_path / "model.npz").classes == ("left", "right")
 
 
 @pytest.mark.slow

@@ -15,10 +15,10 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_library_example_runs_and_asap_comes_close_to_its_teacher(capsys):
-    first, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, second, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(first.strip().splitlines()) <= 10
     names = {}
-    for block in (first, *others):
+    for block in (first, second):
         exec(compile(block, "README.md", "exec"), names)
     error = float(capsys.readouterr().out.split()[-1])
     one_iteration = names["sinkhorn_attention"](*(names[x][400:] for x in "qkv"), n_iter=1)
@@ -27,19 +27,38 @@ def test_the_library_example_runs_and_asap_comes_close_to_its_teacher(capsys):
     assert names["dq"].shape == names["q"][:2].shape
 
 
+def test_data_of_ones_own_go_from_arrays_to_a_compiled_model_in_ten_lines(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    *_, block = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    lines = [line for line in block.splitlines() if line]
+    assert len(lines) <= 10
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert float(capsys.readouterr().out) > 0.9  # 63 % are of the larger class
+    assert [attention.name for attention in names["compiled"].attentions] == ["asap", "asap"]
+
+
+def test_the_commands_for_data_of_ones_own_are_what_the_parser_takes():
+    from asap_ref import cli
+
+    (block,) = (b for b in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "asap-ref train" in b)
+    for line in block.strip().splitlines():
+        cli.build_parser().parse_args(line.split()[1:])
+
+
 def test_tables_and_index_are_generated():
     readme = gallery.load("readme")
     for path, fill in readme.WRITTEN.items():
         assert fill(path.read_text()) == path.read_text(), "run python figures/readme.py"
     assert {path.parent.name for path in gallery.scripts().values()} == {*readme.FOLDERS, "figures"}
-    table = (CLAIMS / "reproduce.md").read_text()
+    table = (CLAIMS / "reproduce_digits.md").read_text()
     from asap_ref.lab.outcome import markdown
 
-    assert markdown(json.loads((CLAIMS / "reproduce.json").read_text())) == table
+    assert markdown(json.loads((CLAIMS / "reproduce_digits.json").read_text())) == table
 
 
-def test_the_committed_run_shows_what_the_readme_claims():
-    report = json.loads((CLAIMS / "reproduce.json").read_text())
+def test_the_committed_run_on_digits_shows_what_its_page_claims():
+    report = json.loads((CLAIMS / "reproduce_digits.json").read_text())
     rows = {row["attention"]: row for row in report["rows"]}
     assert rows["sinkhorn"]["accuracy"] >= 0.965
     assert rows["asap"]["accuracy"] >= 0.99 * rows["sinkhorn"]["accuracy"]

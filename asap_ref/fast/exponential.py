@@ -5,8 +5,9 @@ On many processors an exponential whose result is no normal number takes several
 sharp, most are such. So exponents are cut off at a floor whose exponential is about the smallest normal number: what
 would have been zero is then 1e-38 (1e-308 in float64), nothing beside the sums it goes into.
 
-The cut is a pass, a fifth of what normal exponentials take. It is made only where every sixteenth row, which is looked
-at first, has an exponent below the floor: where scores are not sharp, the price is that look.
+Not all processors have that price: an AMD EPYC (Zen 4) takes 0.46 ns wherever the result lies, and there the cut gains
+nothing. It is a pass, a fifth to a third of what normal exponentials take, and is made only where every sixteenth row,
+which is looked at first, has an exponent below the floor: where scores are not sharp, the price is that look.
 """
 
 from __future__ import annotations

@@ -8,11 +8,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from asap_ref.lab.clouds import draw_clouds, fresh_clouds, load_clouds
 from asap_ref.lab.datasets import Dataset, load_digits, load_r8, load_topics
 from asap_ref.model.optimiser import TrainingSettings
 from asap_ref.model.text import word_dropout
 from asap_ref.model.transformer import Architecture
 from asap_ref.support.settings import check_choice
+
+
+@dataclass(frozen=True)
+class Length:
+    """A length at which models are judged, and on how much: plans and slow teachers grow as its square."""
+
+    n: int | None = None  # points of a cloud; None: test inputs as they are
+    judged: int | None = None  # test inputs whose labels are compared; None: all
+    timed: int | None = None  # of these, how many go through a timed forward pass, as one batch
+    sampled: int = 400  # and how many give errors, which need whole plans
+    rounds: int = 7  # forward passes timed; the table has their median
+    log_rounds: int = (
+        1  # and of the teacher in the log domain; 0: only the attention of one layer is timed with it
+    )
+    only: tuple[str, ...] = ()  # attentions judged; all when empty
+    alone: tuple[str, ...] = ()  # attentions timed without the rest of the model; all when empty
+
+    @property
+    def batch_size(self):
+        """Inputs that go through a model at a time, so that their plans fit into memory."""
+        return 256 if self.n is None else max(1, 256 * 64**2 // self.n**2)
 
 
 @dataclass(frozen=True)
@@ -26,38 +50,84 @@ class Experiment:
     compilation: Mapping = field(default_factory=dict)  # settings of compile_model
     word_dropout: float = 0.0  # share of the words of a text that training replaces by the unknown one
     calibrate_on: int | None = None  # how many of the training inputs, evenly spaced, at most; None: all
-    rounds: int = 7  # forward passes timed; the table has their median
+    points: int | None = None  # of a training cloud, where training inputs are the ink of images
+    lengths: tuple[Length, ...] = (Length(),)
+    truncations: tuple[int, ...] = (1, 2, 3, 4, 5)  # iterations to which the teacher is cut
+    compiled_rivals: bool = True  # whether the table has variants of ASAP, each compiled by itself
 
     @property
     def augment(self):
         """What is done to a batch of training inputs, as `train` takes it, or None."""
+        if self.points is not None:
+            return fresh_clouds(self.points)
         return word_dropout(self.word_dropout) if self.word_dropout else None
 
+    def as_read(self, inputs):
+        """Training inputs as the model reads them: of the ink of images, clouds, the same at every call."""
+        return inputs if self.points is None else draw_clouds(inputs, self.points, np.random.default_rng(0))
+
+    @property
+    def n_tokens(self):
+        """Tokens of a test input without the class token, where all inputs have the same number or are cut to it."""
+        return None if self.architecture.n_tokens is None else self.architecture.n_tokens - 1
+
+    def test_inputs(self, data, n):
+        """Test inputs of that length."""
+        return data.test_inputs if n is None else load_clouds(n).test_inputs
+
+
+CHOSEN = {"n_slices": 8, "candidates": 64, "quadratic": 12, "moments": 0, "ridge": 1e-4}
 
 EXPERIMENTS = {
+    "clouds": Experiment(
+        load=load_clouds,
+        architecture=Architecture(features=2, n_heads=4),
+        training=TrainingSettings(epochs=25),
+        teacher={"n_iter": 10, "epsilon": 1.0},
+        compilation={"n_slices": 8, "candidates": 64, "quadratic": 8, "moments": 4, "ridge": 1e-3},
+        calibrate_on=512,
+        points=64,
+        lengths=(
+            Length(64, timed=64, sampled=60, log_rounds=3),
+            Length(256, judged=200, timed=16, sampled=16, log_rounds=2),
+            Length(1024, judged=100, timed=4, sampled=4, rounds=5),
+            Length(
+                4096,
+                judged=8,
+                timed=1,
+                sampled=1,
+                rounds=3,
+                log_rounds=0,
+                only=("softmax", "sinkhorn", "asap"),
+                alone=("sinkhorn", "sinkhorn-1", "sinkhorn-5", "asap"),
+            ),
+        ),
+        truncations=(1, 2, 3, 5),
+        compiled_rivals=False,
+    ),
     "digits": Experiment(
         load=load_digits,
         architecture=Architecture(n_heads=4),
         training=TrainingSettings(),
         teacher={"n_iter": 15, "epsilon": 1.0},
-        compilation={"n_slices": 8, "candidates": 64, "quadratic": 12},
+        compilation=CHOSEN,
     ),
     "r8": Experiment(
         load=load_r8,
         architecture=Architecture(vocabulary=6000, length=96, n_classes=8, width=64, n_heads=4),
         training=TrainingSettings(epochs=6, batch_size=32, dropout=0.3),
         teacher={"n_iter": 10, "epsilon": 0.5},
-        compilation={"n_slices": 8, "candidates": 64, "quadratic": 12},
+        compilation=CHOSEN,
         word_dropout=0.2,
         calibrate_on=1000,  # 68,000 tokens: all 5,485 stories give the same errors to three digits
-        rounds=3,
+        lengths=(Length(rounds=3, sampled=400),),
     ),
     "topics": Experiment(  # made up, small: the chain on text without a download
         load=load_topics,
         architecture=Architecture(vocabulary=300, length=24, n_classes=4, width=16, n_layers=1, n_heads=2),
         training=TrainingSettings(epochs=6, batch_size=32, learning_rate=1e-2),
         teacher={"n_iter": 10, "epsilon": 0.5},
-        compilation={"n_slices": 8},
+        compilation=CHOSEN | {"candidates": None, "quadratic": 8},
         word_dropout=0.1,
     ),
 }
@@ -103,6 +173,6 @@ def _with_slices(compilation, slices):
     if slices is None:
         return compilation
     changed = {**compilation, "n_slices": slices}
-    if "candidates" in compilation:
+    if compilation.get("candidates"):
         changed["candidates"] = max(compilation["candidates"], slices)
     return changed

@@ -16,10 +16,10 @@ from asap_ref.lab import competitors as ours
 from asap_ref.lab.bars import ASAP, SCALING, TORCH_LOG
 from asap_ref.lab.competitors import HEADS, Competitor, Teacher
 from asap_ref.lab.races import KINDS, TRUNCATIONS
+from asap_ref.lab.readable import ReadableAttention
 from asap_ref.lab.reproduce import ReproduceSettings, reproduce
 from asap_ref.lab.stopwatch import interleaved, peak_memory, timed
 from asap_ref.lab.track import load_peers
-from asap_ref.method import attention as readable
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.recording import record as record_layers
 from asap_ref.model.training import train
@@ -79,11 +79,11 @@ def memory_job(what, name, n, heads):
 
 
 def main_job(track):
-    """Seconds of ``asap-ref reproduce``, and the attentions on the layers of its model."""
+    """Seconds of ``asap-ref reproduce --dataset digits``, and the attentions on the layers of its model."""
     if not track.extent.reproduce:
         return {}
     track.say("the main job")
-    settings, found = ReproduceSettings(backend=track.backend), {}
+    settings, found = ReproduceSettings("digits", backend=track.backend), {}
     with tempfile.TemporaryDirectory() as folder:
         with timed(found, "seconds"):
             reproduce(settings, folder, say=lambda line: None)
@@ -117,14 +117,6 @@ def trained_layers(track, teacher, compiled, run):
             track.race(f"layer {layer} of the trained model", racers, arrays, Teacher(arrays, T), kind="trained")
         )
     return races
-
-
-class ReadableAttention(Attention):
-    """The attention of a model in its readable form."""
-
-    def vjp(self, q, k, v, **masks):
-        """Return (out, vjp)."""
-        return getattr(readable, f"{self.name}_attention_vjp")(q, k, v, **self.settings, **masks)
 
 
 def one_epoch(model, inputs, labels, settings):

@@ -5,13 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from asap_ref.fidelity.comparison import compare_attentions
-from asap_ref.lab.runs import calibration_batches, forward_milliseconds, sample, whole_batches
+from asap_ref.lab.runs import (
+    calibration_batches,
+    forward_milliseconds,
+    log_domain_milliseconds,
+    sample,
+    whole_batches,
+)
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.training import predict
 from asap_ref.rivals.initial_duals import STARTS
 
-TRUNCATIONS = (1, 2, 3, 4, 5)
 RELAXED, OMEGA = (1, 2, 3), 1.7  # over-relaxed iterations before the closing one
 
 
@@ -26,7 +31,7 @@ def truncated(teacher, run):
     """Cut the teacher to fewer iterations: {name: model}."""
     return {
         f"sinkhorn-{t}": teacher.with_attention(Attention("sinkhorn", {**run.teacher, "n_iter": t}))
-        for t in TRUNCATIONS
+        for t in run.truncations
     }
 
 
@@ -34,7 +39,8 @@ def rivals(teacher, data, run):
     """What else could replace the teacher's attention without retraining: {name: model}.
 
     Three duals that nobody learned, each with the two-sided transform of ASAP; a few over-relaxed iterations, from
-    softmax and from the Gaussian dual; dual softmax; ASAP refined, with features of one pass, and on the key side.
+    softmax and from the Gaussian dual; dual softmax; and, where the experiment has rivals that are compiled too, ASAP
+    refined, with features of one pass, and on the key side.
     """
     epsilon = run.teacher.get("epsilon", 1.0)
     found = {
@@ -46,6 +52,8 @@ def rivals(teacher, data, run):
             settings = {"n_iter": t, "omega": OMEGA, "initial": initial, "epsilon": epsilon}
             found[f"over-relaxed-{initial}-{t}"] = teacher.with_attention(Attention("over-relaxed", settings))
     found["dual-softmax"] = teacher.with_attention(Attention("dual-softmax", {"epsilon": epsilon}))
+    if not run.compiled_rivals:
+        return found
     for name, more in (("asap-refined", {"refine": 1}), ("asap-one-pass", {"one_pass": epsilon})):
         found[name], _ = compile_model(teacher, calibration_batches(run, data), **{**run.compilation, **more})
     found["one-sided"], _ = compile_model(
@@ -54,22 +62,27 @@ def rivals(teacher, data, run):
     return found
 
 
-def compare(variants, inputs, labels, *, rounds):
-    """Rows of the table: every variant of the model against the one called "sinkhorn", the teacher.
+def compare(variants, inputs, labels, length):
+    """Rows of the table at one length: every variant of the model against the one called "sinkhorn", the teacher.
 
-    A model that was trained on its own (its parameters are not the teacher's) has no attention output error.
+    A model that was trained on its own (its parameters are not the teacher's) has no attention output error. The
+    teacher in the log domain is no row; how many times a row is faster than it stands in ``speedup_log_domain``.
     """
     teacher = variants["sinkhorn"]
-    times = forward_milliseconds(variants, whole_batches(inputs), rounds)
-    expected = np.argmax(predict(teacher, inputs), axis=-1)
+    batches = whole_batches(inputs if length.timed is None else inputs[: length.timed])
+    times = forward_milliseconds(variants, batches, length.rounds)
+    log_domain = log_domain_milliseconds(teacher, batches, length.log_rounds) if length.log_rounds else None
+    expected = np.argmax(predict(teacher, inputs, batch_size=length.batch_size), axis=-1)
+    few = sample(inputs, length.sampled)
     rows = []
     for name, model in variants.items():
-        found = np.argmax(predict(model, inputs), axis=-1)
+        found = np.argmax(predict(model, inputs, batch_size=length.batch_size), axis=-1)
         same_parameters = model.params is teacher.params
-        by_layer = compare_attentions(teacher if same_parameters else model, model.attentions, sample(inputs))
+        by_layer = compare_attentions(teacher if same_parameters else model, model.attentions, few)
         errors = np.concatenate([layer["output_error"] for layer in by_layer])
         rows.append(
             {
+                "n": length.n,
                 "attention": name,
                 "accuracy": float(np.mean(found == labels)),
                 "agreement": float(np.mean(found == expected)),
@@ -77,6 +90,7 @@ def compare(variants, inputs, labels, *, rounds):
                 "column_error": float(np.mean([layer["column_error"] for layer in by_layer])),
                 "ms_per_forward": times[name],
                 "speedup": times["sinkhorn"] / times[name],
+                "speedup_log_domain": None if log_domain is None else log_domain / times[name],
             }
         )
     return rows

@@ -14,6 +14,8 @@ from pathlib import Path
 from asap_ref.fidelity.hardness import hardness
 from asap_ref.fidelity.report import fidelity_report
 from asap_ref.lab import experiments
+from asap_ref.lab.cloud_pictures import cloud_of
+from asap_ref.lab.layers_alone import compare_layers
 from asap_ref.lab.machine import machine
 from asap_ref.lab.outcome import draw, markdown
 from asap_ref.lab.replacements import compare, variants
@@ -29,7 +31,7 @@ from asap_ref.support.arrays import array_module
 class ReproduceSettings:
     """What the main job depends on; None stands for the experiment's own setting."""
 
-    dataset: str = "digits"
+    dataset: str = "clouds"
     epochs: int | None = None
     n_iter: int | None = None
     slices: int | None = None
@@ -79,20 +81,24 @@ def reproduce(settings, out, *, resume=False, say=print):
         models["asap"], calibration = compile_model(
             models["sinkhorn"], calibration_batches(run, data), **run.compilation
         )
-    write_models(models, sample(data.test_inputs), out)
+    write_models(models, sample(data.test_inputs, run.lengths[0].sampled), out)
     compared = variants(models, data, run)
     with timed(seconds, "compare"):
-        rows = compare(compared, data.test_inputs, data.test_labels, rounds=run.rounds)
+        rows, alone = judge(compared, run, data)
     report = {
         "rows": rows,
+        "layers": alone,
         "seconds": None if resume else time.perf_counter() - start,  # resumed: part of it was done before
         "seconds_by_stage": None if resume else seconds,
         "dataset": sizes(run, data),
         "settings": told(settings, run),
-        "teacher": hardness(models["sinkhorn"], sample(data.test_inputs)),
+        "teacher": hardness(models["sinkhorn"], sample(data.test_inputs, run.lengths[0].sampled)),
+        "compile": {"seconds": seconds["compile"]},
         "calibration": calibration,
         "machine": machine(),
     }
+    if run.points is not None:
+        report["cloud"] = cloud_of(compared, data.test_inputs[0])
     files.save_json(out / "report.json", "report", report)
     files.save_text(out / "report.md", markdown(report))
     draw(report, out)
@@ -116,6 +122,20 @@ def train_all(settings, run, data, out, *, xp, resume, seconds):
     return models
 
 
+def judge(variants, run, data):
+    """Rows of the table at every length of the experiment, and those of the attention alone."""
+    rows, alone = [], []
+    for length in run.lengths:
+        inputs, labels = run.test_inputs(data, length.n), data.test_labels
+        inputs, labels = inputs[: length.judged], labels[: length.judged]
+        chosen = {name: model for name, model in variants.items() if name in (length.only or variants)}
+        found = compare(chosen, inputs, labels, length)
+        rows += [{**row, "n": run.n_tokens if length.n is None else length.n} for row in found]
+        if length.n is not None:
+            alone += compare_layers(variants, inputs[: length.timed], length)
+    return rows, alone
+
+
 def write_models(models, inputs, out):
     """Write the models, and how faithful each head of the compiled one is on these inputs."""
     fidelity_report(models["asap"], inputs, teacher=models["sinkhorn"]).write(out / "fidelity")
@@ -129,7 +149,8 @@ def sizes(run, data):
         "name": data.name,
         "train": len(data.train_labels),
         "test": len(data.test_labels),
-        "sampled": len(sample(data.test_inputs)),  # for what needs whole plans
+        "sampled": len(sample(data.test_inputs, run.lengths[0].sampled)),  # for what needs whole plans
+        "lengths": [asdict(length) for length in run.lengths],
         "calibrated": sum(map(len, calibration_batches(run, data))),
     }
 
@@ -143,5 +164,6 @@ def told(settings, run):
         "training": asdict(run.training) | {"word_dropout": run.word_dropout},
         "teacher": dict(run.teacher),
         "compilation": dict(run.compilation),
-        "rounds": run.rounds,
+        "rounds": run.lengths[0].rounds,
+        "points": run.points,
     }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 
 import numpy as np
 
+from asap_ref.lab.readable import ReadableAttention
 from asap_ref.lab.stopwatch import interleaved
 from asap_ref.model.batching import batches, trimmed
 from asap_ref.model.training import train
@@ -16,7 +18,8 @@ from asap_ref.support.arrays import to_numpy
 
 def trained(run, data, attention, *, xp=np, **options):
     """Train the model of an experiment with an attention in every layer; the options are those of `train`."""
-    model = Transformer.create(run.architecture, attention, seed=run.training.seed, xp=xp)
+    names = {"classes": data.classes, "words": data.vocabulary}
+    model = Transformer.create(run.architecture, attention, seed=run.training.seed, xp=xp, **names)
     return train(model, data.train_inputs, data.train_labels, run.training, augment=run.augment, **options)[0]
 
 
@@ -27,7 +30,7 @@ def whole_batches(inputs):
 
 def calibration_batches(run, data):
     """Training inputs, without labels, on which an experiment calibrates."""
-    return whole_batches(every(data.train_inputs, run.calibrate_on or len(data.train_inputs)))
+    return whole_batches(run.as_read(every(data.train_inputs, run.calibrate_on or len(data.train_inputs))))
 
 
 def sample(inputs, most=400):
@@ -52,6 +55,21 @@ def forward_milliseconds(variants, batches, rounds):
     calls = {name: functools.partial(_forward, model, placed) for name, model in variants.items()}
     times = interleaved(calls, rounds=rounds, budget=math.inf)
     return {name: 1e3 * float(np.median(seconds)) for name, seconds in times.items()}
+
+
+def log_domain_milliseconds(teacher, batches, rounds):
+    """Median milliseconds of the forward pass of a teacher whose loop is in the log domain, as the literature runs it.
+
+    It takes its turns alone: beside the others it would be most of the time that is spent.
+    """
+    readable = [ReadableAttention(attention.name, attention.settings) for attention in teacher.attentions]
+    model, seconds = teacher.with_attention(*readable), []
+    placed = [teacher.place(batch) for batch in batches]
+    for _ in range(rounds):
+        began = time.perf_counter()
+        _forward(model, placed)
+        seconds.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(seconds))
 
 
 def _forward(model, placed):

@@ -26,9 +26,10 @@ def compile_model(
     batches,
     *,
     into="asap",
-    n_slices=16,
+    n_slices=8,
+    candidates=128,
     quadratic=8,
-    candidates=None,
+    moments=4,
     fallback=None,
     client=None,
     progress=False,
@@ -45,9 +46,10 @@ def compile_model(
         .npy files, a batch each, or a zarr or dask array, a batch a chunk of its first axis.
     into : str
         The mechanism that takes the place of Sinkhorn's; "one-sided" is an ablation, which predicts the key dual.
-    n_slices, quadratic, candidates, **settings
-        As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer. Whole data sets have tokens
-        enough for the quadratic features, so they are on here.
+    n_slices, candidates, quadratic, moments, **settings
+        As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer. The defaults are a map for
+        whole data sets: of few slices, well chosen, and of quadratic features and moments of low rank, which cost
+        next to nothing at inference. With less than some ten tokens a feature, leave the last two out (zero).
     fallback : float, optional
         Heads whose attention output is off by more than this (relative to the teacher's, on every tenth example
         of a batch, or the last of fewer, which then do not calibrate) stay with Sinkhorn. The report names them.
@@ -107,8 +109,9 @@ def compile_model(
         amortizer = fit_amortizer(
             Mapped(partial(activations, model, layer, targets[into] == "key"), calibration),
             n_slices=n_slices,
-            quadratic=quadratic,
             candidates=candidates,
+            quadratic=quadratic,
+            moments=moments,
             client=client,
             progress=progress,
             **attention.settings,

@@ -69,7 +69,8 @@ def train(
     labels : numpy.ndarray (N,)
     settings : TrainingSettings
     augment : callable, optional
-        ``augment(inputs, rng) -> inputs``, applied to each batch on the host.
+        ``augment(inputs, rng) -> inputs``, applied to each batch on the host. It may turn what is given into what the
+        model reads: images of ink into clouds of points, fresh ones in every epoch.
     checkpoint : path, optional
         File that is rewritten, atomically, after each epoch.
     resume : bool
@@ -104,7 +105,8 @@ def train(
     if not isinstance(settings, TrainingSettings):
         raise TypeError(f"train: settings must be TrainingSettings, got {type(settings).__name__}")
     check_model(model, "model", "train")
-    check_host_inputs(inputs, model.architecture, "train")
+    seen = inputs if augment is None else augment(inputs[:1], np.random.default_rng(0))
+    check_host_inputs(seen, model.architecture, "train")
     check_labels(labels, len(inputs), model.architecture.n_classes, "train")
     options = {"augment": augment, "checkpoint": checkpoint, "resume": resume, "label": label}
     if is_half(dtype := model.params["head"]["weight"].dtype):

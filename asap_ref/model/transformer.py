@@ -300,6 +300,10 @@ class Transformer(trees.EqualByValue):
     architecture: Architecture
     params: dict
     attentions: tuple
+    classes: tuple[
+        str, ...
+    ] = ()  # their names, in the order of the logits, and, of a model on text, the words behind
+    words: tuple[str, ...] = ()  # the ids 2, 3, ...: kept with the model for whoever brings other data
 
     def __repr__(self):
         a, names = self.architecture, ", ".join(dict.fromkeys(attention.name for attention in self.attentions))
@@ -308,12 +312,13 @@ class Transformer(trees.EqualByValue):
         return f"<Transformer on {tokens}: {sizes}, {names} attention>"
 
     @classmethod
-    def create(cls, architecture, attention, *, seed=0, xp=np, dtype=np.float32):
+    def create(cls, architecture, attention, *, seed=0, xp=np, dtype=np.float32, classes=(), words=()):
         """Draw a new model with the same attention in every layer, its parameters in the module xp."""
         params = initialise(architecture, seed=check_seed(seed, "Transformer.create"), dtype=dtype)
         if xp is not np:
             params = trees.place(params, xp)
-        return cls(architecture, params, (attention,) * architecture.n_layers)
+        attentions = (attention,) * architecture.n_layers
+        return cls(architecture, params, attentions, tuple(classes), tuple(words))
 
     def __call__(self, inputs):
         """Return the logits (B, n_classes) of inputs in the module of the parameters."""
@@ -349,6 +354,7 @@ class Transformer(trees.EqualByValue):
             arrays[f"attention{i}"], settings = attention.state()
             attention_settings.append(settings)
         header = {"architecture": asdict(self.architecture), "attentions": attention_settings}
+        header |= {"classes": self.classes, "words": self.words}
         files.save(path, "transformer", arrays, header)
 
     @classmethod
@@ -370,7 +376,9 @@ class Transformer(trees.EqualByValue):
         trees.check_like(params, initialise(architecture))
         if backend != "numpy":
             params = trees.place(params, array_module(backend))
-        return cls(architecture, params, attentions)
+        return cls(
+            architecture, params, attentions, *(tuple(header.get(name, ())) for name in ("classes", "words"))
+        )
 
 
 def load_model(path, *, backend="numpy"):

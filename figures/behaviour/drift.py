@@ -113,7 +113,7 @@ def markdown(record):
     )
     return (
         f"{markdown_table(lines)}\n"
-        "Digits, a model compiled with the settings of `asap-ref reproduce`, seeds "
+        "Digits, a model compiled with the settings of `asap-ref reproduce --dataset digits`, seeds "
         f"{', '.join(map(str, settings['seeds']))}. Each alarm is `detect_drift` at level 0.05 between two reports on "
         f"that many test images each, no image in both: {settings['splits']} random splits a seed where nothing "
         f"changed, {settings['splits'] // 10} elsewhere. False alarms, the most over the three sizes: {false}; "

@@ -19,6 +19,7 @@ from asap_ref.support.tables import markdown_table
 
 SEEDS = (0, 1, 2)
 TUNING = TrainingSettings(epochs=3, batch_size=64, learning_rate=3e-4, warmup=0.25)
+PLAINEST = {"n_slices": 16, "candidates": None, "quadratic": 8, "moments": 0, "ridge": 1e-4}
 COMPILED = {
     "ASAP, 1 slice": {"n_slices": 1, "cumulants": False, "quadratic": 0},
     "ASAP, 2 slices": {"n_slices": 2, "cumulants": False, "quadratic": 0},
@@ -62,7 +63,7 @@ def of_seed(seed):
         }
 
     starts = {
-        name: compile_model(teacher, whole_batches(data.train_inputs), seed=seed, **settings)[0]
+        name: compile_model(teacher, whole_batches(data.train_inputs), seed=seed, **(PLAINEST | settings))[0]
         for name, settings in COMPILED.items()
     }
     starts |= {

@@ -23,7 +23,7 @@ FEATURES = {
     "slices + cumulants + quadratic": {"cumulants": True, "quadratic": 12},
     "chosen slices + cumulants + quadratic": {"cumulants": True, "quadratic": 12, "candidates": 64},
 }
-RIDGE = {"ridge": 1e-4}
+PLAINEST = {"candidates": None, "moments": 0, "ridge": 1e-4}
 SLICES = (4, 16, 32)
 TRUNCATED = (1, 2, 3, 5, 8)
 COLUMNS = 0.05  # column sums within that count as met
@@ -55,7 +55,7 @@ def of_seed(seed):
     rows = []
     for features, objective, L, refine, settings in variants():
         compiled, _ = compile_model(
-            teacher, batches, n_slices=L, objective=objective, refine=refine, seed=seed, **RIDGE, **settings
+            teacher, batches, n_slices=L, objective=objective, refine=refine, seed=seed, **(PLAINEST | settings)
         )
         told = {"features": features, "objective": objective, "slices": L, "refine": refine}
         rows.append(told | errors(teacher, compiled.attentions, calls, converged))

@@ -16,6 +16,7 @@ from asap_ref.support.tables import markdown_table
 
 SEEDS = (0, 1, 2)
 DATASETS = {"digits": "digits", "r8": "Reuters R8"}
+PLAINEST = {"candidates": None, "moments": 0, "ridge": 1e-4}
 PLAIN = {"n_slices": 16, "quadratic": 0}
 CHOSEN = {"n_slices": 16, "candidates": 64, "quadratic": 12}
 VARIANTS = {
@@ -45,7 +46,7 @@ def of_seed(dataset, seed):
     calibration, test = calibration_batches(run, data), sample(data.test_inputs)
     rows = []
     for name, settings in VARIANTS.items():
-        compiled, _ = compile_model(teacher, calibration, seed=seed, **settings)
+        compiled, _ = compile_model(teacher, calibration, seed=seed, **(PLAINEST | settings))
         rows.append({"name": name} | errors(teacher, compiled.attentions, test))
     for T in TRUNCATED:
         cut = (Attention("sinkhorn", {**run.teacher, "n_iter": T}),) * len(teacher.attentions)

@@ -28,7 +28,7 @@ def measure():
         report = reproduce(ReproduceSettings(dataset="r8"), Path(out))
         models = {name: Transformer.load(Path(out) / f"{name}.npz") for name in TIMED}
     run = experiment("r8")
-    return report | {"padding": cost_of_padding(models, run.load().test_inputs, run.rounds)}
+    return report | {"padding": cost_of_padding(models, run.load().test_inputs, run.lengths[0].rounds)}
 
 
 def cost_of_padding(models, inputs, rounds):

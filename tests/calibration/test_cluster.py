@@ -152,7 +152,7 @@ def test_masks_and_principal_directions_travel_too(tmp_path, threads):
 SMALL = Architecture(image=(6, 6), patch=2, n_classes=3, width=12, n_layers=2, n_heads=3)
 TEACHER = Transformer.create(SMALL, Attention("sinkhorn", {"n_iter": 4, "epsilon": 0.5}), dtype="float64")
 IMAGES = np.random.default_rng(0).standard_normal((120, 6, 6))
-COMPILATION = {"n_slices": 4, "quadratic": 2}
+COMPILATION = {"n_slices": 4, "candidates": None, "quadratic": 2, "moments": 0}
 
 
 def npy_inputs(folder):

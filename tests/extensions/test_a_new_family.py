@@ -124,7 +124,9 @@ def test_the_fast_form_is_the_readable_one_with_or_without_one_of_its_own(regist
 def test_a_model_is_compiled_with_it_and_reported_on():
     teacher = Transformer.create(Architecture(n_layers=1, n_heads=4), ar.Attention("sinkhorn", {"n_iter": 5}))
     images = np.random.default_rng(0).standard_normal((2, 32, 8, 8))
-    compiled, _ = ar.compile_model(teacher, [images[0]], n_slices=4, quadratic=0, stretch=3)
+    compiled, _ = ar.compile_model(
+        teacher, [images[0]], n_slices=4, candidates=None, moments=0, quadratic=0, stretch=3
+    )
     report = ar.fidelity_report(compiled, images[1])
     assert len(report.rows) == 4 and all(row["r_squared"] is not None for row in report.rows)
     again = ar.recalibrate(compiled.attentions[0].settings["amortizer"], [qkv(8, 4, n=17, m=17, d=12)[:2]])

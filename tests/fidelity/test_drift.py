@@ -15,7 +15,7 @@ def images(count, seed, size=1.0):
     return size * np.random.default_rng(seed).standard_normal((count, 6, 6)).astype(np.float32)
 
 
-COMPILED, _ = compile_model(TEACHER, [images(200, 0)], n_slices=4, quadratic=0)
+COMPILED, _ = compile_model(TEACHER, [images(200, 0)], n_slices=4, candidates=None, moments=0, quadratic=0)
 
 
 def test_shifted_data_is_flagged_and_fresh_data_of_the_same_kind_is_not():

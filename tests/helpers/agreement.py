@@ -70,7 +70,7 @@ def of_files(place, module, folder):
     """Train, compile and save there, load on NumPy; save that and load it there: pairs of logits."""
     settings = TrainingSettings(epochs=1, batch_size=12, learning_rate=1e-3)
     trained, _ = train(model_on(place, "sinkhorn"), IMAGES, LABELS, settings)
-    compiled, _ = compile_model(trained, [IMAGES], n_slices=4)
+    compiled, _ = compile_model(trained, [IMAGES], n_slices=4, candidates=None, moments=0)
     compiled.save(folder / "there.npz")
     here = Transformer.load(folder / "there.npz")
     here.save(folder / "here.npz")

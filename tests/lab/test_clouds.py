@@ -1,7 +1,9 @@
 """Clouds are what their images say: where the ink is, as much as there is, the same points at the same seed."""
 
 import numpy as np
+import pytest
 
+from asap_ref import Architecture, Attention, TrainingSettings, Transformer, train
 from asap_ref.lab.clouds import UNIT, draw_clouds, fresh_clouds, load_clouds
 from asap_ref.lab.datasets import load_digits
 
@@ -42,3 +44,13 @@ def test_test_clouds_are_fixed_and_training_clouds_fresh():
     one, other = (draw(first.train_inputs[:2], rng) for _ in range(2))
     assert one.dtype == np.float32
     assert not np.array_equal(one, other)
+
+
+def test_a_model_of_points_trains_on_ink_from_which_clouds_are_drawn():
+    data, labels = load_clouds(16), load_digits().train_labels[:40]
+    model = Transformer.create(Architecture(features=2, width=8, n_layers=1, n_heads=2), Attention("softmax"))
+    settings = TrainingSettings(epochs=2, batch_size=20)
+    _, history = train(model, data.train_inputs[:40], labels, settings, augment=fresh_clouds(16), label=None)
+    assert history[1]["loss"] < history[0]["loss"]
+    with pytest.raises(ValueError, match=r"expected \(batch, n, 2\)"):
+        train(model, data.train_inputs[:40], labels, settings, label=None)

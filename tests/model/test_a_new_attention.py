@@ -37,7 +37,9 @@ def _registered(monkeypatch):
 def compiled():
     teacher = Transformer.create(Architecture(n_layers=2, n_heads=4), ar.Attention("sinkhorn", {"n_iter": 5}))
     images = np.random.default_rng(0).standard_normal((32, 8, 8))
-    return ar.compile_model(teacher, [images], n_slices=4, quadratic=0, into="tempered")[0], images
+    return ar.compile_model(
+        teacher, [images], n_slices=4, candidates=None, moments=0, quadratic=0, into="tempered"
+    )[0], images
 
 
 def test_a_model_is_compiled_into_it_saved_loaded_and_reported_on(compiled, tmp_path):
@@ -54,7 +56,9 @@ def test_a_model_is_compiled_into_it_saved_loaded_and_reported_on(compiled, tmp_
 def test_heads_may_mix_it_with_the_teacher(compiled):
     model, images = compiled
     teacher = Transformer.create(model.architecture, ar.Attention("sinkhorn", {"n_iter": 5}))
-    mixed, report = ar.compile_model(teacher, [images], n_slices=4, into="tempered", fallback=0.0)
+    mixed, report = ar.compile_model(
+        teacher, [images], n_slices=4, candidates=None, moments=0, into="tempered", fallback=0.0
+    )
     assert all(layer["on_sinkhorn"] == [0, 1, 2, 3] for layer in report)  # none is without error
     assert [attention.name for attention in mixed.attentions] == ["sinkhorn", "sinkhorn"]
 

@@ -39,7 +39,7 @@ def test_recording_changes_nothing_and_keeps_what_each_layer_was_given():
 
 
 def test_the_compiled_model_has_the_teachers_parameters_and_comes_close_to_it():
-    compiled, report = compile_model(TEACHER, [CALIBRATION], n_slices=8)
+    compiled, report = compile_model(TEACHER, [CALIBRATION])
     assert all(a is b for a, b in zip(leaves(compiled.params), leaves(TEACHER.params), strict=True))
     assert [a.name for a in compiled.attentions] == ["asap", "asap"]
     assert all(0 < r <= 1 for layer in report for r in layer["r_squared"])
@@ -51,8 +51,8 @@ def test_the_compiled_model_has_the_teachers_parameters_and_comes_close_to_it():
 
 
 def test_batches_of_calibration_data_add_up_to_the_whole():
-    whole, _ = compile_model(TEACHER, [CALIBRATION], n_slices=4)
-    parts, _ = compile_model(TEACHER, [CALIBRATION[:70], CALIBRATION[70:]], n_slices=4)
+    whole, _ = compile_model(TEACHER, [CALIBRATION], n_slices=4, candidates=None, moments=0)
+    parts, _ = compile_model(TEACHER, [CALIBRATION[:70], CALIBRATION[70:]], n_slices=4, candidates=None, moments=0)
     for a, b in zip(whole.attentions, parts.attentions, strict=True):
         # the activations are float32 and products of other shapes round differently
         np.testing.assert_allclose(
@@ -98,11 +98,15 @@ def test_wrong_calls_say_what_was_expected():
 
 
 def test_heads_where_asap_is_not_good_enough_are_named_and_stay_with_sinkhorn(tmp_path):
-    _, report = compile_model(TEACHER, [CALIBRATION], n_slices=4, quadratic=0, fallback=1e9)
+    _, report = compile_model(
+        TEACHER, [CALIBRATION], n_slices=4, candidates=None, moments=0, quadratic=0, fallback=1e9
+    )
     assert [layer["on_sinkhorn"] for layer in report] == [[], []]
     errors = np.asarray([layer["output_error"] for layer in report])
     threshold = float(np.sort(errors.ravel())[3])  # two heads of six are worse
-    compiled, report = compile_model(TEACHER, [CALIBRATION], n_slices=4, quadratic=0, fallback=threshold)
+    compiled, report = compile_model(
+        TEACHER, [CALIBRATION], n_slices=4, candidates=None, moments=0, quadratic=0, fallback=threshold
+    )
     named = [(layer["layer"], h) for layer in report for h in layer["on_sinkhorn"]]
     assert named == [tuple(map(int, x)) for x in np.argwhere(errors > threshold)] and len(named) == 2
     assert "mixed" in {attention.name for attention in compiled.attentions}
@@ -118,12 +122,14 @@ def test_heads_where_asap_is_not_good_enough_are_named_and_stay_with_sinkhorn(tm
 
     _, gradients = loss_and_gradients(compiled, HELD_OUT, np.zeros(50, int))
     assert all(np.isfinite(g).all() for g in leaves(gradients))
-    untouched, _ = compile_model(TEACHER, [CALIBRATION], n_slices=4, quadratic=0, fallback=0)
+    untouched, _ = compile_model(
+        TEACHER, [CALIBRATION], n_slices=4, candidates=None, moments=0, quadratic=0, fallback=0
+    )
     assert [a.name for a in untouched.attentions] == ["sinkhorn", "sinkhorn"]
 
 
 def test_the_fidelity_report_measures_what_it_says(tmp_path):
-    compiled, _ = compile_model(TEACHER, [CALIBRATION], n_slices=4)
+    compiled, _ = compile_model(TEACHER, [CALIBRATION], n_slices=4, candidates=None, moments=0)
     report = fidelity_report(compiled, HELD_OUT)
     assert teacher_of(compiled).attentions == TEACHER.attentions
     short = compare_attentions(TEACHER, compiled.attentions, HELD_OUT)
@@ -164,7 +170,7 @@ def test_the_fidelity_report_knows_padding_and_batches():
     teacher = Transformer.create(text, Attention("sinkhorn", {"n_iter": 4}))
     tokens = rng.integers(1, 20, (60, 6))
     tokens[::2, 4:] = 0
-    compiled, _ = compile_model(teacher, [tokens], n_slices=3, quadratic=0)
+    compiled, _ = compile_model(teacher, [tokens], n_slices=3, candidates=None, moments=0, quadratic=0)
     whole, padded = (fidelity_report(compiled, x).rows for x in (tokens, np.pad(tokens, ((0, 0), (0, 3)))))
     parts = fidelity_report(compiled, [tokens[:25], tokens[25:]]).rows
     for row, other, sum_of_parts in zip(whole, padded, parts, strict=True):
@@ -187,7 +193,7 @@ def test_a_report_needs_a_teacher_and_data():
 
 
 def test_a_one_sided_model_is_reported_on_by_its_key_dual():
-    compiled, _ = compile_model(TEACHER, [CALIBRATION], n_slices=8, into="one-sided")
+    compiled, _ = compile_model(TEACHER, [CALIBRATION], n_slices=8, candidates=None, moments=0, into="one-sided")
     report = fidelity_report(compiled, HELD_OUT)
     assert teacher_of(compiled).attentions == TEACHER.attentions
     q, k, *_ = record(TEACHER, HELD_OUT)[0]

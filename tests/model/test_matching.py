@@ -156,7 +156,7 @@ def test_order_of_the_points_does_not_matter():
 def test_on_every_array_module(backend, tmp_path):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
     model = create(True, dtype=np.float32)
-    compiled, report = compile_model(model, [model.place(PADDED)], n_slices=4)
+    compiled, report = compile_model(model, [model.place(PADDED)], n_slices=4, candidates=None, moments=0)
     assert len(report) == 1 and compiled.attentions[0].name == "asap"
     compiled.save(tmp_path / "matcher.npz")
     expected = compiled(compiled.place(PADDED))
@@ -177,7 +177,7 @@ def test_on_every_array_module(backend, tmp_path):
 def test_a_compiled_matcher_is_reported_on():
     model = create(False)
     pairs = Pairs(*rng.standard_normal((2, 20, 8, 2)))
-    compiled, _ = compile_model(model, [pairs], n_slices=8)
+    compiled, _ = compile_model(model, [pairs], n_slices=8, candidates=None, moments=0)
     report = fidelity_report(compiled, pairs, teacher=model)
     teacher, student = model(pairs), compiled(pairs)
     error = np.linalg.norm(student - teacher) / np.linalg.norm(teacher)

@@ -125,7 +125,7 @@ def test_initialisation_depends_on_the_seed_alone():
 def test_a_saved_model_loads_and_gives_the_same_logits(name, tmp_path):
     model = Transformer.create(SMALL, SINKHORN if name == "asap" else Attention(name))
     if name == "asap":
-        model, _ = compile_model(model, [IMAGES], n_slices=4)
+        model, _ = compile_model(model, [IMAGES], n_slices=4, candidates=None, moments=0)
     model.save(tmp_path / "model.npz")
     loaded = Transformer.load(tmp_path / "model.npz")
     images = IMAGES.astype(np.float32)
@@ -138,7 +138,7 @@ def test_a_saved_model_runs_on_another_array_module(backend, tmp_path):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
     from asap_ref import array_module, to_numpy
 
-    model, _ = compile_model(Transformer.create(SMALL, SINKHORN), [IMAGES], n_slices=4)
+    model, _ = compile_model(Transformer.create(SMALL, SINKHORN), [IMAGES], n_slices=4, candidates=None, moments=0)
     model.save(tmp_path / "model.npz")
     loaded = Transformer.load(tmp_path / "model.npz", backend=backend)
     images = IMAGES.astype(np.float32)

@@ -93,7 +93,9 @@ def test_without_places_order_means_nothing_and_any_length_will_do():
 def test_on_every_array_module(backend, inputs, tmp_path):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
     inputs = replace(inputs, vectors=inputs.vectors.astype(np.float32)) if inputs is PADDED else inputs
-    model, _ = compile_model(create(ANY_LENGTH, dtype=np.float32), [inputs], n_slices=4)
+    model, _ = compile_model(
+        create(ANY_LENGTH, dtype=np.float32), [inputs], n_slices=4, candidates=None, moments=0
+    )
     model.save(tmp_path / "model.npz")
     np.testing.assert_array_equal(
         load_model(tmp_path / "model.npz")(model.place(inputs)), model(model.place(inputs))
@@ -122,7 +124,7 @@ def test_padded_sequences_train_predict_and_compile():
     logits = predict(model, inputs, batch_size=7)
     one = model(model.place(trimmed(inputs[3:4])))
     np.testing.assert_allclose(logits[3:4], one, rtol=1e-4, atol=1e-5)  # another batch, another length: float32
-    compiled, _ = compile_model(model, [inputs], n_slices=4)
+    compiled, _ = compile_model(model, [inputs], n_slices=4, candidates=None, moments=0)
     assert np.mean(predict(compiled, inputs).argmax(-1) == logits.argmax(-1)) > 0.9
 
 

@@ -54,8 +54,10 @@ def test_torch_compiles_where_eigenvectors_come_in_descending_order():
     architecture = ar.Architecture(width=32, n_heads=2, n_layers=1)
     model = ar.Transformer.create(architecture, SINKHORN, xp=xp)
     batch = torch.asarray(IMAGES, dtype=torch.float32)
-    compiled, _ = ar.compile_model(model, [batch], n_slices=2)
-    expected, _ = ar.compile_model(ar.Transformer.create(architecture, SINKHORN), [to_numpy(batch)], n_slices=2)
+    compiled, _ = ar.compile_model(model, [batch], n_slices=2, candidates=None, moments=0)
+    expected, _ = ar.compile_model(
+        ar.Transformer.create(architecture, SINKHORN), [to_numpy(batch)], n_slices=2, candidates=None, moments=0
+    )
     a, b = (to_numpy(m(m.place(to_numpy(batch)))) for m in (compiled, expected))
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
     fitted = [
@@ -148,7 +150,6 @@ WRONG = [
     (lambda: ar.slice_directions(4, 4, seed="x"), "seed must be an integer, got str"),
     (lambda: ar.fit_amortizer([(Q, K)], seed=1.5), "seed must be an integer, got float"),
     (lambda: ar.fit_amortizer([(Q, K)], ridge=np.inf), "ridge must be at least 0 and finite"),
-    (lambda: ar.fit_amortizer([(Q, K)], tolerance=np.inf), "tolerance must be at least 0 and finite"),
     (lambda: ar.fit_amortizer([(Q, K)], cumulants="yes"), "cumulants must be True or False"),
     (lambda: ar.fit_amortizer([(Q, K)], quadratic=True), "quadratic must be an integer, got bool"),
     (lambda: ar.fit_amortizer([(Q, K)], progress="bar"), "progress must be True or False"),

@@ -19,7 +19,7 @@ AMORTIZER = ar.fit_amortizer([(Q, K)], n_slices=4, n_iter=3, quadratic=2, moment
 IMAGES = RNG.standard_normal((12, 8, 8))
 SMALL = ar.Architecture(patch=4, width=8, n_layers=1, n_heads=2)
 TEACHER = ar.Transformer.create(SMALL, ar.Attention("sinkhorn", {"n_iter": 3}))
-COMPILED, TOLD = ar.compile_model(TEACHER, [IMAGES], n_slices=2, quadratic=0)
+COMPILED, TOLD = ar.compile_model(TEACHER, [IMAGES], n_slices=2, candidates=None, moments=0, quadratic=0)
 REPORT = ar.fidelity_report(COMPILED, IMAGES)
 HOLDERS = {
     "amortizer": AMORTIZER,

@@ -31,7 +31,7 @@ AMORTIZER = ar.fit_amortizer([(Q, K)], n_slices=2, n_iter=3, quadratic=2)
 
 def compiled():
     """A layer of ASAP, and one whose heads differ: all that a model may hold."""
-    model, _ = ar.compile_model(MODEL, [IMAGES], n_slices=2, quadratic=2)
+    model, _ = ar.compile_model(MODEL, [IMAGES], n_slices=2, candidates=None, moments=0, quadratic=2)
     asap, teacher = model.attentions[0], MODEL.attentions[0]
     part = Attention("asap", {"amortizer": asap.settings["amortizer"].of_heads([1])})
     return MODEL.with_attention(asap, Attention("mixed", {"parts": ((part, (1,)), (teacher, (0,)))}))

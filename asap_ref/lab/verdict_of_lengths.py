@@ -1,0 +1,54 @@
+"""One sentence that says when ASAP pays and when it does not, from the numbers of a report of the main job."""
+
+from __future__ import annotations
+
+
+def in_one_sentence(report):
+    """Say the labels kept and the times at the greatest length, and up to which length Sinkhorn itself does better.
+
+    It does better where the teacher, cut or not, is at least as near as ASAP in no more time, in a whole forward pass.
+    """
+    by_length = {}
+    for row in report["rows"]:
+        by_length.setdefault(row["n"], {})[row["attention"]] = row
+    longest, rows = list(by_length.items())[-1]
+    asap = rows["asap"]
+    alone = {
+        name: [row for row in report["layers"] if (row["n"], row["attention"]) == (longest, name)]
+        for name in ("asap", "sinkhorn")
+    }
+    if alone["asap"]:  # all layers for the scaling form, the first for the log domain
+        scaling = sum(row["ms"] for row in alone["sinkhorn"]) / sum(row["ms"] for row in alone["asap"])
+        log_domain, of = alone["asap"][0]["speedup_log_domain"], "its attention"
+    else:
+        scaling, log_domain, of = asap["speedup"], asap["speedup_log_domain"], "its forward pass"
+    said = f"At {longest:,} tokens ASAP gives the teacher's labels on {asap['agreement']:.1%}"
+    said += f", {of} takes {_of_the_time(scaling)} the teacher in scaling form"
+    if log_domain is not None:
+        said += f" and {_of_the_time(log_domain)} the log-domain loop"
+    return f"**{said}; {_where_sinkhorn_pays(by_length, report['settings']['teacher']['n_iter'])}.**"
+
+
+def _of_the_time(ratio):
+    """1.25 -> "1.2 times less than", 0.5 -> "2.0 times as long as"."""
+    if ratio >= 1:
+        return f"{ratio:.0f} times less than" if ratio >= 10 else f"{ratio:.1f} times less than"
+    return f"{1 / ratio:.1f} times as long as"
+
+
+def _where_sinkhorn_pays(by_length, n_iter):
+    pays = {}
+    for n, rows in by_length.items():
+        asap = rows["asap"]
+        near = [
+            row
+            for name, row in rows.items()
+            if name.startswith("sinkhorn") and row["output_error"] <= asap["output_error"]
+        ]
+        best = min(near, key=lambda row: row["ms_per_forward"])
+        if best["ms_per_forward"] <= asap["ms_per_forward"]:
+            pays[n] = best["attention"].removeprefix("sinkhorn").removeprefix("-") or n_iter
+    if not pays:
+        return "at no length measured is a Sinkhorn loop as near in less time"
+    n = max(pays)
+    return f"at {n:,} tokens and below use Sinkhorn with T = {pays[n]}, which is as near in no more time"
