@@ -25,7 +25,7 @@ from asap_ref.model.matching import Matcher, MatcherArchitecture, partners_of
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.optimiser import TrainingSettings, descend
 from asap_ref.support import files, presentation
-from asap_ref.support.arrays import to_numpy
+from asap_ref.support.arrays import array_module, to_numpy
 from asap_ref.support.tables import markdown_table
 
 CHUNK = 40  # pairs that go through a matcher at a time
@@ -72,15 +72,28 @@ class MatchingRun:
     calibrate_on: int = 512
     test: int = 360
     rounds: int = 5
+    backend: str = "numpy"
 
     def closing(self, name):
         """The attention that a matcher is trained through: Sinkhorn's, without iterations for softmax."""
         return Attention("sinkhorn", {"n_iter": 0 if name == "softmax" else self.n_iter})
 
 
-def with_seed(run, seed):
-    """Return the run with another seed."""
-    return replace(run, training=replace(run.training, seed=seed))
+def matching_run(*, seed=0, epochs=None, n_iter=None, slices=None, backend="numpy"):
+    """Describe a run in which some settings differ from the task's own; None keeps them.
+
+    Examples
+    --------
+    >>> matching_run(epochs=3).training.epochs, matching_run(seed=1).n_iter
+    (3, 10)
+    """
+    run = MatchingRun(backend=backend)
+    return replace(
+        run,
+        n_iter=run.n_iter if n_iter is None else n_iter,
+        training=replace(run.training, seed=seed, epochs=run.training.epochs if epochs is None else epochs),
+        compilation=run.compilation | ({} if slices is None else {"n_slices": slices}),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -100,14 +113,15 @@ def train_matcher(run, name, *, learning_rate=None, sharpness=None, label=None, 
     architecture = replace(run.architecture, sharpness=found["sharpness"])
     settings = replace(run.training, learning_rate=found["learning_rate"])
     ink = load_clouds(1).train_inputs
-    model = Matcher.create(architecture, run.closing(name), seed=settings.seed)
+    xp = array_module(run.backend)
+    model = Matcher.create(architecture, run.closing(name), seed=settings.seed, xp=xp)
 
     def batches(rng):
         order = rng.permutation(len(ink))
         for i in range(0, len(order), settings.batch_size):
             picked = order[i : i + settings.batch_size]
             pairs, partners = draw_pairs(ink[picked], run.points, rng)
-            yield (model.place(pairs), partners), len(picked)
+            yield (model.place(pairs), xp.asarray(partners)), len(picked)
 
     return descend(
         model,
@@ -160,7 +174,7 @@ def compile_matcher(run, teacher, **changed):
 # ------------------------------------------------------------------------------------------------------ judging
 
 
-def test_pairs(run, n):
+def judged_pairs(run, n):
     """The pairs of that length on which all are judged: the same at every call."""
     ink = (load_digits().test_inputs[: run.test] + 1) / 2
     return draw_pairs(ink, n, np.random.default_rng([7, n]))
@@ -174,7 +188,7 @@ def plans(model, pairs):
 
 def judge(matchers, run, n):
     """Rows of the table at n points, one for each of the matchers."""
-    pairs, partners = test_pairs(run, n)
+    pairs, partners = judged_pairs(run, n)
     first = next(iter(matchers.values()))
     timed_pairs = first.place(pairs[:CHUNK])
     calls = {name: partial(_forward, model, timed_pairs) for name, model in matchers.items()}
@@ -273,7 +287,7 @@ def markdown(report):
 
 def drawn_pair(models, run, *, example=0):
     """What a picture of one pair holds, JSON-ready: its clouds, its partners, and what each model names."""
-    pairs, partners = test_pairs(run, run.judged[0])
+    pairs, partners = judged_pairs(run, run.judged[0])
     pair = pairs[example : example + 1]
     named = {name: partners_of(plans(model, pair))[0].tolist() for name, model in models.items()}
     clouds = {name: getattr(pair, name)[0].tolist() for name in ("first", "second")}

@@ -8,7 +8,7 @@ import numpy as np
 from asap_ref import attention_scores, sinkhorn
 from asap_ref.lab.clouds import load_clouds
 from asap_ref.lab.machine import machine
-from asap_ref.lab.matching import MatchingRun, compile_matcher, measures, plans, test_pairs, train_matcher
+from asap_ref.lab.matching import MatchingRun, compile_matcher, judged_pairs, measures, plans, train_matcher
 from asap_ref.lab.pairs import draw_pairs
 from asap_ref.method.features import Family
 from asap_ref.method.masks import centred, of_features
@@ -134,7 +134,7 @@ def measure():
     run = MatchingRun()
     run = replace(run, training=replace(run.training, epochs=EPOCHS))
     teacher = train_matcher(run, "sinkhorn", label="teacher")
-    pairs, partners = test_pairs(run, run.points)
+    pairs, partners = judged_pairs(run, run.points)
     expected = plans(teacher, pairs)
 
     def row(name, passes, model, r_squared=None):

@@ -14,10 +14,10 @@ from asap_ref.lab.matching import (
     draw_picture,
     drawn_pair,
     judge,
+    matching_run,
     measures,
     plans,
     train_matcher,
-    with_seed,
 )
 from asap_ref.lab.pairs import draw_pairs
 from asap_ref.lab.stopwatch import timed
@@ -52,7 +52,7 @@ def measure():
 
 def _of_seed(seed, best):
     """Train both, compile, and judge; the first seed keeps what its picture needs."""
-    run = with_seed(MatchingRun(searched=best), seed)
+    run = replace(matching_run(seed=seed), searched=best)
     models, seconds = {}, {}
     for name in ("softmax", "sinkhorn"):
         with timed(seconds, name):

@@ -6,7 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from asap_ref.lab.matching import MatchingRun, draw_matches, measures, reproduce_matching, train_matcher
+from asap_ref.cli import main
+from asap_ref.lab.matching import (
+    MatchingRun,
+    draw_matches,
+    judged_pairs,
+    measures,
+    plans,
+    reproduce_matching,
+    train_matcher,
+)
 from asap_ref.model.matching import Matcher, MatcherArchitecture, Pairs
 from asap_ref.support import presentation
 from asap_ref.support.trees import leaves
@@ -72,3 +81,29 @@ def test_lines_are_blue_where_right_and_orange_where_wrong():
     draw_matches(axis, points, points, [0, 2, -1], [0, 1, 2])
     colours = [line.get_color() for line in axis.get_lines()]
     assert colours == [presentation.COLOURS["sinkhorn"], presentation.COLOURS["asap"]]
+
+
+def test_the_command_runs_the_task(tmp_path, capsys):
+    command = [
+        "reproduce",
+        "--dataset",
+        "matching",
+        "--out",
+        str(tmp_path / "out"),
+        "--epochs",
+        "1",
+        "--slices",
+        "2",
+    ]
+    assert main([*command, "--attention", "sliced"]) == 2
+    assert "--attention is not for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["torch", "array_api_strict"])
+def test_on_another_array_module(small, backend):
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
+    expected = train_matcher(small, "sinkhorn")
+    found = train_matcher(replace(small, backend=backend), "sinkhorn")
+    pairs, _ = judged_pairs(small, 10)
+    # plans, not parameters: AdamW makes full steps of gradients that are zero but for rounding, which move no plan
+    np.testing.assert_allclose(plans(found, pairs), plans(expected, pairs), atol=1e-3)  # a dozen steps in float32
