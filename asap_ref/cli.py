@@ -129,9 +129,11 @@ def add_reproduce(commands):
         "asap-ref reproduce --dataset digits --epochs 5 --out quick",
         "asap-ref reproduce --dataset digits --epochs 5 --out quick --resume",
         "asap-ref reproduce --dataset digits --attention sliced",
+        "asap-ref reproduce --dataset matching --out matching",
         help="train on real data, compile, and compare the replacement with the teacher",
     )
-    parser.add_argument("--dataset", choices=DATASETS, default="clouds", help="what to train on (%(default)s)")
+    choices = (*DATASETS, "matching")
+    parser.add_argument("--dataset", choices=choices, default="clouds", help="what to train on (%(default)s)")
     parser.add_argument("--out", default="asap-out", help="folder for report, figure and models (%(default)s)")
     parser.add_argument("--epochs", type=integer(1), help="training epochs (the data set's own)")
     parser.add_argument("--n-iter", type=integer(1), help="Sinkhorn iterations T (the data set's own)")
@@ -155,6 +157,16 @@ def run_reproduce(args):
     written = ("*.checkpoint.npz", "report.*")
     check_folder(args.out, "--out", holds=written, force=args.force or args.resume, way_out=way_out)
 
+    if args.dataset == "matching":  # clouds as well, but pairs of them, and a plan for an answer
+        from asap_ref.lab.matching import matching_run, reproduce_matching
+
+        if args.attention:
+            raise ValueError(
+                "--attention is not for --dataset matching, which trains through softmax and Sinkhorn"
+            )
+        changed = {name: getattr(args, name) for name in ("seed", "epochs", "n_iter", "slices", "backend")}
+        reproduce_matching(matching_run(**changed), args.out, resume=args.resume)
+        return
     from asap_ref.lab.reproduce import ReproduceSettings, reproduce
 
     settings = ReproduceSettings(

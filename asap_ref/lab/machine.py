@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,11 @@ def machine():
         processor = f"{names[0]}, {len(names)} cores" if names else processor
     packages = {name: version(name) for name in ("asap-ref", "numpy", "scipy", "array-api-compat")}
     return {"processor": processor, "system": platform.system(), "python": platform.python_version()} | packages
+
+
+def load_average():
+    """Processes that wanted to run in the last five minutes, on the mean; None where the system does not tell."""
+    return os.getloadavg()[1] if hasattr(os, "getloadavg") else None
 
 
 def card():

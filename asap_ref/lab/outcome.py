@@ -20,6 +20,7 @@ RIVALS_TOLD = {  # what the names of rows begin with
     "asap-one-pass": "asap-one-pass: with features of one pass over the scores",
     "one-sided": "one-sided: ASAP's prediction on the key side and one softmax",
 }
+BUSY = 4  # load average above which others took part of two cores: the main job alone has about 2
 COLUMNS = {
     "n": "tokens n",
     "attention": "attention",
@@ -95,7 +96,18 @@ def told(report):
         "the teacher's q, k, v, geometric mean over heads; softmax was trained on its own and has none. Column "
         f"error: mean distance of the plan's column sums from 1. {rivals}. {_on_how_many(data)} "
         f"{made_on['processor']}, Python {made_on['python']}, NumPy {made_on['numpy']}, array module "
-        f"{settings['backend']}.{whole_run}"
+        f"{settings['backend']}.{whole_run}{_how_busy(report)}"
+    )
+
+
+def _how_busy(report):
+    """Say so where other jobs ran beside this one."""
+    load = report.get("load_average") or 0
+    if load < BUSY:
+        return ""
+    return (
+        f" The machine was busy (load average {load:.0f}): milliseconds are those of a share of it; ratios are "
+        "of turns in one process."
     )
 
 

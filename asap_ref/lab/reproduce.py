@@ -16,7 +16,7 @@ from asap_ref.fidelity.report import fidelity_report
 from asap_ref.lab import experiments
 from asap_ref.lab.cloud_pictures import cloud_of
 from asap_ref.lab.layers_alone import compare_layers
-from asap_ref.lab.machine import machine
+from asap_ref.lab.machine import load_average, machine
 from asap_ref.lab.outcome import draw, markdown
 from asap_ref.lab.replacements import compare, variants
 from asap_ref.lab.runs import calibration_batches, sample, trained
@@ -96,6 +96,7 @@ def reproduce(settings, out, *, resume=False, say=print):
         "compile": {"seconds": seconds["compile"]},
         "calibration": calibration,
         "machine": machine(),
+        "load_average": load_average(),
     }
     if run.points is not None:
         report["cloud"] = cloud_of(compared, data.test_inputs[0])

@@ -22,7 +22,10 @@ def in_one_sentence(report):
         log_domain, of = alone["asap"][0]["speedup_log_domain"], "its attention"
     else:
         scaling, log_domain, of = asap["speedup"], asap["speedup_log_domain"], "its forward pass"
-    said = f"At {longest:,} tokens ASAP gives the teacher's labels on {asap['agreement']:.1%}"
+    judged = report["dataset"]["lengths"][-1]["judged"] or report["dataset"]["test"]
+    said = (
+        f"At {longest:,} tokens ASAP gives the teacher's labels on {asap['agreement']:.1%} of {judged} test inputs"
+    )
     said += f", {of} takes {_of_the_time(scaling)} the teacher in scaling form"
     if log_domain is not None:
         said += f" and {_of_the_time(log_domain)} the log-domain loop"
