@@ -1,17 +1,24 @@
-"""The command line: ``asap-ref reproduce | train | compile | fidelity | predict | bench | figures | oracle | info``."""
+"""The command line: ``asap-ref reproduce | train | compile | fidelity | predict | bench | figures | oracle | info``.
+
+Nothing is overwritten without --force, and --quiet leaves only errors. A word that is not known is answered with the
+near one.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from asap_ref.lab import shell
-from asap_ref.lab.shell import DATASETS, TRAINABLE, integer
+from asap_ref.lab.shell import DATASETS, TRAINABLE, add_force, integer
 from asap_ref.oracle.shell import add_commands
 from asap_ref.support.arrays import MODULES
+from asap_ref.support.outputs import check_files, check_folder
+from asap_ref.support.words import Parser
 
 BENCH_SECTIONS = (  # the keys of benchmark.SECTIONS
     *("frozen", "sharp", "uniform", "parts", "training", "small", "long", "compile", "memory", "reproduce"),
@@ -31,7 +38,8 @@ def main(argv=None):
     try:
         try:
             args = build_parser().parse_args(argv)
-            code = args.run(args)
+            with _silence() if args.quiet else contextlib.nullcontext():
+                code = args.run(args)
         finally:
             sys.stdout.flush()  # here, where a closed pipe can be told from a failure
     except KeyboardInterrupt:
@@ -45,18 +53,36 @@ def main(argv=None):
         )  # or the interpreter complains on its way out
         return 141
     except (ValueError, TypeError, ArithmeticError, OSError, ModuleNotFoundError) as error:
-        print(f"asap-ref: error: {error}", file=sys.stderr)
+        told = error
+        if isinstance(error, OSError) and error.filename is not None:  # without the number of the system's
+            told = f"{error.filename}: {error.strerror}"
+        print(f"asap-ref: error: {told}", file=sys.stderr)
         return 2
     return code or 0
 
 
+@contextlib.contextmanager
+def _silence():
+    """Let nothing be printed: what is to be said of errors is said behind it."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
 def build_parser():
     """Describe the commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="asap-ref",
         description="ASAP, amortized doubly-stochastic attention, in readable NumPy.",
         **_ending_with("asap-ref reproduce --out asap-out", "asap-ref info"),
     )
+    from asap_ref import __version__
+
+    parser.add_argument("--version", action="version", version=f"asap-ref {__version__}")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_reproduce(commands)
     shell.add_commands(commands, add_command)
@@ -76,6 +102,11 @@ def add_command(commands, name, run, *examples, help):
     parser = commands.add_parser(name, help=help, description=f"{help.capitalize()}.", **_ending_with(*examples))
     if run is not None:
         parser.set_defaults(run=run)
+        quiet = {
+            "action": "store_true",
+            "default": argparse.SUPPRESS,
+        }  # or it would undo the one before the command
+        parser.add_argument("-q", "--quiet", help="print nothing but errors", **quiet)
     return parser
 
 
@@ -98,9 +129,11 @@ def add_reproduce(commands):
         "asap-ref reproduce --dataset digits --epochs 5 --out quick",
         "asap-ref reproduce --dataset digits --epochs 5 --out quick --resume",
         "asap-ref reproduce --dataset digits --attention sliced",
+        "asap-ref reproduce --dataset matching --out matching",
         help="train on real data, compile, and compare the replacement with the teacher",
     )
-    parser.add_argument("--dataset", choices=DATASETS, default="clouds", help="what to train on (%(default)s)")
+    choices = (*DATASETS, "matching")
+    parser.add_argument("--dataset", choices=choices, default="clouds", help="what to train on (%(default)s)")
     parser.add_argument("--out", default="asap-out", help="folder for report, figure and models (%(default)s)")
     parser.add_argument("--epochs", type=integer(1), help="training epochs (the data set's own)")
     parser.add_argument("--n-iter", type=integer(1), help="Sinkhorn iterations T (the data set's own)")
@@ -115,10 +148,25 @@ def add_reproduce(commands):
         help="train a model with these mechanisms too, at their default settings",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in the folder")
+    add_force(parser)
 
 
 def run_reproduce(args):
     """Run ``asap-ref reproduce``."""
+    way_out = "--resume goes on from its checkpoints, --force begins anew, another --out leaves it alone"
+    written = ("*.checkpoint.npz", "report.*")
+    check_folder(args.out, "--out", holds=written, force=args.force or args.resume, way_out=way_out)
+
+    if args.dataset == "matching":  # clouds as well, but pairs of them, and a plan for an answer
+        from asap_ref.lab.matching import matching_run, reproduce_matching
+
+        if args.attention:
+            raise ValueError(
+                "--attention is not for --dataset matching, which trains through softmax and Sinkhorn"
+            )
+        changed = {name: getattr(args, name) for name in ("seed", "epochs", "n_iter", "slices", "backend")}
+        reproduce_matching(matching_run(**changed), args.out, resume=args.resume)
+        return
     from asap_ref.lab.reproduce import ReproduceSettings, reproduce
 
     settings = ReproduceSettings(
@@ -154,10 +202,13 @@ def add_bench(commands):
     )
     parser.add_argument("--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)")
     parser.add_argument("--out", default="bench.json", help="where to write the record (%(default)s)")
+    add_force(parser)
 
 
 def run_bench(args):
     """Run ``asap-ref bench``."""
+    check_files([args.out], "--out", force=args.force or bool(args.only))  # with --only the record is added to
+
     from asap_ref.lab.benchmark import bench
 
     bench(args.out, extent="quick" if args.quick else "default", only=tuple(args.only), backend=args.backend)
@@ -206,9 +257,11 @@ def add_info(commands):
 
 def run_info(args):
     """Run ``asap-ref info``."""
-    print(f"asap-ref {version('asap-ref')}, Python {sys.version.split()[0]}")
+    from asap_ref import __version__
+
+    print(f"asap-ref {__version__}, Python {sys.version.split()[0]}")
     for name in ("numpy", "scipy", "array-api-compat", "scikit-learn", "matplotlib"):
-        print(f"  {name} {version(name)}")
+        print(f"  {name} {_version_of(name)}")
     print("array modules:")
     for module in ("numpy", "cupy", "torch", "jax", "array_api_strict"):
         found = importlib.util.find_spec(module) is not None

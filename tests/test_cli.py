@@ -1,6 +1,12 @@
-"""The installed command: what it writes, how it resumes, and what it says of mistakes."""
+"""The command: what it writes, how it resumes, and what it says of mistakes.
 
+Most calls run in this process, where a call costs what it does and not the import of everything. No limit of time is
+set that a busy machine could break: HANGS only ends what would never end.
+"""
+
+import contextlib
 import inspect
+import io
 import json
 import os
 import signal
@@ -9,6 +15,8 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -32,16 +40,41 @@ DIGITS = ("--dataset", "digits")
 COMMAND = Path(sys.executable).with_name("asap-ref")  # as pip installed it, beside the interpreter
 
 
-def asap_ref(*arguments, **options):
+HANGS = 3600
+
+
+def installed(*arguments, **options):
+    """Run the installed command, in a process of its own."""
     assert COMMAND.exists(), "the command is not installed: pip install -e ."
-    options = {"capture_output": True, "text": True, "timeout": 300, "check": False} | options
+    options = {"capture_output": True, "text": True, "timeout": HANGS, "check": False} | options
     return subprocess.run([COMMAND, *arguments], **options)
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def asap_ref(*arguments, cwd=None, env=None):
+    """Run the command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, env or {}))
+        stack.enter_context(contextlib.chdir(cwd or "."))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as left:  # argparse, after help and mistakes
+            code = left.code
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("short run")  # with a blank, as people have
-    done = asap_ref("reproduce", *DIGITS, "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(out))
+    done = installed("reproduce", *DIGITS, "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(out))
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -128,13 +161,14 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(sho
     process = subprocess.Popen(
         [sys.executable, "-c", listen, COMMAND, *arguments], stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "softmax.checkpoint.npz").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "softmax.checkpoint.npz").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 130
     assert "go on with --resume" in stderr and "Traceback" not in stderr
+    again = asap_ref(*arguments)  # nothing is lost by forgetting it
+    assert again.returncode == 2 and "holds softmax.checkpoint.npz already; --resume goes on" in again.stderr
     done = asap_ref(*arguments, "--resume")
     assert done.returncode == 0, done.stderr
     with np.load(out / "sinkhorn.npz") as straight, np.load(tmp_path / "sinkhorn.npz") as resumed:
@@ -153,8 +187,21 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(sho
         (["reproduce", "--dataset", "imagenet"], "invalid choice"),
         (["reproduce", "--attention", "sparse"], "invalid choice"),
         (["reproduce", "--out"], "expected one argument"),
-        (["reproduce", "--out", os.devnull], "File exists"),
-        (["reproduce", "--out", f"{os.devnull}/deeper"], "Not a directory"),
+        (["reproduce", "--out", os.devnull], f"--out: {os.devnull} is a file, expected a folder"),
+        (
+            ["reproduce", "--out", f"{os.devnull}/deeper"],
+            f"--out: {os.devnull} is a file, so that nothing can be below",
+        ),
+        (["bench", "--out", "."], "--out: . is a folder, expected the name of a file"),
+        (["fidelity", "absent.npz", "--out", f"{os.devnull}/x"], f"--out: {os.devnull} is a file"),
+        (["compile", "absent.npz", os.devnull], "is there already; give another name, or --force"),
+        (["compile", "absent.npz", os.devnull, "--force"], "no file absent.npz"),
+        (["reproduce", "--dataset", "digit"], "invalid choice: 'digit'; did you mean 'digits'?"),
+        (["reproduce", "--epohcs", "3"], "unrecognized arguments: --epohcs 3; did you mean '--epochs'?"),
+        (["reproduc"], "did you mean 'reproduce'?"),
+        (["oracle", "chek", "x"], "did you mean 'check'?"),
+        (["oracle", "show", "sinkhorn/epsilo"], "did you mean 'sinkhorn/epsilon'?"),
+        (["figures", "ablatoin"], "; did you mean 'ablation'?"),
         (["compile", "absent.npz"], "required: compiled"),
         (["compile", "absent.npz", "x.npz"], "no file absent.npz"),
         (["compile", os.devnull, "x.npz"], f"{os.devnull} is damaged or was not written by asap_ref"),
@@ -167,10 +214,11 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(sho
         (["nonsense"], "invalid choice"),
         (["--nonsense"], "required"),
         ([], "required"),
+        (["reproduce", "--quiet", "--epochs", "0"], "expected an integer of at least 1"),
     ],
 )
 def test_mistakes_exit_with_2_and_one_clear_line(arguments, message, tmp_path):
-    done = asap_ref(*arguments, cwd=tmp_path, env={**os.environ, "COLUMNS": "40"})
+    done = asap_ref(*arguments, cwd=tmp_path, env={"COLUMNS": "40"})
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if "error:" in line]) == 1
@@ -182,7 +230,7 @@ def test_a_module_that_is_not_installed_is_named_with_its_remedy(tmp_path):
     if find_spec("cupy") is not None:
         pytest.skip("CuPy is installed, so there is nothing to miss")
     done = asap_ref("reproduce", "--backend", "cupy", cwd=tmp_path)
-    assert done.returncode == 2 and "pip install 'asap-ref[cuda12]" in done.stderr
+    assert done.returncode == 2 and "try: pip install 'asap-ref[cuda12]', or with CUDA 13: pip" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -209,7 +257,7 @@ def test_a_reader_that_goes_away_is_no_failure_of_ours(arguments):
     """
     reading, writing = os.pipe()
     os.close(reading)
-    done = asap_ref(*arguments, capture_output=False, stdout=writing, stderr=subprocess.PIPE)
+    done = installed(*arguments, capture_output=False, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert done.returncode in ((0, 141) if "--help" in arguments else (141,))
     assert done.stderr == ""
@@ -219,7 +267,7 @@ def test_a_terminal_without_our_letters_gets_others(short_run, tmp_path):
     out, _ = short_run
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
     arguments = ["compile", str(out / "sinkhorn.npz"), str(tmp_path / "x.npz"), *DIGITS, "--slices", "2"]
-    done = asap_ref(*arguments, env=ascii_only)
+    done = installed(*arguments, env=ascii_only)
     assert done.returncode == 0 and "R? of the query dual" in done.stdout
 
 
@@ -241,14 +289,14 @@ def test_data_of_ones_own_are_trained_compiled_judged_and_predicted(tmp_path):
         given = ("--data", data)
         small = ("--epochs", "25", "--width", "8", "--layers", "1", "--heads", "2", "--n-iter", "3")
         for step in (
-            ["train", *given, *small],
-            ["compile", "model.npz", "compiled.npz", *given, "--slices", "4"],
+            ["train", *given, *small, "--force"],
+            ["compile", "model.npz", "compiled.npz", *given, "--slices", "4", "--force"],
             ["fidelity", "compiled.npz", *given],
-            ["predict", "compiled.npz", *given, "--out", "predicted.csv"],
+            ["predict", "compiled.npz", *given, "--out", "predicted.csv", "--force"],
         ):
             done = asap_ref(*step, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
-        assert "108 examples trained, 12 kept" in asap_ref("train", *given, *small, cwd=tmp_path).stdout
+        assert "108 examples trained, 12 kept" in asap_ref("train", *given, *small, "--force", cwd=tmp_path).stdout
         predicted = (tmp_path / "predicted.csv").read_text().splitlines()
         assert predicted[0] == "label,probability" and len(predicted) == 121
         right = np.mean([line.split(",")[0] == name for line, name in zip(predicted[1:], names, strict=True)])
@@ -287,6 +335,53 @@ def test_the_command_line_offers_every_experiment():
     }
 
 
+def test_the_module_is_the_command_and_tells_its_version():
+    import asap_ref
+
+    run = [sys.executable, "-m", "asap_ref", "--version"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=HANGS, check=True)
+    assert done.stdout == f"asap-ref {asap_ref.__version__}\n" and not done.stderr
+
+
+def test_quiet_prints_nothing_but_errors(tmp_path):
+    fast = ["reproduce", *DIGITS, "--epochs", "1", "--n-iter", "2", "--slices", "2", "--out", str(tmp_path)]
+    assert asap_ref(*fast[:1], "--quiet", *fast[1:]) == (0, "", "")
+    report = (tmp_path / "report.json").read_bytes()
+    for refused in (["--quiet", *fast], fast):  # before the command as well, and the same rule without it
+        done = asap_ref(*refused)
+        assert done.returncode == 2 and not done.stdout
+        assert "--force begins anew" in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path / "report.json").read_bytes() == report
+
+
+def test_nothing_is_overwritten_without_force(short_run, tmp_path):
+    model = short_run[0] / "sinkhorn.npz"
+    written = tmp_path / "compiled.npz"
+    assert asap_ref("compile", model, written, *DIGITS, "--slices", "2", "-q") == (0, "", "")
+    told = asap_ref("fidelity", written, *DIGITS, "--out", tmp_path / "told", "-q")
+    assert told == (0, "", "")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    commands = [
+        ["compile", model, written, *DIGITS, "--slices", "2"],
+        ["fidelity", written, *DIGITS, "--out", tmp_path / "told"],
+        ["bench", "--out", tmp_path / "told.md"],
+    ]
+    for command in commands:
+        done = asap_ref(*command)
+        assert done.returncode == 2 and "already; give another name, or --force to write over it" in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for command in commands[:2]:
+        assert asap_ref(*command, "--force").returncode == 0
+
+
+def test_a_file_of_ours_is_named_for_what_it_is(short_run, tmp_path):
+    out, _ = short_run
+    done = asap_ref("compile", out / "report.json", tmp_path / "x.npz")
+    assert done.returncode == 2 and "report.json is of kind 'report', expected 'transformer'" in done.stderr
+    done = asap_ref("fidelity", out / "fidelity.npz")
+    assert done.returncode == 2 and "fidelity.npz is of kind 'fidelity', expected 'transformer'" in done.stderr
+
+
 def test_info_names_versions_and_array_modules():
     done = asap_ref("info")
     assert done.returncode == 0
@@ -300,7 +395,7 @@ COMMANDS = [[], *([name] for name in cli.commands())]
 @pytest.mark.parametrize("width", ["40", "200"])
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_fits_the_terminal_and_ends_with_an_example_to_copy(command, width):
-    done = asap_ref(*command, "--help", env={**os.environ, "COLUMNS": width})
+    done = asap_ref(*command, "--help", env={"COLUMNS": width})
     assert done.returncode == 0 and not done.stderr
     text, _, examples = done.stdout.partition("\nexample")
     assert text.startswith("usage: asap-ref")

@@ -22,7 +22,7 @@ from asap_ref.fast.slices import WeightedSlices
 from asap_ref.fast.threads import spread, worker_count
 from asap_ref.method.amortizer import check_weights
 from asap_ref.method.features import of_heads
-from asap_ref.method.masks import keep, keep_tokens
+from asap_ref.method.masks import keep, keep_tokens, queries_with_a_key
 from asap_ref.support.arrays import one_pass
 
 
@@ -100,7 +100,7 @@ def _for_kernels(forms):
 
 def _dual(q, k, forms, query_mask, key_mask):
     parts = [part for form in forms for part in form(q, k, query_mask, key_mask)]
-    return keep(_sum(*parts) if len(parts) > 1 else parts[0], query_mask)
+    return keep(_sum(*parts) if len(parts) > 1 else parts[0], queries_with_a_key(query_mask, key_mask))
 
 
 @one_pass

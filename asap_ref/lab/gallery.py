@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from asap_ref.support import files
+from asap_ref.support.words import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository, where the package lies in one
 FIGURES = ROOT / "figures"
@@ -80,7 +81,8 @@ def regenerate(chosen=(), *, measure=False, folder=FIGURES, out=None, say=print)
     known = names(folder)
     unknown = sorted(set(chosen) - set(known))
     if unknown:
-        raise ValueError(f"no figure {', '.join(unknown)}; there are: {', '.join(known)}")
+        hint = did_you_mean(unknown[0], known)
+        raise ValueError(f"no figure {', '.join(unknown)}; there are: {', '.join(known)}{hint}")
     paths = scripts(folder)
     figures = [(name, load(name, folder), paths[name].parent) for name in (chosen or known)]
     written = []

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from asap_ref.support.outputs import check_files
+
 DATASETS = (
     "clouds",
     "digits",
@@ -36,6 +38,11 @@ def integer(least):
         return value
 
     return parse
+
+
+def add_force(parser):
+    """Describe the option that lets files be written over."""
+    parser.add_argument("--force", action="store_true", help="write over what is there already")
 
 
 def add_data(parser, does, split):
@@ -83,10 +90,13 @@ def add_train(commands, add_command):
         "--vocabulary", type=integer(3), default=6000, help="most token ids of a text (%(default)s)"
     )
     parser.add_argument("--length", type=integer(1), default=96, help="most words of a text (%(default)s)")
+    add_force(parser)
 
 
 def run_train(args):
     """Run ``asap-ref train``."""
+    check_files([args.out], "--out", force=args.force)
+
     from asap_ref.lab.own_data import to_train, warn_of_sizes
     from asap_ref.model.mechanism import Attention
     from asap_ref.model.optimiser import TrainingSettings
@@ -140,10 +150,13 @@ def add_compile(commands, add_command):
         metavar="ERROR",
         help="leave heads to Sinkhorn whose held-out attention output is off by more than this share",
     )
+    add_force(parser)
 
 
 def run_compile(args):
     """Run ``asap-ref compile``."""
+    check_files([args.compiled], "compile", force=args.force)
+
     from asap_ref.lab.experiments import experiment
     from asap_ref.lab.own_data import for_model
     from asap_ref.lab.runs import calibration_batches, whole_batches
@@ -188,10 +201,14 @@ def add_fidelity(commands, add_command):
         help="name heads whose output error is larger (%(default)s)",
     )
     parser.add_argument("--out", metavar="STEM", help="also write STEM.md, STEM.svg, STEM.png and STEM.npz")
+    add_force(parser)
 
 
 def run_fidelity(args):
     """Run ``asap-ref fidelity``."""
+    if args.out is not None:
+        check_files([f"{args.out}.{end}" for end in ("md", "svg", "png", "npz")], "--out", force=args.force)
+
     from asap_ref.fidelity.report import fidelity_report
     from asap_ref.lab.experiments import experiment
     from asap_ref.lab.own_data import for_model
@@ -227,10 +244,14 @@ def add_predict(commands, add_command):
     parser.add_argument(
         "--out", metavar="FILE", help="where to write label and probability, .csv (they are printed)"
     )
+    add_force(parser)
 
 
 def run_predict(args):
     """Run ``asap-ref predict``."""
+    if args.out is not None:
+        check_files([args.out], "--out", force=args.force)
+
     from asap_ref.lab.own_data import all_of, for_model, table_of_predictions
     from asap_ref.model.training import predict
     from asap_ref.model.transformer import Transformer

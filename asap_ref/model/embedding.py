@@ -37,17 +37,14 @@ def _at_places(params, x):
 
 
 def _at_places_vjp(params, dx):
-    """Gradients of class token and positions."""
-    xp, grads = array_namespace(dx), {"class_token": sum_over_batch(dx)[0, :]}
+    """Gradients of class token and positions: dx (B, n + 1, w)."""
+    xp = array_namespace(dx)
+    summed = xp.sum(dx, axis=0) if "position" in params else xp.sum(dx[:, :1, :], axis=0)
+    grads = {"class_token": summed[0, :]}
     if "position" in params:
-        unused = xp.zeros_like(params["position"][dx.shape[1] :, :])
-        grads["position"] = xp.concat([sum_over_batch(dx), unused], axis=0)
+        beyond = params["position"][summed.shape[0] :, :]  # places that no token of the batch had
+        grads["position"] = xp.concat([summed, xp.zeros_like(beyond)], axis=0) if beyond.shape[0] else summed
     return grads
-
-
-def sum_over_batch(x):
-    """(B, ...) -> (...)."""
-    return array_namespace(x).sum(x, axis=0)
 
 
 # ------------------------------------------------------------------------------- images: (B, height, width)

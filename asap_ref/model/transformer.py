@@ -409,4 +409,5 @@ def load_model(path, *, backend="numpy"):
     ...     load_model(f"{folder}/model.npz")
     <Transformer on images of (8, 8): 1 x 12 heads, width 48, 20650 parameters, softmax attention>
     """
+    array_module(backend)  # what is not there is said before the file is read
     return Transformer.load(path, backend=backend)

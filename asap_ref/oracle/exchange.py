@@ -14,6 +14,7 @@ import numpy as np
 from asap_ref.oracle.module_report import ModuleReport
 from asap_ref.oracle.stored import VECTORS, VERSIONS, cases, flags, manifest, operators, read_cases
 from asap_ref.oracle.verdict import DTYPES, check
+from asap_ref.support.outputs import check_folder
 
 GROUPS = ("inputs", "outputs", "cotangents", "gradients", "must_be_zero")
 
@@ -88,11 +89,10 @@ def save_cases(folder, chosen, dtype):
     return len(entries)
 
 
-def export(folder, drawn=None):
-    """Copy all vectors and their description to a new folder; with a dtype, write the drawn cases for it as well."""
+def export(folder, drawn=None, *, force=False):
+    """Copy all vectors and their description to a folder, empty unless ``force``; of a dtype, drawn cases too."""
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; name a new folder")
+    check_folder(folder, "oracle export", force=force)
     for version in VERSIONS:
         shutil.copytree(VECTORS / f"v{version}", folder / f"v{version}", dirs_exist_ok=True)
     for page in ("README.md", "CASES.md", "CASES_V2.md"):

@@ -13,6 +13,7 @@ from asap_ref.oracle.recipe import AXES, LAYOUTS, MASKS, SIDES, VALUES
 from asap_ref.oracle.starter import FRAMEWORKS, write_starter
 from asap_ref.oracle.stored import VERSIONS, case, cases, flags, operators
 from asap_ref.oracle.verdict import DTYPES
+from asap_ref.support.outputs import check_folder
 
 
 def add_commands(parser, add):
@@ -104,6 +105,8 @@ def add_commands(parser, add):
     export.add_argument("folder", type=Path)
     export.add_argument("--drawn", choices=DTYPES, help="write the cases drawn from seeds as well, for this dtype")
 
+    for each in (new, random, export):
+        each.add_argument("--force", action="store_true", help="write over what is there already")
     for each in (check, random, fuzz_):
         each.add_argument("--dtype", choices=DTYPES, default="float64", help="what to compute in (%(default)s)")
     for each in (list_, check, fuzz_):
@@ -161,7 +164,7 @@ def show(one):
 
 def run_new(args):
     """Run ``asap-ref oracle new``."""
-    write_starter(args.file, args.framework)
+    write_starter(args.file, args.framework, force=args.force)
     print(f"wrote {args.file}; now: asap-ref oracle check {args.file}")
 
 
@@ -193,6 +196,7 @@ def run_random(args):
     arguments = dict(_setting(text) for text in args.set or ())
     drawn = random_case(args.operator, **said, given=tuple(args.give or ()), arguments=arguments, seed=args.seed)
     if args.save:
+        check_folder(args.save, "--save", holds=["manifest.json"], force=args.force)
         exchange.save_cases(args.save, [drawn], args.dtype)
         print(f"wrote {args.save / drawn.id}.npz and {args.save / 'manifest.json'}")
     if reason := why_not(drawn, args.dtype):
@@ -271,5 +275,5 @@ class Progress:
 
 def run_export(args):
     """Run ``asap-ref oracle export``."""
-    count = exchange.export(args.folder, args.drawn)
+    count = exchange.export(args.folder, args.drawn, force=args.force)
     print(f"wrote {count} cases to {args.folder}; README.md there describes them")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from asap_ref.oracle.contract import right_signature
 from asap_ref.oracle.stored import operators
+from asap_ref.support.outputs import check_files
 
 FRAMEWORKS = {
     "numpy": (
@@ -45,8 +46,8 @@ def attention_scores(q, k):
 {others}'''
 
 
-def write_starter(path, framework="numpy"):
-    """Write a starter adapter to a new file.
+def write_starter(path, framework="numpy", *, force=False):
+    """Write a starter adapter to a file, a new one unless ``force``.
 
     Raises
     ------
@@ -58,8 +59,7 @@ def write_starter(path, framework="numpy"):
         raise ValueError(f"oracle new: framework must be one of {', '.join(FRAMEWORKS)}, got {framework!r}")
     if path.suffix != ".py":
         raise ValueError(f"oracle new: expected the name of a .py file, got {path}")
-    if path.exists():
-        raise FileExistsError(f"{path} is there already; name a new file")
+    check_files([path], "oracle new", force=force)
     imports, convert, scores = FRAMEWORKS[framework]
     others = []
     for name, known in operators().items():

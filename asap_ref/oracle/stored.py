@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from asap_ref.support.words import did_you_mean
+
 VECTORS = Path(__file__).parent / "vectors"
 VERSIONS = tuple(sorted(int(path.name[1:]) for path in VECTORS.glob("v*")))
 
@@ -228,9 +230,8 @@ def case(id, version=None):
         if found.id == id:
             return found
     near = [c.id for c in _all_cases(version) if c.operator == id.split("/")[0]]
-    raise ValueError(
-        f"oracle: no case {id!r}; " + (f"there are: {', '.join(near)}" if near else "see oracle.cases()")
-    )
+    told = f"there are: {', '.join(near)}" if near else "see oracle.cases()"
+    raise ValueError(f"oracle: no case {id!r}; {told}{did_you_mean(id, [c.id for c in _all_cases(version)])}")
 
 
 def parametrize(operator=None, flags=None, version=None):

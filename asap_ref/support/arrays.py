@@ -46,14 +46,15 @@ def array_module(name):
     >>> xp.asarray([1.0, 2.0]).dtype
     dtype('float64')
     """
-    if name not in MODULES:
-        raise ValueError(f"array module {name!r} is not one of {', '.join(MODULES)}")
+    if not isinstance(name, str) or name not in MODULES:
+        raise ValueError(f"array_module: name must be one of {', '.join(MODULES)}, got {name!r:.60}")
     try:
         return importlib.import_module(MODULES[name])
     except ImportError as error:
-        install = {"cupy": "asap-ref[cuda12] or asap-ref[cuda13]", "array_api_strict": "array-api-strict"}
+        install = {"cupy": "asap-ref[cuda12]", "array_api_strict": "array-api-strict"}
+        other = ", or with CUDA 13: pip install 'asap-ref[cuda13]'" if name == "cupy" else ""
         raise ModuleNotFoundError(
-            f"array module {name!r} cannot be imported ({error}); try: pip install '{install.get(name, name)}'"
+            f"array module {name!r} cannot be imported ({error}); try: pip install '{install.get(name, name)}'{other}"
         ) from error
 
 
@@ -145,6 +146,8 @@ def to_numpy(x):
     array([1., 2.])
     """
     xp = array_namespace(x)
+    if getattr(x.dtype, "kind", "f") == "O":
+        raise TypeError("to_numpy: x is an array of objects; expected one of numbers")
     for look in BEFORE_COPYING if not isinstance(x, np.ndarray) else ():
         look()
     if str(getattr(x, "dtype", "")).endswith("bfloat16"):

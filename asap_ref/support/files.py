@@ -17,7 +17,8 @@ import glob
 import json
 import math
 import os
-import tempfile
+import secrets
+import stat
 import time
 import zipfile
 from pathlib import Path
@@ -65,7 +66,7 @@ def load(path, kind, build=lambda arrays, settings: (arrays, settings)):
                 raise ValueError("some of its arrays are missing, or are not its own")
             arrays, settings = unflatten(flat), header["settings"]
         except Exception as error:  # whatever foreign bytes can raise
-            raise _damaged(path, error) from error
+            raise _not_readable(path, kind, error) from error
     _check_signature(path, header, kind)
     try:
         return build(arrays, settings)
@@ -86,7 +87,7 @@ def load_json(path, kind):
             content = json.loads(file.read().decode())
             content.keys()
         except Exception as error:  # whatever foreign bytes can raise
-            raise _damaged(path, error) from error
+            raise _not_readable(path, kind, error) from error
     _check_signature(path, content, kind)
     return {key: value for key, value in content.items() if key not in _signed(kind)}
 
@@ -125,6 +126,19 @@ def _damaged(path, error):
     return ValueError(f"{path} is damaged or was not written by asap_ref: {error}")
 
 
+def _not_readable(path, kind, error):
+    """What is wrong with a file: it is one of ours in the other of our two forms, or damaged, or not ours."""
+    with open(path, "rb") as file, contextlib.suppress(Exception):
+        other = json.loads(file.read(2**24)) if file.read(1) == b"{" and not file.seek(0) else _header_of(file)
+        if other["format"] == "asap_ref":
+            return ValueError(f"{path} is of kind {other['kind']!r}, expected {kind!r}")
+    return _damaged(path, error)
+
+
+def _header_of(file):
+    return json.loads(str(_read_parts(file)["header"]))
+
+
 def _read_parts(file):
     """{name: array} of an open .npz, nothing of which is read before its size is known to be right."""
     size = os.fstat(file.fileno()).st_size
@@ -159,27 +173,42 @@ def save_text(path, text):
 
 def write_atomically(path, write):
     """Call ``write(binary file)`` on a temporary file beside path, then move it there in one step."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link goes on pointing where it did
+    if path.exists() and not path.is_file():  # a move would put a file in the place of a device
+        raise OSError(f"{path} is {'a folder' if path.is_dir() else 'no ordinary file'}; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.parent / f"{_temporary_stem(path)}{secrets.token_hex(8)}.tmp"
+    before = path.stat() if path.exists() else None
+    try:
+        # what is written again keeps its mode (0600, say), from the first byte on; a new file is an ordinary one
+        mode = 0o666 if before is None else stat.S_IMODE(before.st_mode)
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), mode)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot be written to: {os.strerror(error.errno)}", str(path)) from None
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private; ours are ordinary
+        if before is not None:
+            with contextlib.suppress(OSError, AttributeError):  # a file system, or a system, without owners
+                os.chown(temporary, before.st_uid, before.st_gid)
+            os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
 
 
+def _temporary_stem(path):
+    """How the names of temporary files beside path begin: short enough for any file system."""
+    return f".{path.name.encode(errors='surrogateescape')[:200].decode(errors='ignore')}."
+
+
 def _remove_leftovers(path, *, age=3600):
     """Remove temporary files that a killed process left beside path, if no writer can still be at them."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    for leftover in path.parent.glob(f"{glob.escape(_temporary_stem(path))}{'[0-9a-f]' * 16}.tmp"):
         with contextlib.suppress(OSError):  # another process may be removing it too
             if time.time() - leftover.stat().st_mtime > age:
                 leftover.unlink()

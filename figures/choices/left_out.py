@@ -1,6 +1,6 @@
-"""What did not pay and was left out: the hidden layer, calibration in order, other directions of slices.
+"""What did not pay and was left out: hidden layer, calibration in order, other slices or numbers of them, semi-dual.
 
-The options are gone, so this cannot be measured again: the record is of release 0.1, the last that had them.
+The options are gone, so this cannot be measured again: the record is of the last version that had them.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def markdown(record):
         f"a spread, of three seeds. A hidden layer took {hard['times_as_long']:.0f} times as long at inference on the "
         f"hard case; {instead['option']} brings {error(instead['without'])} to {error(instead['with'])} on "
         f"{instead['data']}. "
-        f"Measured with release 0.1, the last that had these. {made_on['processor']}, NumPy {made_on['numpy']}.\n"
+        f"Each was measured with the last version that had it. {made_on['processor']}, NumPy {made_on['numpy']}.\n"
     )
 
 

@@ -82,7 +82,7 @@ def test_a_forked_child_has_threads_of_its_own(held):
         capture_output=True,
         text=True,
         check=True,
-        timeout=600,
+        timeout=3600,
         env=os.environ | {"HELD": held},
     )
     assert done.stdout.strip() == "0"

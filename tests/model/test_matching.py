@@ -152,7 +152,7 @@ def test_order_of_the_points_does_not_matter():
     np.testing.assert_allclose(moved, model(WHOLE)[:, order], rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax", "array_api_strict"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.slow), "array_api_strict"])
 def test_on_every_array_module(backend, tmp_path):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
     model = create(True, dtype=np.float32)

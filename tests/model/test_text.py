@@ -144,7 +144,7 @@ def test_ten_training_steps_agree_with_torch_on_each_text_alone():
         np.testing.assert_allclose(value, judge[key].detach().numpy(), rtol=1e-8, atol=1e-9, err_msg=key)
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax", "array_api_strict"])
+@pytest.mark.parametrize("backend", ["torch", "array_api_strict", pytest.param("jax", marks=pytest.mark.slow)])
 def test_logits_and_gradients_are_the_same_on_every_array_module(backend):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
     xp = array_module(backend)

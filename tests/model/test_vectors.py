@@ -88,7 +88,7 @@ def test_without_places_order_means_nothing_and_any_length_will_do():
     assert np.abs(placed(VECTORS[:, order]) - placed(VECTORS)).max() > 1e-3
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax", "array_api_strict"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.slow), "array_api_strict"])
 @pytest.mark.parametrize("inputs", [VECTORS, PADDED], ids=["whole", "padded"])
 def test_on_every_array_module(backend, inputs, tmp_path):
     pytest.importorskip(backend, reason=f"{backend} is not installed")

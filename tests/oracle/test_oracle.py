@@ -232,4 +232,4 @@ def test_shell_exports_everything_another_language_needs(tmp_path, capsys):
         assert all((folder / version / entry["file"]).exists() for entry in listed["cases"])
     assert (folder / "README.md").exists()
     code, _, err = shell("export", str(folder), capsys=capsys)
-    assert code == 2 and "is not empty" in err
+    assert code == 2 and "more already; give another name, or --force" in err

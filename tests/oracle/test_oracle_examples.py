@@ -34,7 +34,7 @@ def torch_layer():
 @pytest.mark.parametrize(
     ("dtype", "version"),
     [
-        pytest.param(dtype, version, marks=[pytest.mark.slow] if version == 2 else [])
+        pytest.param(dtype, version, marks=[pytest.mark.slow] if version == 2 or dtype == "float32" else [])
         for dtype in ("float64", "float32", "float16", "bfloat16")
         for version in (1, 2)
     ],

@@ -57,6 +57,7 @@ def test_two_runs_give_the_same_bytes(making, fresh, tmp_path):
     assert making.differences(fresh, tmp_path) == []
 
 
+@pytest.mark.slow
 def test_version_2_made_again_and_judged_again_is_the_same(making, tmp_path):
     making.v2.write(tmp_path)  # refuses where the second source disagrees
     assert making.contradictions(tmp_path, VECTORS / "v2") == []

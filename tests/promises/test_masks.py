@@ -138,7 +138,7 @@ def modules_and_operators():
         for name in OPERATORS:
             if "readable" in name or (backend == "jax" and name != "asap"):  # jax in narrow integers: the longest
                 continue
-            slow = [pytest.mark.slow] if "jax" in backend and name != "prediction" else []
+            slow = [pytest.mark.slow] if "jax" in backend else []
             yield pytest.param(backend, dtype, name, marks=slow, id=f"{backend}-{name}")
 
 

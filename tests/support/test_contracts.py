@@ -131,7 +131,7 @@ WRONG = [
     ),
     (lambda: ar.softmax_attention(Q, Q, Q[:1]), ValueError, r"leading axes \(2, 1\) as in q"),
     (lambda: ar.softmax_attention(Q, Q, Q[..., :2, :]), ValueError, "with m = 3 as in k"),
-    (lambda: array_module("tensorflow"), ValueError, "not one of numpy, cupy, torch, jax"),
+    (lambda: array_module("tensorflow"), ValueError, "must be one of numpy, cupy, torch, jax"),
     (lambda: array_namespace(3.0), TypeError, "expected an array .*, got float"),
     (lambda: array_namespace(), TypeError, "expected at least one array, got none"),
     (lambda: array_namespace(None), TypeError, "expected at least one array, got none"),

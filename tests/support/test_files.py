@@ -64,22 +64,26 @@ def outcome(path):
     return "same"
 
 
-def test_a_file_cut_anywhere_is_refused(tmp_path):
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_file_cut_anywhere_is_refused(tmp_path, step):
     path, whole = small_file(tmp_path)
-    for length in range(len(whole)):
+    for length in range(0, len(whole), step):
         path.write_bytes(whole[:length])
         assert outcome(path) == "refused", f"cut to {length} of {len(whole)} bytes"
-    note(CUT, REFUSED, len(whole))
+    note(CUT, REFUSED, len(range(0, len(whole), step)))
 
 
-def test_a_changed_byte_anywhere_is_refused_or_harmless(tmp_path):
+@pytest.mark.parametrize("each_of", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_changed_byte_anywhere_is_refused_or_harmless(tmp_path, each_of):
     """Never other numbers: a change is caught by a checksum, or hits a field that nothing depends on (a date)."""
     path, whole = small_file(tmp_path)
     rng = np.random.default_rng(0)
     outcomes = []
-    for flips in (1, 255, *rng.integers(1, 256, 2).tolist()):
-        for offset in range(len(whole)):
-            path.write_bytes(whole[:offset] + bytes([whole[offset] ^ flips]) + whole[offset + 1 :])
+    for flips in ([1] * len(whole), [255] * len(whole), *rng.integers(1, 256, (2, len(whole))).tolist())[
+        -each_of:
+    ]:
+        for offset, flip in enumerate(flips):
+            path.write_bytes(whole[:offset] + bytes([whole[offset] ^ flip]) + whole[offset + 1 :])
             outcomes.append(outcome(path))
     assert set(outcomes) == {"refused", "same"}
     assert outcomes.count("refused") > 0.8 * len(outcomes)
@@ -224,15 +228,70 @@ def test_reports_say_what_they_are(tmp_path):
 
 def test_what_a_killed_writer_left_is_cleared_when_it_is_old_enough(tmp_path):
     path, _ = small_file(tmp_path)
-    old, new, other = (tmp_path / name for name in (".x.npz.old", ".x.npz.new", ".y.npz.old"))
-    for leftover in (old, new, other):
+    ends = (f"{letter * 16}.tmp" for letter in "abc")
+    old, new, other = (tmp_path / f".{name}.npz.{end}" for name, end in zip("xxy", ends, strict=True))
+    of_user = tmp_path / ".x.npz.backup"
+    for leftover in (old, new, other, of_user):
         leftover.write_bytes(b"half")
     long_ago = time.time() - 2 * 3600
-    for leftover in (old, other):
+    for leftover in (old, other, of_user):
         os.utime(leftover, (long_ago, long_ago))
     files.save(path, "example", TREE, {"seed": 0})
-    assert not old.exists() and new.exists() and other.exists()
+    assert not old.exists() and new.exists() and other.exists() and of_user.exists()
     assert outcome(path) == "same"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes and links are those of POSIX")
+def test_a_file_that_is_written_again_keeps_its_mode_and_stays_where_links_point(tmp_path):
+    path, link = tmp_path / "x.npz", tmp_path / "link.npz"
+    before = os.umask(0o027)
+    try:
+        files.save(path, "example", TREE, {})
+        assert path.stat().st_mode & 0o777 == 0o640  # a new one is an ordinary file
+        for mode in (0o600, 0o664, 0o444):
+            path.chmod(mode)
+            files.save(path, "example", TREE, {"mode": mode})
+            assert path.stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+    link.symlink_to(path.name)
+    files.save(link, "example", TREE, {"through": "the link"})
+    assert link.is_symlink() and files.load(path, "example")[1] == {"through": "the link"}
+    dangling = tmp_path / "dangling.json"
+    dangling.symlink_to("there/later.json")
+    files.save_json(dangling, "report", {})
+    assert dangling.is_symlink() and (tmp_path / "there" / "later.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npz", "link.npz", "dangling.json", "there"}
+
+
+def test_what_is_no_ordinary_file_is_not_replaced_by_one(tmp_path):
+    with pytest.raises(OSError, match="is a folder; give the name of a file"):
+        files.save_text(tmp_path, "text")
+    with pytest.raises(OSError, match="is no ordinary file; give the name of a file"):
+        files.save_text(os.devnull, "text")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        files.save_text(tmp_path / "file" / "below", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["n" * 251 + ".npz", "ä" * 125 + ".npz", "[x]*?.npz"])
+def test_names_as_long_as_file_systems_allow(tmp_path, name):
+    for seed in (0, 1):
+        files.save(tmp_path / name, "example", TREE, {"seed": seed})
+    assert files.load(tmp_path / name, "example")[1] == {"seed": 1}
+    with pytest.raises(OSError, match="File name too long"):
+        files.save_text(tmp_path / ("n" * 300), "text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_of_ours_in_the_other_form_is_not_called_damaged(tmp_path):
+    files.save(tmp_path / "a.npz", "example", TREE, {})
+    files.save_json(tmp_path / "b.json", "report", {})
+    with pytest.raises(ValueError, match=r"a\.npz is of kind 'example', expected 'report'"):
+        files.load_json(tmp_path / "a.npz", "report")
+    with pytest.raises(ValueError, match=r"b\.json is of kind 'report', expected 'example'"):
+        files.load(tmp_path / "b.json", "example")
 
 
 def test_numbers_of_a_tree_are_counted():

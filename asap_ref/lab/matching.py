@@ -1,0 +1,321 @@
+"""The matching task: each point of a cloud is to find itself in a moved copy, and two marginals decide.
+
+Two matchers are trained alike, one through a row softmax and one through Sinkhorn. Each is closed by the attention it
+was trained with and by others, nothing retrained; the Sinkhorn one is compiled with ASAP as well. Everything goes into
+one folder, as in reproduce.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from asap_ref.lab.clouds import load_clouds
+from asap_ref.lab.datasets import load_digits
+from asap_ref.lab.machine import machine
+from asap_ref.lab.pairs import draw_pairs
+from asap_ref.lab.stopwatch import interleaved, timed
+from asap_ref.model.compilation import compile_model
+from asap_ref.model.matching import Matcher, MatcherArchitecture, partners_of
+from asap_ref.model.mechanism import Attention
+from asap_ref.model.optimiser import TrainingSettings, descend
+from asap_ref.support import files, presentation
+from asap_ref.support.arrays import array_module, to_numpy
+from asap_ref.support.tables import markdown_table
+
+CHUNK = 40  # pairs that go through a matcher at a time
+COLUMNS = {
+    "trained": ("trained through", ""),
+    "attention": ("closed by", ""),
+    "n": ("points", "d"),
+    "right": ("right matches", ".1%"),
+    "distinct": ("distinct matches", ".1%"),
+    "displacement": ("displacement", ".3f"),
+    "plan_error": ("plan error", ".3f"),
+    "column_error": ("column error", ".3f"),
+    "ms": ("ms a forward pass", ".1f"),
+}
+
+
+@dataclass(frozen=True)
+class MatchingRun:
+    """What the task depends on. Learning rate and sharpness were searched for each of the two (figures/claims)."""
+
+    points: int = 48
+    judged: tuple[int, ...] = (48, 128)
+    n_iter: int = 10
+    truncations: tuple[int, ...] = (1, 2, 3, 5)
+    architecture: MatcherArchitecture = field(default_factory=MatcherArchitecture)
+    training: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(epochs=30, learning_rate=2e-3, weight_decay=0.01)
+    )
+    searched: dict = field(
+        default_factory=lambda: {
+            "softmax": {"learning_rate": 4e-3, "sharpness": 1.0},
+            "sinkhorn": {"learning_rate": 4e-3, "sharpness": 3.0},
+        }
+    )
+    compilation: dict = field(
+        default_factory=lambda: {
+            "n_slices": 16,
+            "candidates": 64,
+            "cumulants": True,
+            "quadratic": 8,
+            "ridge": 1e-3,
+        }
+    )
+    calibrate_on: int = 512
+    test: int = 360
+    rounds: int = 5
+    backend: str = "numpy"
+
+    def closing(self, name):
+        """The attention that a matcher is trained through: Sinkhorn's, without iterations for softmax."""
+        return Attention("sinkhorn", {"n_iter": 0 if name == "softmax" else self.n_iter})
+
+
+def matching_run(*, seed=0, epochs=None, n_iter=None, slices=None, backend="numpy"):
+    """Describe a run in which some settings differ from the task's own; None keeps them.
+
+    Examples
+    --------
+    >>> matching_run(epochs=3).training.epochs, matching_run(seed=1).n_iter
+    (3, 10)
+    """
+    run = MatchingRun(backend=backend)
+    return replace(
+        run,
+        n_iter=run.n_iter if n_iter is None else n_iter,
+        training=replace(run.training, seed=seed, epochs=run.training.epochs if epochs is None else epochs),
+        compilation=run.compilation | ({} if slices is None else {"n_slices": slices}),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def train_matcher(run, name, *, learning_rate=None, sharpness=None, label=None, checkpoint=None, resume=False):
+    """Train a matcher on fresh pairs of clouds: through "softmax" or through "sinkhorn".
+
+    Learning rate and sharpness are those of the search, unless given.
+    """
+    found = {"learning_rate": run.training.learning_rate, "sharpness": run.architecture.sharpness}
+    found |= run.searched[name] | {
+        key: value
+        for key, value in (("learning_rate", learning_rate), ("sharpness", sharpness))
+        if value is not None
+    }
+    architecture = replace(run.architecture, sharpness=found["sharpness"])
+    settings = replace(run.training, learning_rate=found["learning_rate"])
+    ink = load_clouds(1).train_inputs
+    xp = array_module(run.backend)
+    model = Matcher.create(architecture, run.closing(name), seed=settings.seed, xp=xp)
+
+    def batches(rng):
+        order = rng.permutation(len(ink))
+        for i in range(0, len(order), settings.batch_size):
+            picked = order[i : i + settings.batch_size]
+            pairs, partners = draw_pairs(ink[picked], run.points, rng)
+            yield (model.place(pairs), xp.asarray(partners)), len(picked)
+
+    return descend(
+        model,
+        batches,
+        lambda model, batch: model.loss_and_gradients(*batch),
+        settings,
+        steps=math.ceil(len(ink) / settings.batch_size),
+        made_by={"matcher": asdict(architecture), "points": run.points, "attention": repr(model.attentions)},
+        checkpoint=checkpoint,
+        resume=resume,
+        label=label,
+    )[0]
+
+
+# ------------------------------------------------------------------------------------------------------ what closes
+
+
+def closings(run, softmax, sinkhorn, compiled):
+    """Matchers of the table by (trained through, closed by), the teacher first among those of its parameters."""
+    gaussian = Attention("initial", {"start": "gaussian"})
+    fifty = Attention("sinkhorn", {"n_iter": 50})
+    (asap,) = compiled.attentions
+    refined = Attention("asap", {"amortizer": replace(asap.settings["amortizer"], refine=1)})
+    return {
+        ("softmax", "softmax"): softmax,
+        ("softmax", f"sinkhorn-{run.n_iter}"): softmax.with_attention(run.closing("sinkhorn")),
+        ("softmax", "sinkhorn-50"): softmax.with_attention(fifty),
+        ("sinkhorn", "sinkhorn"): sinkhorn,
+        ("sinkhorn", "sinkhorn-50"): sinkhorn.with_attention(fifty),
+        ("sinkhorn", "softmax"): sinkhorn.with_attention(run.closing("softmax")),
+        **{
+            ("sinkhorn", f"sinkhorn-{t}"): sinkhorn.with_attention(Attention("sinkhorn", {"n_iter": t}))
+            for t in run.truncations
+        },
+        ("sinkhorn", "asap"): compiled,
+        ("sinkhorn", "asap, refine 1"): compiled.with_attention(refined),
+        ("sinkhorn", "initial-gaussian"): sinkhorn.with_attention(gaussian),
+    }
+
+
+def compile_matcher(run, teacher, **changed):
+    """Compile the teacher on fresh pairs of the length it was trained on."""
+    ink = load_clouds(1).train_inputs[: run.calibrate_on]
+    pairs, _ = draw_pairs(ink, run.points, np.random.default_rng([run.training.seed, run.points]))
+    return compile_model(
+        teacher, [pairs[i : i + 128] for i in range(0, len(pairs), 128)], **run.compilation | changed
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ judging
+
+
+def judged_pairs(run, n):
+    """The pairs of that length on which all are judged: the same at every call."""
+    ink = (load_digits().test_inputs[: run.test] + 1) / 2
+    return draw_pairs(ink, n, np.random.default_rng([7, n]))
+
+
+def plans(model, pairs):
+    """Plans of all pairs, NumPy (B, n, m), some pairs at a time."""
+    parts = [to_numpy(model(model.place(pairs[i : i + CHUNK]))) for i in range(0, len(pairs), CHUNK)]
+    return np.concatenate(parts)
+
+
+def judge(matchers, run, n):
+    """Rows of the table at n points, one for each of the matchers."""
+    pairs, partners = judged_pairs(run, n)
+    first = next(iter(matchers.values()))
+    timed_pairs = first.place(pairs[:CHUNK])
+    calls = {name: partial(_forward, model, timed_pairs) for name, model in matchers.items()}
+    times = interleaved(calls, rounds=run.rounds, budget=math.inf)
+    teachers, rows = {}, []
+    for (trained, closed), model in matchers.items():
+        plan = plans(model, pairs)
+        teachers.setdefault(trained, plan)  # the first of its parameters is closed as it was trained
+        rows.append(
+            {
+                "trained": trained,
+                "attention": closed,
+                "n": n,
+                **measures(plan, pairs, partners),
+                "plan_error": float(np.linalg.norm(plan - teachers[trained]) / np.linalg.norm(teachers[trained])),
+                "ms": 1e3 * float(np.median(times[trained, closed])),
+            }
+        )
+    return rows
+
+
+def measures(plan, pairs, partners):
+    """What a plan says of pairs whose partners are known: shares, and a mean distance.
+
+    Right: the largest entry of a row is at its partner. Distinct: how many different partners the rows name, a point.
+    Displacement: from a point's partner to the mean of the second cloud under its row.
+    """
+    named = partners_of(plan)
+    true = np.take_along_axis(pairs.second, partners[..., None], axis=1)
+    return {
+        "right": float(np.mean(named == partners)),
+        "distinct": float(np.mean([len(np.unique(row)) / len(row) for row in named])),
+        "displacement": float(np.mean(np.linalg.norm(plan @ pairs.second - true, axis=-1))),
+        "column_error": float(np.mean(np.abs(plan.sum(axis=1) - 1))),
+    }
+
+
+def _forward(model, pairs):
+    return to_numpy(model(pairs))  # waits for the device
+
+
+# ------------------------------------------------------------------------------------------------------ the whole
+
+
+def reproduce_matching(run, out, *, resume=False, say=print):
+    """Train the two, compile, judge; write report.json, report.md, a picture and the models to the folder ``out``.
+
+    Examples
+    --------
+    It is ``asap-ref reproduce --dataset matching``.
+    """
+    start, out, seconds, models = time.perf_counter(), Path(out), {}, {}
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("softmax", "sinkhorn"):
+        with timed(seconds, f"train_{name}"):
+            checkpoint = {"checkpoint": out / f"{name}.checkpoint.npz", "resume": resume}
+            models[name] = train_matcher(run, name, label=f"train {name}", **checkpoint)
+    with timed(seconds, "compile"):
+        models["asap"], calibration = compile_matcher(run, models["sinkhorn"])
+    for name, model in models.items():
+        model.save(out / f"{name}.npz")
+    matchers = closings(run, *models.values())
+    with timed(seconds, "judge"):
+        rows = [row for n in run.judged for row in judge(matchers, run, n)]
+    report = {
+        "rows": rows,
+        "calibration": calibration,
+        "seconds": None if resume else time.perf_counter() - start,
+        "seconds_by_stage": None if resume else seconds,
+        "settings": asdict(run),
+        "machine": machine(),
+    }
+    files.save_json(out / "report.json", "report", report)
+    files.save_text(out / "report.md", markdown(report))
+    presentation.save(draw_picture(drawn_pair(models, run)), out / "matching")
+    say(markdown(report))
+    say(f"Report, figure and models are in {out}")
+    return report
+
+
+def markdown(report):
+    """Write the table, and a sentence on what was run."""
+    settings, made_on = report["settings"], report["machine"]
+    whole = "" if report["seconds"] is None else f" Whole run: {report['seconds']:.0f} s."
+    lines = [[title for title, _ in COLUMNS.values()]]
+    lines += [[f"{row[key]:{form}}" for key, (_, form) in COLUMNS.items()] for row in report["rows"]]
+    return (
+        f"{markdown_table(lines)}\n"
+        f"Clouds of {settings['points']} points and moved copies, {settings['test']} test pairs, seed "
+        f"{settings['training']['seed']}, {settings['training']['epochs']} epochs; teacher T = {settings['n_iter']}. "
+        "Right: the largest entry of a row is at its true partner. Plan error: against the plan of the attention that "
+        f"the matcher was trained through. Forward pass: {CHUNK} pairs, median of {settings['rounds']}. "
+        f"{made_on['processor']}, NumPy {made_on['numpy']}.{whole}\n"
+    )
+
+
+def drawn_pair(models, run, *, example=0):
+    """What a picture of one pair holds, JSON-ready: its clouds, its partners, and what each model names."""
+    pairs, partners = judged_pairs(run, run.judged[0])
+    pair = pairs[example : example + 1]
+    named = {name: partners_of(plans(model, pair))[0].tolist() for name, model in models.items()}
+    clouds = {name: getattr(pair, name)[0].tolist() for name in ("first", "second")}
+    return {**clouds, "partners": partners[example].tolist(), "named": named}
+
+
+def draw_picture(drawn):
+    """Draw one pair of clouds with lines between what is matched, for each of the models."""
+    named, partners = drawn["named"], np.asarray(drawn["partners"])
+    fig, axes = presentation.subplots(1, len(named), figsize=(4 * len(named), 3.0))
+    for axis, (title, found) in zip(axes, named.items(), strict=True):
+        draw_matches(axis, np.asarray(drawn["first"]), np.asarray(drawn["second"]), found, partners)
+        right, distinct = np.sum(np.asarray(found) == partners), len(set(found))
+        axis.set_title(f"{title}: {right} of {len(partners)} right, {distinct} different partners")
+    fig.suptitle("A cloud (left) and its moved copy (right): right matches blue, wrong ones orange", fontsize=11)
+    return fig
+
+
+def draw_matches(axis, first, second, found, partners):
+    """Draw two clouds (n, 2), (m, 2) side by side and a line for each match, wrong ones in another colour."""
+    first, second = (np.stack([points[:, 1], -points[:, 0]], axis=-1) for points in (first, second))  # row, column
+    second = second - second.mean(axis=0) + [first[:, 0].max() - second[:, 0].min() + 2.0, 0.0]
+    for i, j in enumerate(found):
+        if j >= 0:
+            right = j == partners[i]
+            colour = presentation.COLOURS["sinkhorn" if right else "asap"]
+            axis.plot(*zip(first[i], second[j], strict=True), color=colour, lw=0.8, alpha=0.8 if right else 1.0)
+    for points in (first, second):
+        axis.scatter(*points.T, s=9, color=presentation.COLOURS["black"], zorder=3)
+    axis.set_aspect("equal")
+    axis.axis("off")
