@@ -17,6 +17,7 @@ def select(statistics, candidates, n_slices):
 
     Examples
     --------
+    >>> from asap_ref.method.regression import SufficientStatistics
     >>> rng = np.random.default_rng(0)
     >>> features = rng.standard_normal((1, 4, 100))
     >>> select(SufficientStatistics.of(features, 3 * features[:, 2] + features[:, 0]), 4, 2)

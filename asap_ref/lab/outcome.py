@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,7 @@ def draw_one_length(report, out, *, name):
     accuracy = {row["attention"]: row["accuracy"] for row in report["rows"]}
     kept = {attention: value / accuracy["sinkhorn"] for attention, value in accuracy.items()}
     fig, axes = presentation.subplots(1, 2, figsize=(10, 4.6))
-    others = iter("DPXv^<>")
+    others = itertools.cycle("DPXv^<>hpd8H")
     for row in report["rows"]:
         kind, label = row["attention"].split("-")[0], row["attention"].removeprefix("sinkhorn-")
         known = kind in presentation.MARKERS

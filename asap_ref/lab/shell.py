@@ -16,7 +16,7 @@ DATASETS = (
     "r8",
     "topics",
 )  # the keys of experiments.EXPERIMENTS, whose import would slow down --help
-TRAINABLE = ("softmax", "sinkhorn", "sliced", "initial")  # the keys of mechanism.FORMS that need no amortizer
+TRAINABLE = ("softmax", "sinkhorn", "sliced", "initial", "over-relaxed", "dual-softmax")  # that need no amortizer
 
 
 def add_commands(commands, add_command):

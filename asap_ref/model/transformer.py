@@ -300,10 +300,8 @@ class Transformer(trees.EqualByValue):
     architecture: Architecture
     params: dict
     attentions: tuple
-    classes: tuple[
-        str, ...
-    ] = ()  # their names, in the order of the logits, and, of a model on text, the words behind
-    words: tuple[str, ...] = ()  # the ids 2, 3, ...: kept with the model for whoever brings other data
+    classes: tuple[str, ...] = ()  # their names, in the order of the logits, kept for whoever brings other data
+    words: tuple[str, ...] = ()  # of a model on text: those behind the ids 2, 3, ...
 
     def __repr__(self):
         a, names = self.architecture, ", ".join(dict.fromkeys(attention.name for attention in self.attentions))
@@ -368,17 +366,15 @@ class Transformer(trees.EqualByValue):
         saved = enumerate(header["attentions"])
         attentions = tuple(Attention.from_state(arrays.get(f"attention{i}", {}), each) for i, each in saved)
         architecture = dict(header["architecture"])
-        if (
-            architecture.get("vocabulary") is not None
-        ):  # of version 0.1, which kept the sizes of an image beside it
-            architecture |= {"image": None, "patch": None}
+        if architecture.get("vocabulary") is not None:
+            architecture |= {"image": None, "patch": None}  # which version 0.1 kept beside it
         architecture, params = Architecture(**architecture), arrays["params"]
         trees.check_like(params, initialise(architecture))
         if backend != "numpy":
             params = trees.place(params, array_module(backend))
-        return cls(
-            architecture, params, attentions, *(tuple(header.get(name, ())) for name in ("classes", "words"))
-        )
+        # version 0.1 kept neither of the two
+        names = (header["classes"], header["words"]) if {"classes", "words"} & set(header) else ((), ())
+        return cls(architecture, params, attentions, *map(tuple, names))
 
 
 def load_model(path, *, backend="numpy"):

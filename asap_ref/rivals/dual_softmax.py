@@ -43,8 +43,8 @@ def dual_softmax_attention(
     >>> import numpy as np
     >>> q = np.asarray([[3.0], [1.0]])
     >>> dual_softmax_attention(q, np.asarray([[1.0], [0.0]]), np.eye(2)).round(2)  # the plan; of softmax: .95, .73
-    array([[0.99, 0.01],
-           [0.49, 0.51]])
+    array([[0.97, 0.03],
+           [0.39, 0.61]])
     """
     return dual_softmax_attention_vjp(q, k, v, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)[0]
 

@@ -268,7 +268,7 @@ FAULTS = [
         ("fast/short_slices.py", "y[(level - 1) // n]", "y[level // n - 1]"),
         ("fast/short_slices.py", "if i & p == r", "if i & p == 0"),
         ("fast/packing.py", "(2**29 - 1)", "(2**28 - 1)"),
-        ("fast/prediction.py", "parts[0], query_mask)", "parts[0], None)"),
+        ("fast/prediction.py", "parts[0], queries_with_a_key(query_mask, key_mask))", "parts[0], None)"),
         ("fast/quadratic_form.py", "self.lifted + other.lifted", "self.lifted"),
         ("fast/quadratic_form.py", "self.F_k * Cw + self.F_q * Cu", "self.F_k * Cu + self.F_q * Cw"),
         (

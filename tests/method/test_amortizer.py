@@ -190,4 +190,4 @@ def test_the_target_is_the_closure_ready_dual_one_iteration_before_the_teachers(
     target = sinkhorn(attention_scores(q, k), n_iter=n_iter - 1, epsilon=0.7).query
     features = dual_features(q, k, amortizer.family("slices").directions)
     judge = SufficientStatistics.of(features, target - target.mean(-1, keepdims=True))
-    np.testing.assert_allclose(amortizer.weights, judge.ridge(1e-4), rtol=1e-9)
+    np.testing.assert_allclose(amortizer.weights, judge.ridge(1e-3), rtol=1e-9)

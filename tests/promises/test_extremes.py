@@ -86,9 +86,9 @@ class Labelled(np.ndarray):
 
 
 LAYOUTS = {
-    "reversed": lambda x: np.ascontiguousarray(x[..., ::-1])[..., ::-1],
-    "every other": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
-    "fortran": np.asfortranarray,
+    "reversed": lambda x: np.ascontiguousarray(x[..., ::-1])[..., ::-1] if x.ndim else x,
+    "every other": lambda x: np.repeat(x, 2, axis=-1)[..., ::2] if x.ndim else x,
+    "fortran": lambda x: np.asfortranarray(x) if x.ndim else x,
     "read only": lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
     "subclass": lambda x: x.view(Labelled),
     "big endian": lambda x: x if x.dtype == bool else x.astype(x.dtype.newbyteorder(">")),

@@ -47,6 +47,8 @@ MECHANISMS = {  # operator, its VJP, settings; takes q, k and v
         f"initial-{start}": (ar.initial_attention, ar.initial_attention_vjp, {"start": start, "epsilon": 0.7})
         for start in STARTS
     },
+    "over-relaxed": (FORMS["over-relaxed"].forward, FORMS["over-relaxed"].vjp, {"n_iter": 2, "epsilon": 0.7}),
+    "dual-softmax": (FORMS["dual-softmax"].forward, FORMS["dual-softmax"].vjp, {"epsilon": 0.7}),
     "readable softmax": (readable.softmax_attention, readable.softmax_attention_vjp, {}),
     "readable sinkhorn": (readable.sinkhorn_attention, readable.sinkhorn_attention_vjp, SINKHORN),
     "readable asap": (readable.asap_attention, readable.asap_attention_vjp, ASAP),

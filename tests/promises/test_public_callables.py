@@ -47,6 +47,7 @@ HOLDERS = {
     "Duals",
     "FidelityReport",
     "Moments",
+    "OnePass",
     "Quadratic",
     "Slices",
     "SufficientStatistics",

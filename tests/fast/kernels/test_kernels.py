@@ -133,7 +133,8 @@ def test_scores_of_ten_thousand(case, n_iter):
     same = [x.astype(np.float32) for x in problem.wide]
     expected = readable.sinkhorn_attention(*problem.wide, n_iter=n_iter, **problem.masks)
     in_float32 = readable.sinkhorn_attention(*same, n_iter=n_iter, **problem.masks)
-    assert battery.sinkhorn(problem, n_iter) <= 2 * battery.error(in_float32, expected)
+    rounding = np.finfo(np.float32).eps / 2 * 1e4  # of an exponent of that size, and so of a weight, relatively
+    assert battery.sinkhorn(problem, n_iter) <= max(rounding, 2 * battery.error(in_float32, expected))
     rows = fast.sinkhorn_attention(
         *problem.placed[:2], problem.place(np.ones_like(same[2])), n_iter=n_iter, **problem.placed_masks
     )

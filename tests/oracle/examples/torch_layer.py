@@ -406,7 +406,9 @@ class AsapAttention(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.settings = dict(cumulants=cumulants, epsilon=epsilon, refine=refine)
         for name, x in (("directions", directions), ("weights", weights), ("basis", basis)):
-            self.register_buffer(name, None if x is None else torch.as_tensor(x, dtype=torch.get_default_dtype()))
+            self.register_buffer(
+                name, None if x is None else torch.tensor(np.asarray(x), dtype=torch.get_default_dtype())
+            )
 
     @classmethod
     def load(cls, path, width):
