@@ -94,7 +94,9 @@ def intermediates(spec):
     if spec.operator in ("asap_attention", "amortized_query_dual"):
         q, k = _kept(x, masks)[:2]
         settings = dict(cumulants=a["cumulants"], basis=x.get("basis"), **masks)
-        found = {"features": reference.dual_features(q, k, x["directions"], **settings)}
+        # family by family, as version 1 keeps them: of queries that no key meets as well, whose dual is zero
+        made = reference.families(x["directions"], x.get("basis"), cumulants=a["cumulants"])
+        found = {"features": np.concatenate([family.features(q, k, **masks) for family in made], axis=-2)}
         if spec.operator == "asap_attention":
             f_hat = reference.amortized_query_dual(q, k, x["directions"], x["weights"], **settings)
             S = ar.attention_scores(q, k)
