@@ -175,8 +175,8 @@ def families_asked_for(given):
             f"fit_amortizer: no setting {', '.join(unknown)}; the families of features are {', '.join(known)}"
         )
     for name, setting in given.items():
-        if np.ndim(setting):  # an array has no truth value; the rest is the family's to judge
-            raise TypeError(f"fit_amortizer: {name} must be one setting, got {setting!r:.60}")
+        if np.ndim(setting) and not isinstance(setting, tuple):  # an array has no truth value
+            raise TypeError(f"fit_amortizer: {name} must be one setting, or a tuple of them, got {setting!r:.60}")
     return {name: given.get(name, family.default) for name, family in known.items()}
 
 
