@@ -1,9 +1,12 @@
 """Two judges of a hand-written VJP: central differences, and torch's autograd of an independent formula."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from asap_ref import Duals
+from asap_ref.support.trees import flatten, unflatten
 
 
 def flat(value):
@@ -45,6 +48,24 @@ def check_vjp(f, f_vjp, arguments, *, rtol=1e-6, h=1e-6, seed=0, same_forward=Tr
         numeric = (along(h) - along(-h)) / (2 * h)
         scale = np.sqrt(np.sum(gradient**2))  # a direction may be nearly orthogonal to the gradient
         assert abs(np.sum(gradient * direction) - numeric) <= rtol * max(abs(numeric), scale), f"argument {i}"
+
+
+def check_parameter_gradients(model, gradients, loss_of, *, atol, seed=0):
+    """Compare gradients, a dict like ``model.params``, with central differences of ``loss_of(model)``, array by array."""
+    rng, h = np.random.default_rng(seed), 1e-5
+    flat_params, flat_gradients = flatten(model.params), flatten(gradients)
+    assert list(flat_params) == list(flat_gradients)
+    for key, value in flat_params.items():
+        direction = rng.standard_normal(value.shape)
+
+        def along(t, key=key, value=value, direction=direction):
+            moved = unflatten({**flat_params, key: value + t * direction})
+            return float(loss_of(replace(model, params=moved)))
+
+        numeric = (along(h) - along(-h)) / (2 * h)
+        np.testing.assert_allclose(
+            np.sum(flat_gradients[key] * direction), numeric, rtol=1e-6, atol=atol, err_msg=key
+        )
 
 
 def check_against_torch(f_vjp, formula, arguments, *, rtol=1e-9, seed=0):
