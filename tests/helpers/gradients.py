@@ -51,7 +51,7 @@ def check_vjp(f, f_vjp, arguments, *, rtol=1e-6, h=1e-6, seed=0, same_forward=Tr
 
 
 def check_parameter_gradients(model, gradients, loss_of, *, atol, seed=0):
-    """Compare gradients, a dict like ``model.params``, with central differences of ``loss_of(model)``, array by array."""
+    """Compare gradients, a dict like ``model.params``, with central differences of ``loss_of(model)``."""
     rng, h = np.random.default_rng(seed), 1e-5
     flat_params, flat_gradients = flatten(model.params), flatten(gradients)
     assert list(flat_params) == list(flat_gradients)
