@@ -103,7 +103,7 @@ def kind_of(xp, dtype):
 
 
 def check_shapes(function, arrays):
-    """Check that equal letters are equal sizes and that leading axes agree; raise ValueError that says which does not."""
+    """Check that equal letters are equal sizes and that leading axes agree; ValueError says which does not."""
     sizes, leading, first, problems = {}, None, None, None
     for name, x, forms in arrays:
         if forms is None:
