@@ -55,12 +55,13 @@ from asap_ref.method.transport import (
     two_sided_c_transform,
     two_sided_c_transform_vjp,
 )
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.optimiser import TrainingSettings
 from asap_ref.model.sequences import Sequences
 from asap_ref.model.training import accuracy, predict, train
-from asap_ref.model.transformer import Architecture, Transformer, load_model
+from asap_ref.model.transformer import Transformer, load_model
 from asap_ref.rivals.dual_softmax import dual_softmax_attention_vjp
 from asap_ref.rivals.dual_softmax import fast_dual_softmax_attention as dual_softmax_attention
 from asap_ref.rivals.initial_duals import fast_initial_attention as initial_attention

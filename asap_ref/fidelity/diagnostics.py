@@ -15,8 +15,8 @@ from __future__ import annotations
 from asap_ref.method.masks import column_mass
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import transport_plan
+from asap_ref.model.blocks import block
 from asap_ref.model.embedding import embed_vjp
-from asap_ref.model.transformer import block
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator
 from asap_ref.support.settings import check_count
@@ -139,7 +139,8 @@ def rank_residual_by_depth(model, inputs):
     --------
     >>> import numpy as np
     >>> from asap_ref.model.mechanism import Attention
-    >>> from asap_ref.model.transformer import Architecture, Transformer
+    >>> from asap_ref.model.architecture import Architecture
+    >>> from asap_ref.model.transformer import Transformer
     >>> model = Transformer.create(Architecture(n_layers=3), Attention("softmax"))
     >>> [r.shape for r in rank_residual_by_depth(model, np.zeros((2, 8, 8)))]
     [(2,), (2,), (2,), (2,)]

@@ -12,9 +12,9 @@ import numpy as np
 
 from asap_ref.lab.clouds import draw_clouds, fresh_clouds, load_clouds
 from asap_ref.lab.datasets import Dataset, load_digits, load_r8, load_topics
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.optimiser import TrainingSettings
 from asap_ref.model.text import word_dropout
-from asap_ref.model.transformer import Architecture
 from asap_ref.support.settings import check_choice
 
 

@@ -99,10 +99,11 @@ def run_train(args):
     check_files([args.out], "--out", force=args.force)
 
     from asap_ref.lab.own_data import to_train, warn_of_sizes
+    from asap_ref.model.architecture import Architecture
     from asap_ref.model.mechanism import Attention
     from asap_ref.model.optimiser import TrainingSettings
     from asap_ref.model.training import accuracy, train
-    from asap_ref.model.transformer import Architecture, Transformer
+    from asap_ref.model.transformer import Transformer
 
     data = to_train(args.data, vocabulary=args.vocabulary, length=args.length)
     inputs = data.train_inputs

@@ -26,12 +26,12 @@ import numpy as np
 from asap_ref.fast.scaling import scaled_sinkhorn_vjp
 from asap_ref.method.masks import valid_pairs
 from asap_ref.method.transport import attention_scores_vjp
+from asap_ref.model.blocks import block_vjp
 from asap_ref.model.embedding import check_vectors
 from asap_ref.model.initial import Draw
 from asap_ref.model.layers import layer_norm_vjp, linear_vjp, mlp_vjp, named
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.sequences import Sequences, vectors_and_mask
-from asap_ref.model.transformer import block_vjp
 from asap_ref.support import files, trees
 from asap_ref.support.arrays import array_module, array_namespace, to_numpy
 from asap_ref.support.contracts import operator

@@ -93,7 +93,8 @@ def train(
     Examples
     --------
     >>> from asap_ref.model.mechanism import Attention
-    >>> from asap_ref.model.transformer import Architecture, Transformer
+    >>> from asap_ref.model.architecture import Architecture
+    >>> from asap_ref.model.transformer import Transformer
     >>> rng = np.random.default_rng(0)
     >>> labels = rng.integers(2, size=64)
     >>> images = rng.standard_normal((64, 8, 8)) + labels[:, None, None]
@@ -191,7 +192,8 @@ def predict(model, inputs, *, batch_size=256):
     Examples
     --------
     >>> from asap_ref.model.mechanism import Attention
-    >>> from asap_ref.model.transformer import Architecture, Transformer
+    >>> from asap_ref.model.architecture import Architecture
+    >>> from asap_ref.model.transformer import Transformer
     >>> model = Transformer.create(Architecture(n_layers=1), Attention("softmax"))
     >>> predict(model, np.zeros((300, 8, 8))).shape
     (300, 10)
@@ -227,7 +229,8 @@ def accuracy(model, inputs, labels):
     Examples
     --------
     >>> from asap_ref.model.mechanism import Attention
-    >>> from asap_ref.model.transformer import Architecture, Transformer
+    >>> from asap_ref.model.architecture import Architecture
+    >>> from asap_ref.model.transformer import Transformer
     >>> model = Transformer.create(Architecture(n_layers=1), Attention("softmax"))
     >>> images = np.zeros((3, 8, 8))
     >>> accuracy(model, images, np.argmax(predict(model, images), axis=-1))

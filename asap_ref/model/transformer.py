@@ -1,12 +1,9 @@
-"""A small Transformer without autograd: pure functions on nested dicts, read from the bottom up.
+"""A small Transformer without autograd: pure functions on nested dicts.
 
-    transformer = embed -> block x n_layers -> norm -> head on the class token
-    block       = x + heads(norm(x)), then x + mlp(norm(x))                   pre-norm
+    transformer = embed -> block x n_layers -> norm -> head on the class token                  blocks.py has the block
 
 The attention is an argument, one for each layer. The output is read off a class token: mean pooling would
 cancel doubly-stochastic attention, since ``mean_i sum_j P_ij v_j = mean_j v_j`` when columns of P sum to one.
-
-Shapes: B sequences, n tokens, width w, H heads of dimension d = w / H.
 """
 
 from __future__ import annotations
@@ -16,190 +13,18 @@ from functools import partial
 
 import numpy as np
 
+from asap_ref.model.architecture import Architecture
+from asap_ref.model.blocks import block, block_vjp, times
 from asap_ref.model.embedding import KINDS, embed_vjp
 from asap_ref.model.initial import Draw
 from asap_ref.model.inputs import check_host_inputs
-from asap_ref.model.layers import layer_norm, layer_norm_vjp, linear, linear_vjp, mlp, mlp_vjp, named
+from asap_ref.model.layers import layer_norm, layer_norm_vjp, linear, linear_vjp, named
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.sequences import Sequences
 from asap_ref.support import files, trees
 from asap_ref.support.arrays import array_module, array_namespace, from_numpy, is_array
 from asap_ref.support.contracts import operator
-from asap_ref.support.settings import check_count, check_seed
-
-# ------------------------------------------------------------------------- attention heads: (B, n, w) -> (B, n, w)
-
-
-def split_heads(x, n_heads):
-    """Cut the width into heads: (B, n, w) -> (B, H, n, d)."""
-    xp = array_namespace(x)
-    b, n, w = x.shape
-    return xp.permute_dims(xp.reshape(x, (b, n, n_heads, w // n_heads)), (0, 2, 1, 3))
-
-
-def merge_heads(x):
-    """Put heads side by side again: (B, H, n, d) -> (B, n, w)."""
-    xp = array_namespace(x)
-    b, h, n, d = x.shape
-    return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (b, n, h * d))
-
-
-def split_qkv(qkv, n_heads):
-    """Queries, keys and values of each head: (B, n, 3w) -> three of (B, H, n, d)."""
-    w = qkv.shape[-1] // 3
-    return [split_heads(qkv[..., i * w : (i + 1) * w], n_heads) for i in range(3)]
-
-
-def heads(x, params, attention, n_heads, mask):
-    """Multi-head self-attention: project to q, k, v, attend head by head, project back."""
-    q, k, v = split_qkv(linear(x, **params["qkv"]), n_heads)
-    return linear(merge_heads(attention(q, k, v, query_mask=mask, key_mask=mask)), **params["out"])
-
-
-def heads_vjp(x, params, attention, n_heads, mask):
-    """Multi-head self-attention and its VJP, ``vjp(d_out) -> (dx, d_params)``."""
-    xp = array_namespace(x)
-    qkv, qkv_vjp = linear_vjp(x, **params["qkv"])
-    mixed, attention_vjp = attention.vjp(*split_qkv(qkv, n_heads), query_mask=mask, key_mask=mask)
-    out, out_vjp = linear_vjp(merge_heads(mixed), **params["out"])
-
-    def vjp(d_out):
-        d_merged, *d_out_params = out_vjp(d_out)
-        d_qkv = attention_vjp(split_heads(d_merged, n_heads))  # dq, dk, dv
-        d_qkv = xp.concat([merge_heads(d) for d in d_qkv], axis=-1)
-        dx, *d_qkv_params = qkv_vjp(d_qkv)
-        return dx, {"qkv": named(d_qkv_params, "weight", "bias"), "out": named(d_out_params, "weight", "bias")}
-
-    return out, vjp
-
-
-# ---------------------------------------------------------------------------------- block: (B, n, w) -> (B, n, w)
-
-
-def block(x, params, attention, n_heads, mask):
-    """One pre-norm block: attention, then MLP, each added to what came in."""
-    x = x + heads(layer_norm(x, **params["norm1"]), params["heads"], attention, n_heads, mask)
-    return x + mlp(layer_norm(x, **params["norm2"]), params["mlp"])
-
-
-def block_vjp(x, params, attention, n_heads, mask, noise=None):
-    """One block and its VJP, ``vjp(d_out) -> (dx, d_params)``: a residual adds its gradient to the branch's.
-
-    Noise, {"heads": ..., "mlp": ...}, multiplies what the two branches write (dropout, in training).
-    """
-    normed1, norm1_vjp = layer_norm_vjp(x, **params["norm1"])
-    mixed, heads_backward = heads_vjp(normed1, params["heads"], attention, n_heads, mask)
-    y = x + times(mixed, noise, "heads")
-    normed2, norm2_vjp = layer_norm_vjp(y, **params["norm2"])
-    changed, mlp_backward = mlp_vjp(normed2, params["mlp"])
-
-    def vjp(d_out):
-        d_normed2, d_mlp = mlp_backward(times(d_out, noise, "mlp"))
-        dy, *d_norm2 = norm2_vjp(d_normed2)
-        dy = dy + d_out
-        d_normed1, d_heads = heads_backward(times(dy, noise, "heads"))
-        dx, *d_norm1 = norm1_vjp(d_normed1)
-        return dx + dy, {
-            "norm1": named(d_norm1, "gain", "bias"),
-            "heads": d_heads,
-            "norm2": named(d_norm2, "gain", "bias"),
-            "mlp": d_mlp,
-        }
-
-    return y + times(changed, noise, "mlp"), vjp
-
-
-def times(x, noise, name):
-    """Multiply by the noise of that name, if there is noise."""
-    return x if noise is None else x * noise[name]
-
-
-# --------------------------------------------------------------------------------------------------- the model
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The sizes of a Transformer, and what it reads: images, or text, or sequences of vectors.
-
-    Parameters
-    ----------
-    image, patch : (int, int), int
-        An image (8 x 8, if none is given, in patches of 2) is cut into square patches of ``patch`` pixels a side.
-    vocabulary, length : int
-        Text is token ids below ``vocabulary``, at most ``length`` a sequence, 0 for padding.
-    features, length : int
-        Vectors are (batch, n, features), or `Sequences` of them, which have a mask. With a ``length`` they have learned
-        positions and n is at most that; without, order means nothing, and n may be anything at any time.
-    n_classes, width, n_layers, n_heads, mlp_ratio : int
-        The width of an MLP is mlp_ratio times the width of a token.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If sizes do not fit each other, or say two kinds of input.
-
-    Examples
-    --------
-    >>> Architecture(image=(8, 8), patch=2).n_tokens, Architecture(vocabulary=1000, length=30).n_tokens
-    (17, 31)
-    >>> Architecture(features=2, n_heads=4).kind
-    'vectors'
-    """
-
-    image: tuple[int, int] | None = None
-    patch: int | None = None
-    vocabulary: int | None = None
-    features: int | None = None
-    length: int | None = None
-    n_classes: int = 10
-    width: int = 48
-    n_layers: int = 2
-    n_heads: int = 12
-    mlp_ratio: int = 2
-
-    def __post_init__(self):
-        given = [name for name in ("image", "vocabulary", "features") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"Architecture: {' and '.join(given)} were given, but inputs are of one kind")
-        if self.kind == "images":
-            if self.image is not None and self.patch is None:
-                raise ValueError(
-                    f"Architecture: an image {self.image} is cut into patches, so give patch as well; if inputs "
-                    "are sequences of vectors (batch, n, features), give features instead"
-                )
-            image = (8, 8) if self.image is None else self.image
-            if not isinstance(image, tuple | list) or len(image) != 2:
-                raise TypeError(f"Architecture: image must be (height, width), got {image!r:.60}")
-            image = tuple(check_count(side, "image", "Architecture", least=1) for side in image)
-            object.__setattr__(self, "image", image)
-            object.__setattr__(self, "patch", 2 if self.patch is None else self.patch)
-        sizes = [name for name in ("patch", "vocabulary", "features", "length") if getattr(self, name) is not None]
-        sizes += ["length"] if self.kind == "text" else []
-        for name in (*sizes, "n_classes", "width", "n_layers", "n_heads", "mlp_ratio"):
-            value = check_count(getattr(self, name), name, "Architecture", least=1)
-            object.__setattr__(self, name, value)  # Python's own numbers, which a file can hold
-        if self.kind == "images" and self.length is not None:
-            raise ValueError(
-                f"Architecture: length {self.length} is of texts or vectors; give vocabulary or features"
-            )
-        if self.width % self.n_heads:
-            raise ValueError(f"Architecture: width {self.width} is not a multiple of n_heads {self.n_heads}")
-        if self.kind == "images" and any(side % self.patch for side in self.image):
-            raise ValueError(f"Architecture: image {self.image} cannot be cut into patches of {self.patch}")
-
-    @property
-    def kind(self):
-        """What is read: a key of `embedding.KINDS`."""
-        if self.vocabulary is not None:
-            return "text"
-        return "images" if self.features is None else "vectors"
-
-    @property
-    def n_tokens(self):
-        """Tokens of a sequence, at most, the class token included; None where a sequence may have any length."""
-        if self.kind == "images":
-            return 1 + (self.image[0] // self.patch) * (self.image[1] // self.patch)
-        return None if self.length is None else 1 + self.length
+from asap_ref.support.settings import check_seed
 
 
 def initialise(architecture, *, seed=0, dtype=np.float32):

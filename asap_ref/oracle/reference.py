@@ -40,11 +40,12 @@ from asap_ref import (
 )
 from asap_ref.calibration.objectives import dual_loss_and_gradient, kl_loss_and_gradient
 from asap_ref.method.masks import keep_tokens
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.layers import cross_entropy_vjp
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.optimiser import adamw, initial_moments
 from asap_ref.model.recording import record
-from asap_ref.model.transformer import Architecture, Transformer, transformer_vjp
+from asap_ref.model.transformer import Transformer, transformer_vjp
 from asap_ref.support.arrays import array_namespace, transpose
 from asap_ref.support.contracts import operator, vjp_of
 from asap_ref.support.trees import leaves, unflatten

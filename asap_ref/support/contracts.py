@@ -34,16 +34,15 @@ Parameters that mean the same everywhere (`SHARED`) are described by the decorat
 
 from __future__ import annotations
 
-import ast
 import functools
 import inspect
 import threading
-from typing import NamedTuple
 
 import numpy as np
 
-from asap_ref.support.arrays import array_namespace, check_values_are_known, is_array, is_half
+from asap_ref.support.arrays import is_array, is_half
 from asap_ref.support.settings import check_settings
+from asap_ref.support.shapes import check_kind, check_shapes, contract, kind_of, literal, named_arrays
 from asap_ref.support.trees import map_leaves, named_leaves
 
 _scope = threading.local()  # whether this thread is inside an operator
@@ -66,7 +65,7 @@ FloatingPointError, as of every operator (asap_ref.support.contracts)."""
 
 def operator(function):
     """Decorate an operator, whose ``def`` line says the shapes of its arrays; see the module docstring."""
-    written = {name: _literal(x) for name, x in function.__annotations__.items()}
+    written = {name: literal(x) for name, x in function.__annotations__.items()}
     shapes = {name: written.get(name, MASKS.get(name)) for name in inspect.signature(function).parameters}
     function.__doc__ = _with_shared_parameters(inspect.cleandoc(function.__doc__ or ""), shapes)
     return _checked(function, {name: shape for name, shape in shapes.items() if shape is not None}, CONTRACT)
@@ -130,15 +129,15 @@ def _checked(function, annotations, *more):
     function.__doc__ = "\n\n".join((inspect.cleandoc(function.__doc__ or ""), *more))
     name, signature = function.__name__, inspect.signature(function)
     bind = signature.bind
-    contracts = {key: _contract(shape) for key, shape in function.__annotations__.items()}
+    contracts = {key: contract(shape) for key, shape in function.__annotations__.items()}
     required = {key for key in contracts if signature.parameters[key].default is inspect.Parameter.empty}
 
     def examined(*args, **kwargs):
         """Arguments by name, checked, with settings converted; [(name, array, forms)]; their module."""
         arguments = bind(*args, **kwargs).arguments
-        arrays = _named_arrays(name, arguments, contracts, required)
-        xp = _check_kind(name, arrays)
-        _check_shapes(name, arrays)
+        arrays = named_arrays(name, arguments, contracts, required)
+        xp = check_kind(name, arrays)
+        check_shapes(name, arrays)
         check_settings(name, arguments)
         return arguments, arrays, xp
 
@@ -147,7 +146,7 @@ def _checked(function, annotations, *more):
         if is_inside():
             return function(*args, **kwargs)
         arguments, arrays, xp = examined(*args, **kwargs)
-        half = next((x.dtype for _, x, _ in arrays if _kind(xp, x.dtype) == "half"), None)
+        half = next((x.dtype for _, x, _ in arrays if kind_of(xp, x.dtype) == "half"), None)
         if half is not None:
             arguments |= {key: _cast_half(xp, arguments[key]) for key in contracts if key in arguments}
         result = inside(function, **arguments)
@@ -183,7 +182,7 @@ def _checked_vjp(xp, name, value, vjp, half):
                 got = tuple(c.shape) if is_array(c) else type(c).__name__
                 raise ValueError(f"{name}: {label} must have the value's shape {tuple(output.shape)}, got {got}")
             arrays.append((label, c, None))
-        _check_kind(name, [*arrays, ("value", outputs[0], None)])
+        check_kind(name, [*arrays, ("value", outputs[0], None)])
         if half is not None:
             cotangent = _cast_half(xp, cotangent)
         gradients = inside(vjp, cotangent)
@@ -210,167 +209,6 @@ def inside(function, *args, **kwargs):
         _scope.inside = False
 
 
-# ------------------------------------------------------------------------------------------------- the arrays
-
-
-class Form(NamedTuple):
-    """One way an array may be shaped: its axes, and whether leading ones may come before them."""
-
-    leading: bool
-    axes: tuple[str, ...]
-
-    def __str__(self):
-        written = ("...",) * self.leading + self.axes
-        return f"({', '.join(written)}{',' * (len(written) == 1)})"
-
-
-def _literal(annotation):
-    """What was written: with ``from __future__ import annotations`` it comes as source, ``"'... n m'"``."""
-    return ast.literal_eval(annotation) if isinstance(annotation, str) and annotation[0] in "'\"(" else annotation
-
-
-def _contract(shape):
-    """The forms of an array, None where any will do; a list of these for a tuple of arrays."""
-    if isinstance(shape, tuple):
-        return [_contract(part) for part in shape]
-    if shape == "...":
-        return None
-    forms = [form.split() for form in shape.split("|")]
-    return tuple(Form(axes[0] == "...", tuple(axis for axis in axes if axis != "...")) for axes in forms)
-
-
-def _named_arrays(function, arguments, contracts, required):
-    """[(name, array, forms or None)]; a tuple such as Duals, or a dict, counts as several arrays."""
-    arrays = []
-    for name, forms in contracts.items():
-        value = arguments.get(name)
-        if value is None and name not in required:
-            continue
-        if isinstance(forms, list):
-            if not isinstance(value, tuple | list) or len(value) != len(forms):
-                raise TypeError(
-                    f"{function}: {name} must be a tuple of {len(forms)} arrays, got {type(value).__name__}"
-                )
-            arrays += [(f"{name}[{i}]", x, f) for i, (x, f) in enumerate(zip(value, forms, strict=True))]
-        elif forms is None and value is not None:
-            arrays += [(label, x, None) for label, x in named_leaves(name, value)]
-        else:
-            arrays.append((name, value, forms))
-    return arrays
-
-
-def _check_kind(function, arrays):
-    """Check one module, one device, and the kinds of dtype; return the module."""
-    for name, x, _ in arrays:
-        if not is_array(x):
-            raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}; use numpy.asarray")
-    try:
-        xp = array_namespace(*(x for _, x, _ in arrays))
-        for name, x, _ in arrays:
-            check_values_are_known(x, name)
-    except TypeError as error:
-        raise TypeError(f"{function}({', '.join(name for name, _, _ in arrays)}): {error}") from None
-    first = None
-    for name, x, _ in arrays:
-        kind = _kind(xp, x.dtype)
-        if name.endswith("mask"):
-            if kind != "boolean":
-                raise TypeError(
-                    f"{function}: {name} must be boolean (True = a valid token), got {x.dtype}; try {name} != 0"
-                )
-        elif name == "inputs" and kind == "integer":
-            continue
-        elif kind not in ("float", "half"):
-            raise TypeError(
-                f"{function}: {name} must be real floating point, got {x.dtype}; convert it to float32"
-            )
-        elif first is None:
-            first = name, x.dtype
-        elif x.dtype != first[1]:
-            raise TypeError(
-                f"{function}: arrays must share one dtype, got {first[0]} is {first[1]}, {name} is {x.dtype}; "
-                "convert them to one"
-            )
-    return xp
-
-
-KINDS = {"float": "real floating", "boolean": "bool", "integer": "integral"}
-
-
-@functools.cache
-def _kind(xp, dtype):
-    """Say what kind of dtype it is: asked for every argument of every call, so remembered."""
-    if is_half(dtype):
-        return "half"
-    return next((kind for kind in KINDS if xp.isdtype(dtype, KINDS[kind])), "other")
-
-
-def _check_shapes(function, arrays):
-    sizes, leading, first, problems = {}, None, None, None
-    for name, x, forms in arrays:
-        if forms is None:
-            continue
-        shape = tuple(x.shape)
-        form = forms[0] if len(forms) == 1 else next((f for f in forms if len(f.axes) == len(shape)), forms[0])
-        axes, split = form.axes, len(shape) - len(form.axes)
-        if split < 0 or (split and not form.leading):
-            expected = f"at least {len(axes)} axes {form}" if form.leading else " or ".join(map(str, forms))
-            raise ValueError(f"{function}: {name} has shape {shape}, expected {expected}")
-        if name.endswith("mask") and "n" in sizes and "m" in sizes:  # queries and keys
-            alone = sum(other.endswith("mask") for other, _, _ in arrays) == 1
-            _refuse_mask_of_pairs(function, name, x, (sizes["n"][0], sizes["m"][0]), problems, alone)
-        for axis, size in zip(axes, shape[split:], strict=True):
-            known, owner = sizes.setdefault(axis, (size, name))
-            if size != known:
-                raise ValueError(
-                    f"{function}: {name} has shape {shape}, expected {form} with {axis} = {known} as in {owner}"
-                )
-            if size == 0:
-                raise ValueError(f"{function}: {name} has shape {shape}; its axis {axis} must not be empty")
-        if not form.leading:
-            continue
-        if leading is None:
-            leading, first = shape[:split], name
-            problems = shape[: -min(len(axes), 2)]  # batch and heads, whether the contract names H or not
-        elif name.endswith(("mask", "weights")):
-            if not _broadcasts(shape[:split], problems):
-                raise ValueError(
-                    f"{function}: {name} has shape {shape}, whose leading axes do not broadcast to {problems}, "
-                    f"those of {first}; insert axes of size 1, as in {name}[:, None, :]"
-                )
-        elif shape[:split] != leading:
-            raise ValueError(
-                f"{function}: {name} has shape {shape}, expected {form} with leading axes {leading} as in {first}"
-            )
-
-
-def _refuse_mask_of_pairs(function, name, mask, pairs, problems, alone):
-    """Refuse a mask of (query, key) pairs, the causal one above all, where masks of tokens are meant.
-
-    A lower triangle may also be the padding of sequences of lengths 1, 2, ..., n, if n of them make the batch.
-    It is taken for that where the other mask is given as well, as self-attention over padding does.
-    """
-    shape = tuple(mask.shape)
-    if shape[-2:] != pairs:
-        return
-    if _broadcasts(shape[:-1], problems):
-        xp = array_namespace(mask)
-        if not alone or len(shape) > 2 or 1 in shape or not bool(xp.all(mask == xp.tril(mask | ~mask))):
-            return
-    raise ValueError(
-        f"{function}: {name} has shape {shape}, one entry a pair of query and key, but masks mark padding: "
-        "(..., n) for queries, (..., m) for keys. A causal mask leaves a doubly-stochastic plan only the identity "
-        "(the first query may use the first key alone, so no other query may, and so on): causal models need "
-        "softmax attention, as in torch's scaled_dot_product_attention(..., is_causal=True)"
-    )
-
-
-def _broadcasts(shape, onto):
-    return len(shape) <= len(onto) and all(
-        s in (1, o) for s, o in zip(reversed(shape), reversed(onto), strict=False)
-    )
-
-
 # ------------------------------------------------------------------------------------------------- the results
 
 
@@ -386,9 +224,9 @@ def _cast_back(xp, function, x, half):
     if half is None:
         return x
     with np.errstate(over="ignore"):
-        back = map_leaves(lambda leaf: xp.astype(leaf, half) if _kind(xp, leaf.dtype) == "float" else leaf, x)
+        back = map_leaves(lambda leaf: xp.astype(leaf, half) if kind_of(xp, leaf.dtype) == "float" else leaf, x)
     for _, leaf in named_leaves(function, back):
-        if _kind(xp, leaf.dtype) == "half" and not bool(xp.all(xp.isfinite(xp.astype(leaf, xp.float32)))):
+        if kind_of(xp, leaf.dtype) == "half" and not bool(xp.all(xp.isfinite(xp.astype(leaf, xp.float32)))):
             raise FloatingPointError(
                 f"{function}: the result does not fit into {half}; convert the input to float32"
             )
@@ -397,7 +235,7 @@ def _cast_back(xp, function, x, half):
 
 def _explain_non_finite(xp, function, result, arrays):
     """If a result is not finite, say which input is to blame, or that the dtype overflowed."""
-    floats = [x for _, x in named_leaves(function, result) if _kind(xp, x.dtype) in ("float", "half")]
+    floats = [x for _, x in named_leaves(function, result) if kind_of(xp, x.dtype) in ("float", "half")]
     # joined first: one wait for the device
     if floats and bool(functools.reduce(lambda a, b: a & b, [xp.all(xp.isfinite(x)) for x in floats])):
         return

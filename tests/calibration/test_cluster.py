@@ -14,8 +14,9 @@ import pytest
 from asap_ref import Attention, fit_amortizer
 from asap_ref.calibration import fit as calibration
 from asap_ref.calibration.sources import Mapped
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.compilation import compile_model
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.transformer import Transformer
 
 distributed = pytest.importorskip("distributed", reason="needs Dask: pip install asap-ref[distributed]")
 zarr = pytest.importorskip("zarr", reason="needs zarr: pip install asap-ref[distributed]")

@@ -8,8 +8,9 @@ import pytest
 from counting import NAMESPACE, counted
 
 import asap_ref as ar
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.training import loss_and_gradients
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.transformer import Transformer
 from asap_ref.support import trees
 
 

@@ -14,7 +14,8 @@ from asap_ref.fidelity.diagnostics import (
     rank_residual_by_depth,
     sink_score,
 )
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.architecture import Architecture
+from asap_ref.model.transformer import Transformer
 
 
 def plan(S, n_iter, **options):

@@ -5,7 +5,8 @@ import pytest
 
 from asap_ref import Attention, compile_model, detect_drift, fidelity_report, fit_amortizer, recalibrate
 from asap_ref.fidelity.report import FidelityReport
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.architecture import Architecture
+from asap_ref.model.transformer import Transformer
 
 SMALL = Architecture(image=(6, 6), patch=2, n_classes=3, width=12, n_layers=1, n_heads=3)
 TEACHER = Transformer.create(SMALL, Attention("sinkhorn", {"n_iter": 6, "epsilon": 0.5}))

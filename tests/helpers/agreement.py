@@ -7,10 +7,11 @@ import numpy as np
 from operators import OPERATORS, convert, map_arrays, outputs, random_like, vjp_of
 
 import asap_ref as ar
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.optimiser import TrainingSettings, adamw, initial_moments
 from asap_ref.model.training import loss_and_gradients, predict, train
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.transformer import Transformer
 from asap_ref.support import trees
 from asap_ref.support.arrays import to_numpy
 

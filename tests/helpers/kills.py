@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from asap_ref import Attention
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.optimiser import TrainingSettings
 from asap_ref.model.training import train
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.transformer import Transformer
 from asap_ref.support import files
 from asap_ref.support.trees import leaves
 

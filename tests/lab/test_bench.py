@@ -12,9 +12,10 @@ from asap_ref.lab.datasets import Dataset
 from asap_ref.lab.experiments import Experiment
 from asap_ref.lab.track import Extent, Track
 from asap_ref.method import attention
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.optimiser import TrainingSettings
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.transformer import Transformer
 from asap_ref.support import files
 
 TINY = Extent(

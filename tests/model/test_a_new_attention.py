@@ -6,8 +6,9 @@ from gradients import check_vjp
 from problems import masks, qkv
 
 import asap_ref as ar
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.mechanism import MECHANISMS, Mechanism
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.transformer import Transformer
 from asap_ref.support.arrays import array_module, to_numpy
 
 

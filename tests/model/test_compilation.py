@@ -8,10 +8,11 @@ from asap_ref.fidelity.comparison import compare_attentions
 from asap_ref.fidelity.hardness import hardness
 from asap_ref.fidelity.report import FidelityReport, fidelity_report, teacher_of
 from asap_ref.method.transport import attention_scores
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.measures import column_distance, plan_of
 from asap_ref.model.recording import record
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.transformer import Transformer
 from asap_ref.support.trees import leaves
 
 SMALL = Architecture(image=(6, 6), patch=2, n_classes=3, width=12, n_layers=2, n_heads=3)
@@ -27,9 +28,9 @@ def test_recording_changes_nothing_and_keeps_what_each_layer_was_given():
     q, k, v, query_mask, key_mask = calls[0]
     assert query_mask is None and key_mask is None
     # the first layer's queries, by hand
+    from asap_ref.model.blocks import split_qkv
     from asap_ref.model.embedding import embed_vjp
     from asap_ref.model.layers import layer_norm, linear
-    from asap_ref.model.transformer import split_qkv
 
     params = TEACHER.params
     x, _, _ = embed_vjp(params["embedding"], HELD_OUT, SMALL)

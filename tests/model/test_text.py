@@ -7,12 +7,13 @@ import pytest
 
 from asap_ref import Attention, array_module, fit_amortizer, to_numpy
 from asap_ref.lab.datasets import load_topics
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.batching import batches, lengths, shuffled_batches, trimmed
 from asap_ref.model.layers import cross_entropy
 from asap_ref.model.optimiser import TrainingSettings, adamw, initial_moments, learning_rate_at
 from asap_ref.model.text import build_vocabulary, encode, word_dropout
 from asap_ref.model.training import accuracy, dropout_noise, loss_and_gradients, predict, train
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.transformer import Transformer
 from asap_ref.support.arrays import sum_rows
 from asap_ref.support.trees import flatten, place, unflatten
 

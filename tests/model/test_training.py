@@ -9,9 +9,10 @@ from tallies import CALLS, refused
 
 from asap_ref import Attention
 from asap_ref.lab.datasets import load_digits, shift
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.optimiser import TrainingSettings, learning_rate_at
 from asap_ref.model.training import accuracy, predict, train
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.transformer import Transformer
 from asap_ref.support.trees import leaves
 
 SMALL = Architecture(patch=4, width=16, n_layers=1, n_heads=4)

@@ -7,13 +7,15 @@ import pytest
 from gradients import check_parameter_gradients
 
 from asap_ref import Attention, fit_amortizer
+from asap_ref.model.architecture import Architecture
+from asap_ref.model.blocks import merge_heads, split_heads
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.embedding import patches
 from asap_ref.model.layers import cross_entropy
 from asap_ref.model.optimiser import TrainingSettings, adamw, initial_moments, learning_rate_at
 from asap_ref.model.recording import record
 from asap_ref.model.training import loss_and_gradients
-from asap_ref.model.transformer import Architecture, Transformer, initialise, merge_heads, split_heads
+from asap_ref.model.transformer import Transformer, initialise
 from asap_ref.support.trees import flatten, leaves, tree_map
 
 SMALL = Architecture(image=(4, 6), patch=2, n_classes=3, width=12, n_layers=2, n_heads=3)

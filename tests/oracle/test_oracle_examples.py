@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from asap_ref import Attention, asap_attention, fit_amortizer, oracle
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.compilation import compile_model
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.transformer import Transformer
 
 EXAMPLES = Path(__file__).parent / "examples"
 

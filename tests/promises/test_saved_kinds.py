@@ -14,9 +14,10 @@ from tallies import CHANGED, CUT, FOREIGN, LACKING, REFUSED, SAME, note, refused
 
 import asap_ref as ar
 from asap_ref import Amortizer, Attention, FidelityReport
+from asap_ref.model.architecture import Architecture
 from asap_ref.model.optimiser import TrainingSettings
 from asap_ref.model.training import train
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.transformer import Transformer
 from asap_ref.support import files
 from asap_ref.support.trees import flatten, unflatten
 

@@ -12,7 +12,8 @@ from asap_ref import Attention, FidelityReport
 from asap_ref.calibration import sources
 from asap_ref.fidelity import comparison, diagnostics, hardness
 from asap_ref.fidelity import report as fidelity
-from asap_ref.model.transformer import Architecture, Transformer
+from asap_ref.model.architecture import Architecture
+from asap_ref.model.transformer import Transformer
 
 Q, K, V = qkv(2, 2, n=3, d=4)
 S = Q @ K.mT

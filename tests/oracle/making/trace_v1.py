@@ -19,7 +19,8 @@ from our_values import in_long
 from torch.nn import functional
 
 from asap_ref.method import attention as readable
-from asap_ref.model.transformer import Architecture, initialise
+from asap_ref.model.architecture import Architecture
+from asap_ref.model.transformer import initialise
 from asap_ref.oracle import reference
 from asap_ref.support.trees import flatten
 
