@@ -7,6 +7,7 @@ the only file that knows array-api-compat.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 
@@ -201,6 +202,16 @@ def is_made_under_a_mode(x):
     if compat.is_torch_array(x):
         return x.is_inference() or type(x).__name__ != "Tensor"
     return is_traced(x)
+
+
+def in_own_dtype(x):
+    """Make a context in which torch computes in the dtype of x: `torch.autocast` would round products to bfloat16."""
+    if compat.is_torch_array(x):
+        import torch
+
+        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+            return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def one_pass(function):

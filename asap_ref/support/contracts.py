@@ -40,7 +40,7 @@ import threading
 
 import numpy as np
 
-from asap_ref.support.arrays import is_array, is_half
+from asap_ref.support.arrays import in_own_dtype, is_array, is_half
 from asap_ref.support.settings import check_settings
 from asap_ref.support.shapes import check_kind, check_shapes, contract, kind_of, literal, named_arrays
 from asap_ref.support.trees import map_leaves, named_leaves
@@ -103,7 +103,7 @@ def fast_form_of(definition):
 
     def decorate(function):
         readable = _of_same_parameters(function, definition)
-        home, how = f"{readable.__module__}.{readable.__name__}", inspect.cleandoc(function.__doc__)
+        home, how = f"{readable.__module__}.{readable.__name__}", inspect.cleandoc(function.__doc__ or "")
         function.__name__ = readable.__name__  # in messages; __qualname__ still says where it stands
         function.__doc__ = definition.__doc__
         see = f"See Also\n--------\n{home} : the definition, against which this form is tested.\n    {how}"
@@ -149,7 +149,8 @@ def _checked(function, annotations, *more):
         half = next((x.dtype for _, x, _ in arrays if kind_of(xp, x.dtype) == "half"), None)
         if half is not None:
             arguments |= {key: _cast_half(xp, arguments[key]) for key in contracts if key in arguments}
-        result = inside(function, **arguments)
+        with in_own_dtype(arrays[0][1]):
+            result = inside(function, **arguments)
         if isinstance(result, tuple) and callable(result[-1]):
             value, vjp = result
             _explain_non_finite(xp, name, value, arrays)
@@ -185,7 +186,8 @@ def _checked_vjp(xp, name, value, vjp, half):
         check_kind(name, [*arrays, ("value", outputs[0], None)])
         if half is not None:
             cotangent = _cast_half(xp, cotangent)
-        gradients = inside(vjp, cotangent)
+        with in_own_dtype(outputs[0]):
+            gradients = inside(vjp, cotangent)
         _explain_non_finite(xp, f"{name} (backward)", gradients, arrays)
         return _cast_back(xp, f"{name} (backward)", gradients, half)
 
