@@ -31,16 +31,17 @@ def worker_count():
     return int(given)
 
 
-_of_pool = threading.local()  # whether this thread is one of a pool
+_thread = threading.local()
 
 
-def _begin():
-    _of_pool.it_is = True
+def _engage(yes=True):
+    """Say of this thread that it is one of a pool, or is waiting for one."""
+    _thread.engaged = yes
 
 
 @functools.cache
 def _pool(workers):
-    return ThreadPoolExecutor(workers, thread_name_prefix="asap_ref", initializer=_begin)
+    return ThreadPoolExecutor(workers, thread_name_prefix="asap_ref", initializer=_engage)
 
 
 if hasattr(os, "register_at_fork"):  # the threads of a pool do not come along into a forked child
@@ -78,15 +79,23 @@ def chunks(count, size):
 def spread(function, pieces):
     """Call the function on each piece, on threads if there are several, and return the results in order."""
     own = functools.partial(inside, function)
-    # a thread of the pool that waited for others of it could wait for ever
-    if len(pieces) == 1 or worker_count() == 1 or hasattr(_of_pool, "it_is"):
+    # a thread of the pool that waited for others of it could wait for ever, and so could a handler of signals that has
+    # come in where the pool is locked
+    if len(pieces) == 1 or worker_count() == 1 or getattr(_thread, "engaged", False):
         return list(map(own, pieces))
     with _blas_on_one_thread:
+        _engage()
         try:
-            results = _pool(worker_count()).map(own, pieces)
-        except RuntimeError:  # no thread is started any more, as when the interpreter ends
-            return list(map(own, pieces))
-        return list(results)
+            return list(_started(own, pieces))
+        finally:
+            _engage(False)
+
+
+def _started(own, pieces):
+    try:
+        return _pool(worker_count()).map(own, pieces)
+    except RuntimeError:  # no thread is started any more, as when the interpreter ends
+        return map(own, pieces)
 
 
 def over_problems(function, arrays, masks):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import sys
 
 import array_api_compat as compat
 import numpy as np
@@ -204,14 +205,16 @@ def is_made_under_a_mode(x):
     return is_traced(x)
 
 
-def in_own_dtype(x):
-    """Make a context in which torch computes in the dtype of x: `torch.autocast` would round products to bfloat16."""
-    if compat.is_torch_array(x):
-        import torch
-
-        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-            return torch.autocast(x.device.type, enabled=False)
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def in_their_dtypes():
+    """Let torch compute in the dtypes of its arrays inside: `torch.autocast` would round products to half."""
+    torch = sys.modules.get("torch")
+    is_on = getattr(torch, "is_autocast_enabled", None)  # another thread may be importing it
+    with contextlib.ExitStack() as off:
+        for device in ("cpu", "cuda") if is_on else ():
+            if is_on(device):
+                off.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def one_pass(function):

@@ -25,7 +25,8 @@ promises that would otherwise stand in every docstring and clutter the mathemati
   overflowed. The cause is looked for only then, so that the check costs one pass over the (small) output instead of
   one over every input, and one wait for the device (attentions that are kernels on CuPy do not wait: the error comes
   when results are brought to the host, asap_ref.fast.kernels.finite);
-- no floating-point warning escapes: what matters is raised, the rest is meant (exp of -large is 0).
+- no floating-point warning escapes: what matters is raised, the rest is meant (exp of -large is 0); and under
+  `torch.autocast` it computes in the dtype of its arrays all the same.
 
 An operator that another one calls is not checked again: the outermost speaks for those it calls.
 
@@ -40,7 +41,7 @@ import threading
 
 import numpy as np
 
-from asap_ref.support.arrays import in_own_dtype, is_array, is_half
+from asap_ref.support.arrays import in_their_dtypes, is_array, is_half
 from asap_ref.support.settings import check_settings
 from asap_ref.support.shapes import check_kind, check_shapes, contract, kind_of, literal, named_arrays
 from asap_ref.support.trees import map_leaves, named_leaves
@@ -149,8 +150,7 @@ def _checked(function, annotations, *more):
         half = next((x.dtype for _, x, _ in arrays if kind_of(xp, x.dtype) == "half"), None)
         if half is not None:
             arguments |= {key: _cast_half(xp, arguments[key]) for key in contracts if key in arguments}
-        with in_own_dtype(arrays[0][1]):
-            result = inside(function, **arguments)
+        result = inside(function, **arguments)
         if isinstance(result, tuple) and callable(result[-1]):
             value, vjp = result
             _explain_non_finite(xp, name, value, arrays)
@@ -186,8 +186,7 @@ def _checked_vjp(xp, name, value, vjp, half):
         check_kind(name, [*arrays, ("value", outputs[0], None)])
         if half is not None:
             cotangent = _cast_half(xp, cotangent)
-        with in_own_dtype(outputs[0]):
-            gradients = inside(vjp, cotangent)
+        gradients = inside(vjp, cotangent)
         _explain_non_finite(xp, f"{name} (backward)", gradients, arrays)
         return _cast_back(xp, f"{name} (backward)", gradients, half)
 
@@ -205,7 +204,7 @@ def inside(function, *args, **kwargs):
         return function(*args, **kwargs)
     _scope.inside = True
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), in_their_dtypes():
             return function(*args, **kwargs)
     finally:
         _scope.inside = False
