@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from asap_ref.fidelity.comparison import compare_attentions
@@ -36,30 +38,32 @@ def truncated(teacher, run):
 
 
 def rivals(teacher, data, run):
-    """What else could replace the teacher's attention without retraining: {name: model}.
+    """What else could replace the teacher's attention without retraining, {name: model}: those the experiment names.
 
-    Three duals that nobody learned, each with the two-sided transform of ASAP; a few over-relaxed iterations, from
-    softmax and from the Gaussian dual; dual softmax; and, where the experiment has rivals that are compiled too, ASAP
-    refined, with features of one pass, and on the key side.
+    ASAP refined, with features of one pass, and on the key side; three duals that nobody learned, each with the
+    two-sided transform of ASAP; a few over-relaxed iterations, from softmax and from the Gaussian dual; dual softmax.
     """
     epsilon = run.teacher.get("epsilon", 1.0)
-    found = {
-        f"initial-{start}": teacher.with_attention(Attention("initial", {"start": start, "epsilon": epsilon}))
-        for start in STARTS
+
+    def compiled(into="asap", **more):
+        batches = calibration_batches(run, data)
+        return compile_model(teacher, batches, **{"into": into, **run.compilation, **more})[0]
+
+    def closed_by(name, **settings):
+        return teacher.with_attention(Attention(name, {**settings, "epsilon": epsilon}))
+
+    makers = {
+        "asap-refined": partial(compiled, refine=1),
+        "asap-one-pass": partial(compiled, one_pass=epsilon),
+        "one-sided": partial(compiled, into="one-sided"),
     }
+    makers |= {f"initial-{start}": partial(closed_by, "initial", start=start) for start in STARTS}
     for initial, counts in (("softmax", RELAXED), ("gaussian", RELAXED[:2])):
         for t in counts:
-            settings = {"n_iter": t, "omega": OMEGA, "initial": initial, "epsilon": epsilon}
-            found[f"over-relaxed-{initial}-{t}"] = teacher.with_attention(Attention("over-relaxed", settings))
-    found["dual-softmax"] = teacher.with_attention(Attention("dual-softmax", {"epsilon": epsilon}))
-    if not run.compiled_rivals:
-        return found
-    for name, more in (("asap-refined", {"refine": 1}), ("asap-one-pass", {"one_pass": epsilon})):
-        found[name], _ = compile_model(teacher, calibration_batches(run, data), **{**run.compilation, **more})
-    found["one-sided"], _ = compile_model(
-        teacher, calibration_batches(run, data), into="one-sided", **run.compilation
-    )
-    return found
+            settings = {"n_iter": t, "omega": OMEGA, "initial": initial}
+            makers[f"over-relaxed-{initial}-{t}"] = partial(closed_by, "over-relaxed", **settings)
+    makers["dual-softmax"] = partial(closed_by, "dual-softmax")
+    return {name: makers[name]() for name in (makers if run.rivals is None else run.rivals)}
 
 
 def compare(variants, inputs, labels, length):
