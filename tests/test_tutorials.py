@@ -74,7 +74,7 @@ def test_committed_outputs_are_complete_and_carry_no_error_and_no_machine(path):
     everything = nbformat.writes(notebook)
     assert not MACHINE.search(everything), MACHINE.search(everything)
     assert len(everything) < 1_000_000, "outputs are too large for a repository"
-    assert notebook == execute.normalise(read(path)), "commit what python tutorials/execute.py writes"
+    assert notebook == execute.normalise(read(path), path), "commit what python tutorials/execute.py writes"
 
 
 @every_lesson

@@ -6,17 +6,33 @@
 
 A notebook is committed executed, and normalised: the same run gives the same file, with no times,
 paths or widget state in it. Outputs of cells tagged "varies" (times, versions) are not compared.
+
+Each notebook opens with links that run it elsewhere, and with a cell that installs the package where it is
+missing. Both are written here, from the repository's address in pyproject.toml.
 """
 
 import argparse
 import sys
+import tomllib
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError
 
 TUTORIALS = Path(__file__).resolve().parent
+PROJECT = tomllib.loads((TUTORIALS.parent / "pyproject.toml").read_text(encoding="utf-8"))[
+    "project"
+]
+REPOSITORY = PROJECT["urls"][
+    "Repository"
+]  # the one setting of links and of the cell that installs
+INSTALL = f'''\
+from importlib.util import find_spec
+
+if find_spec("asap_ref") is None:  # in Colab or Binder, say
+    %pip install --quiet "asap-ref[tutorials] @ git+{REPOSITORY}"'''
 CELL_TIMEOUT = 300  # seconds; the slowest cell trains a model, in about fifteen on an idle machine
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -54,7 +70,7 @@ def execute(path, *, last=False):
         coalesce_streams=True,
     )
     try:
-        return normalise(client.execute())
+        return normalise(client.execute(), path)
     except (
         CellTimeoutError,
         RuntimeError,
@@ -64,19 +80,43 @@ def execute(path, *, last=False):
         return execute(path, last=True)
 
 
-def normalise(notebook):
-    """Leave nothing in a notebook that differs from run to run or from machine to machine."""
+def normalise(notebook, path):
+    """Leave nothing in a notebook that differs from run to run or from machine to machine, and open it as all are."""
+    open_as_all_are(notebook, path)
     notebook.metadata = {"kernelspec": KERNEL, "language_info": LANGUAGE}
     notebook.nbformat_minor = 5
+    count = 0
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
             # a widget needs a running kernel; beside each one stands a static view, which is kept
             cell.outputs = [
                 output for output in cell.outputs if WIDGET not in output.get("data", {})
             ]
     return notebook
+
+
+def open_as_all_are(notebook, path):
+    """Put links under the title, and a first code cell that installs what is missing."""
+    title, _, rest = notebook.cells[0].source.partition("\n\n")
+    if rest.startswith("[Open in Colab]"):
+        rest = rest.partition("\n\n")[2]
+    notebook.cells[0].source = f"{title}\n\n{links(path)}\n\n{rest}"
+    if "find_spec" not in notebook.cells[1].source:
+        notebook.cells.insert(1, nbformat.v4.new_code_cell(outputs=[]))
+    notebook.cells[1].source = INSTALL
+
+
+def links(path):
+    """Links that open the notebook where it can be run without installing anything."""
+    place = path.relative_to(TUTORIALS.parent).as_posix()
+    owner_and_name = "/".join(REPOSITORY.split("/")[-2:])
+    colab = f"https://colab.research.google.com/github/{owner_and_name}/blob/main/{place}"
+    binder = f"https://mybinder.org/v2/gh/{owner_and_name}/main?labpath={quote(place, safe='')}"
+    return f"[Open in Colab]({colab}) · [Open in Binder]({binder})"
 
 
 def printed(notebook):

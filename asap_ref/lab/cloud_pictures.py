@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.collections import LineCollection
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from asap_ref.lab.pictures import plot_dual, plot_plan
 from asap_ref.lab.replacements import geometric_mean
 from asap_ref.method.masks import centred
 from asap_ref.method.sinkhorn import sinkhorn
@@ -60,27 +60,18 @@ def _rounded(x):
 
 def draw_plans(report, stem):
     """Draw a cloud with a plan between its points for each attention, column sums as the size of points."""
-    points, plans = np.asarray(report["cloud"]["points"]), report["cloud"]["plans"]
+    points, plans = _upwards(report["cloud"]["points"]), report["cloud"]["plans"]
     fig, axes = presentation.subplots(1, 4, figsize=(12, 3.9))
     spread = {}
     for axis, (name, title) in zip(axes, DRAWN.items(), strict=True):
         P = np.asarray(plans[name])
         received = P.sum(0)
         spread[name] = received.max()
-        i, j = np.nonzero(P > 0.03)
-        lines = LineCollection(
-            np.stack([points[i], points[j]], axis=1)[..., ::-1],
-            colors=presentation.COLOURS["light"],
-            linewidths=0.8,
-            alpha=np.clip(3 * P[i, j], 0.05, 1.0),
-        )
-        axis.add_collection(lines)
-        kind = name.partition("-")[0]
-        axis.scatter(*points.T[::-1], s=26 * received, color=presentation.COLOURS[kind], zorder=2, linewidths=0)
-        _as_image(axis, f"{title}: a point receives\n{received.min():.2f} to {received.max():.2f}")
+        title = f"{title}: a point receives\n{received.min():.2f} to {received.max():.2f}"
+        plot_plan(P, points, axis=axis, title=title, colour=name.partition("-")[0])
     fig.suptitle(
         f"Softmax lets one point receive {spread['softmax']:.1f} times its share, ASAP at most {spread['asap']:.2f}, "
-        f"its teacher {spread['sinkhorn']:.2f}\n(a test cloud; lines: entries of a head's plan above 0.03; "
+        f"its teacher {spread['sinkhorn']:.2f}\n(a test cloud; lines: entries of a head's plan above 0.02; "
         "size of a point: its column sum)",
         fontsize=11,
     )
@@ -89,15 +80,14 @@ def draw_plans(report, stem):
 
 def draw_dual(report, stem):
     """Draw the cloud coloured by its query dual: the teacher's, the predicted one, and their difference."""
-    points = np.asarray(report["cloud"]["points"])
+    points = _upwards(report["cloud"]["points"])
     teacher, predicted = (np.asarray(report["cloud"]["duals"][name]) for name in ("teacher", "predicted"))
-    fig, axes = presentation.subplots(1, 3, figsize=(10, 3.9))
-    low, high = min(teacher.min(), predicted.min()), max(teacher.max(), predicted.max())
-    parts = (("teacher's", teacher), ("predicted", predicted), ("difference", predicted - teacher))
-    for axis, (title, dual) in zip(axes, parts, strict=True):
-        shown = axis.scatter(*points.T[::-1], c=dual, vmin=low, vmax=high, s=42, cmap=presentation.SEQUENTIAL)
-        _as_image(axis, title)
-    fig.colorbar(shown, ax=axes, label="query dual (in units of epsilon)")
+    fig = plot_dual(
+        {"teacher's": teacher, "predicted": predicted},
+        points,
+        difference=("predicted", "teacher's"),
+        figsize=(10, 3.9),
+    )
     worst, size = np.abs(predicted - teacher).max(), teacher.max() - teacher.min()
     fig.suptitle(
         f"The predicted dual is off by at most {worst:.2f} where the teacher's spans {size:.1f}\n"
@@ -107,12 +97,9 @@ def draw_dual(report, stem):
     return presentation.save(fig, stem)
 
 
-def _as_image(axis, title):
-    """Rows of the image run downwards."""
-    axis.set_title(title, fontsize=10)
-    axis.invert_yaxis()
-    axis.set_aspect("equal")
-    axis.set_axis_off()
+def _upwards(points):
+    """From (row, column), rows downwards, to (x, y)."""
+    return np.asarray(points)[:, ::-1] * [1, -1]
 
 
 def draw_lengths(report, stem):

@@ -78,3 +78,56 @@ def load_clouds(n=64, *, seed=0):
     train_ink, test_ink = ((images + 1) / 2 for images in (digits.train_inputs, digits.test_inputs))
     test_clouds = draw_clouds(test_ink, n, np.random.default_rng([seed, n]))
     return Dataset("clouds", train_ink, digits.train_labels, test_clouds, digits.test_labels, digits.classes)
+
+
+# ----------------------------------------------------------------------------------------- the pair of the tutorials
+
+
+def pair_of_clouds(n=24, m=None, *, digits=(0, 7), seed=5):
+    """Draw the two clouds that come back in every tutorial: a nought of n points and a seven of m.
+
+    Parameters
+    ----------
+    n, m : int
+        Points of the two clouds; as many of each by default.
+    digits : tuple of int
+        What they show, from 0 to 9.
+
+    Returns
+    -------
+    tuple of numpy.ndarray (n, 2), (m, 2)
+        Points (x, y) float64 with y upwards, unlike those of `draw_clouds`, and each cloud's mean at the origin. The
+        same at every call.
+
+    Examples
+    --------
+    >>> nought, seven = pair_of_clouds(24, 20)
+    >>> nought.shape, seven.shape, bool(np.allclose(seven.mean(0), 0))
+    ((24, 2), (20, 2), True)
+    """
+    dataset = load_digits()
+    rng = np.random.default_rng(seed)
+    clouds = []
+    for digit, count in zip(digits, (n, n if m is None else m), strict=True):
+        ink = (dataset.train_inputs[dataset.train_labels == digit][:1] + 1) / 2
+        points = draw_clouds(ink, count, rng)[0].astype(np.float64)[:, ::-1] * [1, -1]  # (row, column) -> (x, y)
+        clouds.append(points - points.mean(axis=0))
+    return tuple(clouds)
+
+
+def queries_and_keys(first, second, *, sharpness=3.0):
+    """Scale two clouds to queries and keys whose scores are ``sharpness`` times the inner products of the points.
+
+    So the transport cost differs from half the squared distance, times ``sharpness``, by what depends on one point
+    alone: doubly-stochastic attention gives the same plan for both, softmax does not.
+
+    Examples
+    --------
+    >>> from asap_ref import attention_scores
+    >>> nought, seven = pair_of_clouds()
+    >>> q, k = queries_and_keys(nought, seven, sharpness=3.0)
+    >>> bool(np.allclose(attention_scores(q, k), 3.0 * nought @ seven.T))
+    True
+    """
+    scale = np.sqrt(sharpness * np.sqrt(first.shape[-1]))  # undoes the 1 / sqrt(d) of attention
+    return scale * first, scale * second

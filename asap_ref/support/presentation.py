@@ -1,7 +1,8 @@
 """How results are shown: one palette and one look for every figure, and source code inside notebooks.
 
 The colours are those of Okabe & Ito, which people with any colour vision can tell apart. A mechanism has the same
-colour everywhere: softmax is grey, Sinkhorn blue, ASAP vermilion.
+colour everywhere: softmax is grey, Sinkhorn blue, ASAP vermilion; so have queries (black)
+and keys (purple, from Paul Tol's scheme, since all of theirs are taken).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ COLOURS = {
     "light": "#56B4E9",
     "warm": "#E69F00",
     "black": "#000000",
+    "query": "#000000",
+    "key": "#AA4499",
 }
 MARKERS = {"softmax": "s", "sinkhorn": "o", "asap": "*", "sliced": "^", "other": "D"}
 SEQUENTIAL = "cividis"  # for heat maps: even in lightness, the same to all eyes
@@ -56,7 +59,7 @@ in_common_look = Held(lambda: mpl.rc_context(LOOK))
 
 
 def use():
-    """Give this notebook (or script) the common look; in a notebook figures become SVG."""
+    """Give this notebook (or script) the common look; in a notebook figures become sharp PNG."""
     mpl.rcParams.update(LOOK)
     try:
         from IPython import get_ipython
@@ -65,7 +68,7 @@ def use():
     if get_ipython() is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        set_matplotlib_formats("svg", metadata={"Date": None})
+        set_matplotlib_formats("retina", metadata={"Software": None})
 
 
 def subplots(*args, figsize=LOOK["figure.figsize"], **kwargs):

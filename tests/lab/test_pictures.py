@@ -1,0 +1,89 @@
+"""Pictures take a reader's own arrays, draw what the arrays say, and carry a text for those who do not see them."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from asap_ref import attention_scores, sinkhorn, transport_plan
+from asap_ref.lab import diagrams, pictures
+from asap_ref.lab.clouds import pair_of_clouds, queries_and_keys
+
+
+@pytest.fixture
+def clouds():
+    return pair_of_clouds(9, 6)
+
+
+def test_the_pair_is_the_same_at_every_call_and_centred():
+    for first, second in zip(pair_of_clouds(9, 6), pair_of_clouds(9, 6), strict=True):
+        assert np.array_equal(first, second) and np.allclose(first.mean(axis=0), 0)
+
+
+def test_a_doubly_stochastic_plan_sees_the_inner_product_as_the_distance(clouds):
+    queries, keys = clouds
+    q, k = queries_and_keys(queries, keys, sharpness=2.0)
+    by_product = attention_scores(q, k)
+    by_distance = -np.sum((queries[:, None] - keys) ** 2, axis=-1)  # 2 times minus half the square
+    plans = [transport_plan(S, sinkhorn(S, n_iter=400)) for S in (by_product, by_distance)]
+    assert np.allclose(*plans, atol=1e-8)
+
+
+def test_lines_are_as_wide_as_their_mass_and_keys_as_large_as_their_column_sum(clouds):
+    queries, keys = clouds
+    P = np.zeros((9, 6))
+    P[:, 0], P[0] = 1.0, [0.5, 0.5, 0, 0, 0, 0]
+    lines, dots, squares = pictures.plot_plan(P, queries, keys).axes[0].collections
+    assert len(lines.get_segments()) == 10 and len(dots.get_offsets()) == 9
+    assert lines.get_linewidths()[0] < lines.get_linewidths()[-1]
+    assert squares.get_sizes().argmax() == 0 and squares.get_sizes()[2] == squares.get_sizes().min()
+    assert squares.get_offsets()[:, 0].min() > dots.get_offsets()[:, 0].max()  # side by side
+
+
+def test_plans_share_one_scale_and_the_teacher_has_no_difference(clouds):
+    queries, keys = clouds
+    plans = {"softmax": np.eye(9, 6), "teacher": np.full((9, 6), 1 / 6)}
+    fig = pictures.plot_plans(plans, queries, keys, teacher="teacher")
+    bars, others = fig.axes[:2]
+    assert bars.get_ylim() == others.get_ylim() and len(fig.axes) == 6
+    off = fig.axes[4].get_title()
+    assert off == f"off by {np.abs(plans['softmax'] - plans['teacher']).sum():.1f} in all"
+
+
+def test_a_dual_is_centred_and_its_difference_is_on_the_same_scale(clouds):
+    f = np.arange(9.0)
+    fig = pictures.plot_dual({"a": f + 7, "b": 2 * f}, clouds[0], difference=("b", "a"))
+    a, b, difference, _ = (axis.collections[0] for axis in fig.axes)
+    assert np.allclose(a.get_array().mean(), 0) and np.allclose(difference.get_array(), f - f.mean())
+    assert a.get_clim() == b.get_clim() == difference.get_clim()
+
+
+def test_the_zigzag_of_the_hill_is_that_of_sinkhorn():
+    S = np.array([[1.0, 0.2], [0.6, -1.0]])
+    path = diagrams.plot_hill(S, epsilon=0.5, n_iter=3).axes[0].lines[0].get_xydata()
+    expected = [sinkhorn(S, n_iter=t, epsilon=0.5) for t in range(4)]
+    assert np.allclose(path[::2, 0], [duals.query[0] - duals.query[1] for duals in expected])
+    assert np.allclose(path[::2, 1], [duals.key[0] - duals.key[1] for duals in expected])
+
+
+def test_a_figure_is_shown_as_a_sharp_png_with_its_text(clouds, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, metadata, raw: shown.append((data, metadata)))
+    pictures.show(diagrams.plot_pipeline("sort"), alt="the way")
+    data, metadata = shown[0]
+    picture = Image.open(io.BytesIO(data["image/png"]))
+    assert (
+        metadata["image/png"] == {"alt": "the way", "width": 900, "height": 170}
+        and data["text/plain"] == "the way"
+    )
+    assert picture.size == (1800, 340)
+    with pytest.raises(ValueError, match="alt is empty"):
+        pictures.show(diagrams.plot_pipeline("sort"), alt=" ")
+
+
+def test_an_animation_is_one_png_of_all_its_frames(clouds, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, metadata, raw: shown.append(data["image/png"]))
+    pictures.show(diagrams.turning_slice(clouds[0][:6], clouds[1], n_frames=3), alt="a slice turns")
+    assert Image.open(io.BytesIO(shown[0])).n_frames == 3
