@@ -14,7 +14,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from asap_ref.support.contracts import inside
 
@@ -44,6 +43,8 @@ class _BlasOnOneThread(contextlib.AbstractContextManager):
 
     @functools.cached_property
     def blas(self):
+        from threadpoolctl import ThreadpoolController
+
         return ThreadpoolController().select(user_api="blas")
 
     def __enter__(self):
