@@ -1,4 +1,4 @@
-"""The command line: ``asap-ref reproduce | train | compile | fidelity | predict | bench | figures | oracle | info``.
+"""The command line, ``asap-ref COMMAND``: what a command does, ``asap-ref COMMAND --help`` says.
 
 Nothing is overwritten without --force, and --quiet leaves only errors. A word that is not known is answered with the
 near one.

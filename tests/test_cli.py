@@ -23,6 +23,9 @@ import pytest
 from tallies import MISTAKES, REFUSED, note
 
 from asap_ref import cli
+from asap_ref.fidelity.comparison import compare_attentions
+from asap_ref.lab.advice import some_of
+from asap_ref.lab.experiments import experiment
 from asap_ref.model.transformer import Transformer
 
 ATTENTIONS = ["softmax", "sinkhorn", "sinkhorn-1", "sinkhorn-2", "sinkhorn-3", "sinkhorn-4", "sinkhorn-5", "asap"]
@@ -151,6 +154,23 @@ def test_compile_command_replaces_the_attention_of_a_saved_model(short_run, tmp_
     )
 
 
+def test_advice_is_a_table_a_sentence_and_a_model_that_keeps_to_it(short_run, tmp_path):
+    out, _ = short_run
+    model, chosen = str(out / "sinkhorn.npz"), str(tmp_path / "chosen.npz")
+    done = asap_ref("advise", model, *DIGITS, "--error", "0.03", "--out", chosen)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "| over-relaxed-gaussian-1 |" in done.stdout
+        and "Within 0.03 of the teacher the cheapest is" in done.stdout
+    )
+    assert "64 sequences of 17 tokens on numpy" in done.stdout
+    teacher, found = Transformer.load(model), Transformer.load(chosen)
+    errors = compare_attentions(teacher, found.attentions, some_of(experiment("digits").load().test_inputs, 17))
+    assert max(error for layer in errors for error in layer["output_error"]) <= 0.03 + 1e-6
+    refused = asap_ref("advise", model, *DIGITS, "--length", "9")
+    assert refused.returncode == 2 and "--length: the model reads images, of 17 tokens each" in refused.stderr
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(short_run, tmp_path):
     out, _ = short_run
     arguments = ["reproduce", *DIGITS, "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(tmp_path)]
@@ -181,6 +201,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(sho
         (["reproduce", "--epochs", "0"], "expected an integer of at least 1, got '0'"),
         (["reproduce", "--epochs", "many"], "expected an integer of at least 1, got 'many'"),
         (["reproduce", "--slices", "1.5"], "expected an integer of at least 1, got '1.5'"),
+        (["advise", "absent.npz"], "no file absent.npz"),
+        (["advise", "absent.npz", "--length", "0"], "expected an integer of at least 1, got '0'"),
+        (["advise", "absent.npz", "--out", f"{os.devnull}/x"], f"--out: {os.devnull} is a file"),
         (["compile", "a", "b", "--slices", "few"], "expected an integer of at least 1, got 'few'"),
         (["reproduce", "--seed", "-1"], "expected an integer of at least 0, got '-1'"),
         (["reproduce", "--backend", "tensorflow"], "invalid choice"),

@@ -16,6 +16,21 @@ from asap_ref.model.mechanism import Attention
 from asap_ref.model.recording import record
 
 
+def race_layer(given, attentions, call, **pace):
+    """Output error of each head against the teacher's attention, and median milliseconds: {name: ((H,), ms)}.
+
+    A call is (q, k, v, query_mask, key_mask) of a layer; the pace is that of `interleaved`.
+    """
+    *arrays, query_mask, key_mask = call
+    masks = {"query_mask": query_mask, "key_mask": key_mask}
+    calls = {name: partial(attention, *arrays, **masks) for name, attention in attentions.items()}
+    seconds = interleaved(calls, **pace)
+    return {
+        name: (output_error(given, attention, [call]), 1e3 * float(np.median(seconds[name])))
+        for name, attention in attentions.items()
+    }
+
+
 def compare_layers(variants, inputs, length):
     """Rows of the attention alone, layer by layer, on the teacher's own q, k, v of the inputs of a timed forward pass.
 
@@ -27,29 +42,23 @@ def compare_layers(variants, inputs, length):
         for name, model in variants.items()
         if model.params is teacher.params and name in (length.alone or variants)
     }
-    for layer, (q, k, v, *masks) in enumerate(record(teacher, inputs)):
-        masks = dict(zip(("query_mask", "key_mask"), masks, strict=True))
+    for layer, (q, k, v, query_mask, key_mask) in enumerate(record(teacher, inputs)):
         attentions = {name: model.attentions[layer] for name, model in with_parameters.items()}
-        calls = {name: partial(attention, q, k, v, **masks) for name, attention in attentions.items()}
-        calls["softmax"] = partial(Attention("softmax"), q, k, v, **masks)
-        seconds = interleaved(calls, rounds=length.rounds, budget=math.inf)
-        ms = {name: 1e3 * float(np.median(each)) for name, each in seconds.items()}
+        given, attentions["softmax"] = attentions["sinkhorn"], Attention("softmax")
+        call = (q, k, v, query_mask, key_mask)
+        found = race_layer(given, attentions, call, rounds=length.rounds, budget=math.inf)
+        ms = {name: each for name, (_, each) in found.items()}
         if layer == 0:
-            began, given = time.perf_counter(), attentions["sinkhorn"]
-            ReadableAttention(given.name, given.settings)(q, k, v, **masks)
+            began = time.perf_counter()
+            ReadableAttention(given.name, given.settings)(q, k, v, query_mask=query_mask, key_mask=key_mask)
             log_domain = 1e3 * (time.perf_counter() - began)
-        for name in calls:
-            error = None
-            if name != "softmax":
-                error = geometric_mean(
-                    output_error(attentions["sinkhorn"], attentions[name], [(q, k, v, *masks.values())])
-                )
+        for name, (errors, _) in found.items():
             rows.append(
                 {
                     "n": length.n,
                     "layer": layer,
                     "attention": name,
-                    "output_error": error,
+                    "output_error": None if name == "softmax" else geometric_mean(errors),
                     "ms": ms[name],
                     "speedup": ms["sinkhorn"] / ms[name],
                     "speedup_log_domain": log_domain / ms[name] if layer == 0 else None,

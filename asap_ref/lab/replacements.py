@@ -24,42 +24,54 @@ def variants(models, data, run):
     """Models in the order of the table, {name: model}: as trained, the teacher cut short, ASAP, its rivals."""
     as_trained = {name: model for name, model in models.items() if name != "asap"}
     teacher = models["sinkhorn"]
-    return as_trained | truncated(teacher, run) | {"asap": models["asap"]} | rivals(teacher, data, run)
+    cut = truncated(teacher, run.truncations)
+    return as_trained | cut | {"asap": models["asap"]} | rivals(teacher, data, run)
 
 
-def truncated(teacher, run):
+def truncated(teacher, iterations):
     """Cut the teacher to fewer iterations: {name: model}."""
     return {
-        f"sinkhorn-{t}": teacher.with_attention(Attention("sinkhorn", {**run.teacher, "n_iter": t}))
-        for t in run.truncations
+        f"sinkhorn-{t}": teacher.with_attention(
+            *(Attention("sinkhorn", {**attention.settings, "n_iter": t}) for attention in teacher.attentions)
+        )
+        for t in iterations
     }
+
+
+def over_relaxed(teacher):
+    """Cut it short with a few over-relaxed iterations, from softmax and from the Gaussian dual: {name: model}."""
+    found = {}
+    for initial, counts in (("softmax", RELAXED), ("gaussian", RELAXED[:2])):
+        for t in counts:
+            settings = {"n_iter": t, "omega": OMEGA, "initial": initial}
+            found[f"over-relaxed-{initial}-{t}"] = without_learning(teacher, "over-relaxed", **settings)
+    return found
+
+
+def without_learning(teacher, name, **settings):
+    """Replace the teacher's attention by one that has nothing to learn, at the teacher's epsilon."""
+    epsilons = [attention.setting("epsilon") for attention in teacher.attentions]
+    return teacher.with_attention(*(Attention(name, {**settings, "epsilon": epsilon}) for epsilon in epsilons))
 
 
 def rivals(teacher, data, run):
-    """What else could replace the teacher's attention without retraining: {name: model}.
+    """What else could replace the teacher's attention without retraining, {name: model}: those the experiment names.
 
-    Three duals that nobody learned, each with the two-sided transform of ASAP; a few over-relaxed iterations, from
-    softmax and from the Gaussian dual; dual softmax; and, where the experiment has rivals that are compiled too, ASAP
-    refined, with features of one pass, and on the key side.
+    Three duals that nobody learned, each with the two-sided transform of ASAP; a few over-relaxed iterations; dual
+    softmax; ASAP refined, with features of one pass, and on the key side, each compiled by itself.
     """
-    epsilon = run.teacher.get("epsilon", 1.0)
-    found = {
-        f"initial-{start}": teacher.with_attention(Attention("initial", {"start": start, "epsilon": epsilon}))
-        for start in STARTS
+    found = {f"initial-{start}": without_learning(teacher, "initial", start=start) for start in STARTS}
+    found |= over_relaxed(teacher)
+    found["dual-softmax"] = without_learning(teacher, "dual-softmax")
+    compiled = {
+        "asap-refined": {"refine": 1},
+        "asap-one-pass": {"one_pass": run.teacher.get("epsilon", 1.0)},
+        "one-sided": {"into": "one-sided"},
     }
-    for initial, counts in (("softmax", RELAXED), ("gaussian", RELAXED[:2])):
-        for t in counts:
-            settings = {"n_iter": t, "omega": OMEGA, "initial": initial, "epsilon": epsilon}
-            found[f"over-relaxed-{initial}-{t}"] = teacher.with_attention(Attention("over-relaxed", settings))
-    found["dual-softmax"] = teacher.with_attention(Attention("dual-softmax", {"epsilon": epsilon}))
-    if not run.compiled_rivals:
-        return found
-    for name, more in (("asap-refined", {"refine": 1}), ("asap-one-pass", {"one_pass": epsilon})):
-        found[name], _ = compile_model(teacher, calibration_batches(run, data), **{**run.compilation, **more})
-    found["one-sided"], _ = compile_model(
-        teacher, calibration_batches(run, data), into="one-sided", **run.compilation
-    )
-    return found
+    for name in compiled if run.rivals is None else compiled.keys() & set(run.rivals):
+        settings = {**run.compilation, **compiled[name]}
+        found[name], _ = compile_model(teacher, calibration_batches(run, data), **settings)
+    return {name: found[name] for name in (found if run.rivals is None else run.rivals)}
 
 
 def compare(variants, inputs, labels, length):

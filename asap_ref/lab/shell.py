@@ -1,4 +1,4 @@
-"""``asap-ref train | compile | fidelity | predict``: a model from data to its predictions, data of one's own above all.
+"""``asap-ref train | advise | compile | fidelity | predict``: from data, of one's own above all, to predictions.
 
 What computes is imported when it is needed, so that ``asap-ref --help`` is quick.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from asap_ref.support.arrays import MODULES
 from asap_ref.support.outputs import check_files
 
 DATASETS = (
@@ -20,8 +21,8 @@ TRAINABLE = ("softmax", "sinkhorn", "sliced", "initial", "over-relaxed", "dual-s
 
 
 def add_commands(commands, add_command):
-    """Describe the four commands."""
-    for add in (add_train, add_compile, add_fidelity, add_predict):
+    """Describe the five commands."""
+    for add in (add_train, add_advise, add_compile, add_fidelity, add_predict):
         add(commands, add_command)
 
 
@@ -128,6 +129,65 @@ def run_train(args):
         f"{len(inputs)} examples trained, {len(data.test_labels)} kept for testing: {right:.1%} of these are right"
     )
     print(f"wrote {args.out}")
+
+
+def add_advise(commands, add_command):
+    """Describe ``asap-ref advise``."""
+    parser = add_command(
+        commands,
+        "advise",
+        run_advise,
+        "asap-ref advise model.npz --data own.npz",
+        "asap-ref advise asap-out/sinkhorn.npz --dataset clouds --length 1024 --error 0.02",
+        "asap-ref advise model.npz --data own.npz --out chosen.npz",
+        help="measure what can replace the attention of a model, here and at your length, and say what is cheapest",
+    )
+    parser.add_argument("model", help="a Transformer trained with Sinkhorn attention, or compiled from one, .npz")
+    add_data(parser, "it is judged on (the training split calibrates)", "test")
+    parser.add_argument("--length", type=integer(1), metavar="N", help="cut sequences to N tokens (as they are)")
+    parser.add_argument(
+        "--error", type=float, default=0.05, help="how far outputs may be from the teacher's (%(default)s)"
+    )
+    parser.add_argument("--backend", choices=sorted(MODULES), default="numpy", help="array module (%(default)s)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="also write the cheapest model of which every head is within the error, .npz"
+    )
+    add_force(parser)
+
+
+def run_advise(args):
+    """Run ``asap-ref advise``."""
+    if args.out is not None:
+        check_files([args.out], "--out", force=args.force)
+
+    from asap_ref.lab.advice import advise, of_length, some_of
+    from asap_ref.lab.experiments import experiment
+    from asap_ref.lab.machine import machine
+    from asap_ref.lab.own_data import for_model
+    from asap_ref.lab.runs import calibration_batches, whole_batches
+    from asap_ref.model.batching import trimmed
+    from asap_ref.model.transformer import load_model
+
+    model = load_model(args.model, backend=args.backend)
+    if args.length is not None and model.architecture.kind == "images":
+        raise ValueError(f"--length: the model reads images, of {model.architecture.n_tokens} tokens each")
+    if args.data is None:
+        run = experiment(args.dataset)
+        data = run.load()
+        inputs, calibration = data.test_inputs, calibration_batches(run, data)
+        if run.points is not None and args.length is not None:  # a cloud can be drawn with any number of points
+            inputs = run.test_inputs(data, args.length)
+    else:
+        data = for_model(args.data, model)
+        inputs, calibration = data.test_inputs, whole_batches(data.train_inputs)
+    inputs = trimmed(inputs) if args.length is None else of_length(inputs, args.length)
+    tokens = model.architecture.n_tokens if model.architecture.kind == "images" else inputs.shape[1]
+    found = advise(model, some_of(inputs, tokens), calibration, error=args.error)
+    print(f"{found.markdown()}\n{found.sentence()}\n")
+    print(f"Medians of interleaved calls of the attention of all layers; {machine()['processor']}.")
+    if args.out is not None:
+        found.models[found.cheapest(every_head=True)].save(args.out)
+        print(f"wrote {args.out}")
 
 
 def add_compile(commands, add_command):

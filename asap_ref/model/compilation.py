@@ -133,10 +133,24 @@ def compile_model(
 
 
 def leave_heads(compiled, teacher, heads):
-    """Return the compiled attention with some heads left to the teacher's: mixed, or one of the two as it is."""
-    amortizer = compiled.settings["amortizer"]
-    others = tuple(h for h in range(len(amortizer.weights)) if h not in heads)
-    if not heads or not others:
-        return teacher if heads else compiled
-    kept = Attention(compiled.name, {**compiled.settings, "amortizer": amortizer.of_heads(others)})
-    return Attention("mixed", {"parts": ((kept, others), (teacher, tuple(heads)))})
+    """Return the compiled attention with some heads left to the teacher's."""
+    count = len(compiled.settings["amortizer"].weights)
+    return head_by_head([teacher if h in heads else compiled for h in range(count)])
+
+
+def head_by_head(attentions):
+    """Make one attention of one for each head, of which it takes that head: mixed, or all alike as it is."""
+    parts = {}
+    for head, attention in enumerate(attentions):
+        parts.setdefault(id(attention), (attention, []))[1].append(head)
+    if len(parts) == 1:
+        return attentions[0]
+    return Attention("mixed", {"parts": tuple((_of_heads(*part), tuple(part[1])) for part in parts.values())})
+
+
+def _of_heads(attention, heads):
+    """Return the attention with the weights of these heads only."""
+    if not attention.mechanism.predicts:
+        return attention
+    amortizer = attention.settings["amortizer"].of_heads(heads)
+    return Attention(attention.name, {**attention.settings, "amortizer": amortizer})
