@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-DECLARED = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?>=([0-9][^;,\s]*)")  # name, perhaps extras, lower bound
+DECLARED = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?[>=]=([0-9][^;,\s]*)")  # name, perhaps extras, bound
 
 
 def lowest(*extras):

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 '''
-ARRAY = '''
+ARRAY = """
 class _Array(Protocol):  # NumPy, CuPy, torch, JAX and other modules of the array API standard
     @property
     def shape(self) -> Any: ...
@@ -38,7 +38,7 @@ _Path = str | PathLike[str]
 
 __version__: str
 __all__: list[str]
-'''
+"""
 BACKEND = 'Literal["numpy", "cupy", "torch", "jax", "array_api_strict"]'
 SETTINGS = {  # by name
     "n_iter": "int",
@@ -94,7 +94,10 @@ SETTINGS = {  # by name
     "name": BACKEND,
     "arrays": "_Array | None",
 }
-OTHERWISE = {("omega", "over_relaxed_attention"): "float", ("inputs", "fidelity_report"): "_Inputs | list[_Inputs]"}
+OTHERWISE = {
+    ("omega", "over_relaxed_attention"): "float",
+    ("inputs", "fidelity_report"): "_Inputs | list[_Inputs]",
+}
 RESULTS = {  # of functions; the attentions give an array
     "amortized_query_dual": "_A",
     "attention_scores": "_A",

@@ -135,7 +135,9 @@ class Transformer(trees.EqualByValue):
         return f"<Transformer on {tokens}: {sizes}, {names} attention>"
 
     @classmethod
-    def create(cls, architecture, attention, *, seed=0, xp=np, dtype=np.float32, classes=(), words=()) -> Transformer:
+    def create(
+        cls, architecture, attention, *, seed=0, xp=np, dtype=np.float32, classes=(), words=()
+    ) -> Transformer:
         """Draw a new model with the same attention in every layer, its parameters in the module xp."""
         params = initialise(architecture, seed=check_seed(seed, "Transformer.create"), dtype=dtype)
         if xp is not np:
