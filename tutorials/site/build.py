@@ -232,7 +232,9 @@ def figure_page(name, script):
     sentence = inspect.cleandoc(gallery.load(name).__doc__).split("\n\n")[0].replace("\n", " ")
     record, table, picture = (script.with_suffix(suffix) for suffix in (".json", ".md", ".svg"))
     lines = [
-        f"# {name}: {sentence}",
+        f"# {name}",
+        "",
+        sentence,
         "",
         f"- Drawn by `asap-ref figures {name}` from the record [{record.name}]({record.name})",
     ]

@@ -61,6 +61,7 @@ def setup(app):
     """Show the section Contract of docstrings, which numpydoc does not know and would leave out."""
     app.connect("autodoc-process-docstring", _take_contract, priority=100)  # before numpydoc
     app.connect("autodoc-process-docstring", _give_contract, priority=900)
+    app.connect("autodoc-process-signature", _dots, priority=900)
 
 
 _contracts = {}
@@ -79,3 +80,8 @@ def _take_contract(app, what, name, thing, options, lines):
 def _give_contract(app, what, name, thing, options, lines):
     if name in _contracts:
         lines += ["", ".. rubric:: Contract", "", *_contracts.pop(name), ""]
+
+
+def _dots(app, what, name, thing, options, signature, result):
+    """Leading axes as one character: what parses signatures makes two dots of three."""
+    return (signature or "").replace("...", "…") or signature, result
