@@ -49,7 +49,8 @@ def test_the_distributions_hold_what_they_should(tmp_path):
     assert {path.relative_to(ROOT).as_posix() for path in wanted} <= inside
     assert {"asap_ref/py.typed", "asap_ref/__init__.pyi", "asap_ref/fast/kernels/tile.cu"} <= inside
     assert not [name for name in inside if name.startswith(("tests", "figures", "tutorials"))]
-    sources = {name.partition("/")[2] for name in tarfile.open(source).getnames()}
+    with tarfile.open(source) as archive:
+        sources = {name.partition("/")[2] for name in archive.getnames()}
     for name in (
         "tests/test_package.py",
         "figures/readme.py",

@@ -1,4 +1,4 @@
-"""Build the documentation site, without a network: python tutorials/site/build.py [--out build/site] [--open]
+"""Build the documentation site, without a network: python tutorials/site/build.py [--out FOLDER] [--open].
 
 Needs the extra: pip install -e '.[docs]'. Pages are staged in a folder laid out as the repository, so that their
 relative links hold in both; the pages of the API and of the figures are written from docstrings and records. Then
