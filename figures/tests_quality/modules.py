@@ -45,7 +45,7 @@ def measure():
 
 
 def _dtypes():
-    """How many of the public callables are right on a dtype of a module, how many refuse it, and all others by name."""
+    """Go through all public callables on all dtypes of all modules, and count."""
     import dtypes
 
     rows = []
@@ -56,7 +56,7 @@ def _dtypes():
             if dtypes.dtype_of(module, dtype) is not None:
                 with dtypes.switched(module):
                     found = {name: dtypes.outcome(name, module, dtype) for name in dtypes.NAMES}
-                rows.append({"module": module, "dtype": dtype, "found": found})
+                rows.append({"module": module, "dtype": dtype, "told": _told(found)})
     return rows
 
 
@@ -93,7 +93,7 @@ def draw(record, folder):
     )
     of_dtypes = [["dtype", *dict.fromkeys(row["module"] for row in record["dtypes"])]]
     for dtype in dict.fromkeys(row["dtype"] for row in record["dtypes"]):
-        found = {row["module"]: _told(row["found"]) for row in record["dtypes"] if row["dtype"] == dtype}
+        found = {row["module"]: row["told"] for row in record["dtypes"] if row["dtype"] == dtype}
         of_dtypes.append([dtype, *(found.get(module, "") for module in of_dtypes[0][1:])])
     calls = {row["operators"] for row in record["rows"] if "operators" in row}
     since = " (fewer where the last run is older, as on a GPU)" if len(calls) > 1 else ""
