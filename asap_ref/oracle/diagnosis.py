@@ -136,7 +136,7 @@ def _rows(case, found, expected):
         yield (
             (
                 "each row is right but for a factor of its own, near 1: rows of the plan do not sum to 1. Take the "
-                "last half step as softmax((g + S) / epsilon) v; exp((f + g + S) / epsilon) v has the rounding errors of f"
+                "last half step as softmax((g + S) / epsilon) v; exp((f + g + S) / epsilon) v has the roundings of f"
             ),
             flag,
         )

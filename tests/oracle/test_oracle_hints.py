@@ -138,7 +138,7 @@ def test_rows_that_do_not_sum_to_one_are_told_to_become_a_softmax(dtype):
     module = SimpleNamespace(__name__="mine", asap_attention=asap_attention)
     report = oracle.run_case(module, oracle.case("asap_attention/large_scores"), dtype=dtype)
     assert not report.passed
-    assert "softmax((g + S) / epsilon) v; exp((f + g + S) / epsilon) v has the rounding" in str(report).replace(
+    assert "softmax((g + S) / epsilon) v; exp((f + g + S) / epsilon) v has the roundings" in str(report).replace(
         "\n" + " " * 27, " "
     )
     assert "look at    large_logits" in str(report)
