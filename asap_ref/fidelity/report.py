@@ -80,11 +80,11 @@ class FidelityReport(EqualByValue):
     def _repr_html_(self):
         return html_table(self.table(), repr(self)[1:-1])
 
-    def markdown(self):
+    def markdown(self) -> str:
         """Write the rows as a table."""
         return markdown_table(self.table())
 
-    def table(self):
+    def table(self) -> list[list[str]]:
         """Rows of cells, the first of which is the head."""
         lines = [[title for title, _ in COLUMNS.values()]]
         for row in self.rows:
@@ -93,12 +93,12 @@ class FidelityReport(EqualByValue):
             )
         return lines
 
-    def worse_than(self, output_error):
+    def worse_than(self, output_error) -> list[tuple[int, int]]:
         """List the (layer, head) whose output error is larger, the worst first."""
         worst = sorted(self.rows, key=lambda row: -row["output_error"])
         return [(row["layer"], row["head"]) for row in worst if row["output_error"] > output_error]
 
-    def draw(self, stem):
+    def draw(self, stem) -> list[Path]:
         """Draw output error against how hard a head is, and error by sequence; return the paths written."""
         from asap_ref.support import presentation
 
@@ -130,19 +130,19 @@ class FidelityReport(EqualByValue):
         )
         return presentation.save(fig, stem)
 
-    def write(self, stem):
+    def write(self, stem) -> list[Path]:
         """Write table, picture and report: stem.md, .svg, .png and .npz; return the paths."""
         table, record = Path(f"{stem}.md"), Path(f"{stem}.npz")
         files.save_text(table, self.markdown())
         self.save(record)
         return [table, *self.draw(stem), record]
 
-    def save(self, path):
+    def save(self, path) -> None:
         """Write the report as .npz, atomically."""
         files.save(path, "fidelity", {"samples": self.samples}, {"rows": self.rows})
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path) -> FidelityReport:
         """Read a report that `save` wrote."""
         return files.load(path, "fidelity", lambda arrays, settings: cls(settings["rows"], arrays["samples"]))
 
