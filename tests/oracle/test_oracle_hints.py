@@ -167,3 +167,24 @@ def test_missing_outputs_and_errors_come_first():
 def test_tf32_keeps_eleven_bits():
     x = np.asarray([1 + 2.0**-10, 1 + 2.0**-12, 2.0**100 * (1 + 2.0**-10)])
     assert np.array_equal(shorten(x, "TF32") == x, [True, False, True])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_that_do_not_sum_to_one_are_told_to_become_a_softmax(dtype):
+    def asap_attention(q, k, v, directions, weights, basis=None, *, cumulants, epsilon, refine, **masks):
+        """P v taken literally, f with the few digits that large numbers leave it."""
+        f_hat = reference.amortized_query_dual(
+            q, k, directions, weights, basis=basis, cumulants=cumulants, **masks
+        )
+        S = reference.attention_scores(q, k)
+        f, g = reference.sinkhorn(S, n_iter=1 + refine, init=f_hat, epsilon=epsilon, **masks)
+        f = shorten(f.astype(float), "TF32").astype(f.dtype)
+        return reference.transport_plan(S, f, g, epsilon=epsilon, **masks) @ v
+
+    module = SimpleNamespace(__name__="mine", asap_attention=asap_attention)
+    report = oracle.run_case(module, oracle.case("asap_attention/large_scores"), dtype=dtype)
+    assert not report.passed
+    assert "softmax((g + S) / epsilon) v; exp((f + g + S) / epsilon) v has the roundings" in str(report).replace(
+        "\n" + " " * 27, " "
+    )
+    assert "look at    large_logits" in str(report)
