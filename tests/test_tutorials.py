@@ -9,6 +9,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,6 +132,24 @@ def test_the_map_names_every_lesson():
     for path in LESSONS:
         assert f"]({path.name})" in text
     assert len(LESSONS) == len(list((ROOT / "tutorials" / "solutions").glob("*.ipynb")))
+
+
+def test_what_lesson_1_says_of_eight_layers_and_of_trained_matchers_is_in_the_records():
+    runs = json.loads((ROOT / "figures/behaviour/sinks.json").read_text(encoding="utf-8"))["runs"]
+    of = {name: [run for run in runs if run["attention"] == name] for name in ("softmax", "sinkhorn")}
+    assert all(len(run["sink_score"]) == 8 for run in runs) and len(of["softmax"]) == 3
+    for measure in (lambda run: run["accuracy"], lambda run: run["rank_residual"][-1]):
+        ahead = [measure(a) > measure(b) for a, b in zip(of["softmax"], of["sinkhorn"], strict=True)]
+        assert set(ahead) == {True, False}  # now the one, now the other
+    assert min(np.mean(run["sink_score"]) for run in of["softmax"]) > 2
+
+    seeds = json.loads((ROOT / "figures/claims/matching.json").read_text(encoding="utf-8"))["seeds"]
+    right = {}
+    for row in (row for seed in seeds for row in seed["rows"] if row["n"] == 48):
+        right.setdefault((row["trained"], row["attention"]), []).append(row["right"])
+    right = {how: np.mean(shares) for how, shares in right.items()}
+    assert right["softmax", "sinkhorn-50"] > right["sinkhorn", "sinkhorn-50"]
+    assert 0.05 < right["softmax", "sinkhorn-50"] - right["softmax", "softmax"] < 0.2  # smaller than lesson 1's
 
 
 @every_lesson
