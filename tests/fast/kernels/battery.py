@@ -232,8 +232,8 @@ def flagged(place):
     return 1.0
 
 
-# Finite tokens, 2 queries and 40 keys, of so large a scale that their scores overflow, or those of one key; or, the other
-# side being so small that scores do not, one token on a slice, or one query times itself.
+# Finite tokens, 2 queries and 40 keys, of so large a scale that all scores overflow, or those of one key do; or, where
+# the other side is so small that scores do not, one token on a slice, or one query times itself.
 OVERFLOWS = {
     "softmax of scores": (fast.softmax_attention, 1e200, -1e200, {}),
     "sinkhorn of scores": (fast.sinkhorn_attention, 1e200, -1e200, {"n_iter": 2}),
