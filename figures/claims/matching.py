@@ -35,7 +35,6 @@ SEARCH_EPOCHS = 10
 SEARCHED_ON = 400  # pairs of training images in new draws; the test images are not used for choosing
 BENDS, TRAINED_AT = (0.0, 0.1, 0.2, 0.3), (0.0, MatchingRun.bend)
 KNOWN = 0.05, 100  # least spread of what a known motion leaves, as the noise; pairs
-EXAMPLE = 3  # of the test pairs, for the picture
 
 
 def measure():
@@ -148,7 +147,7 @@ def of_seed(seed, best):
         "seconds": seconds,
     }
     if seed == SEEDS[0]:
-        found["picture"] = drawn_pair(models, run, example=EXAMPLE)
+        found["picture"] = drawn_pair(models, run)
     return found
 
 
