@@ -63,7 +63,7 @@ class MatchingRun:
     n_iter: int = 10
     truncations: tuple[int, ...] = (1, 2, 3, 5)
     relaxed: tuple[int, ...] = (1, 2)  # over-relaxed iterations before the closing one
-    omega: float = 1.4  # how far they go
+    omega: float = 1.7  # how far they go, as everywhere in the lab (replacements.py)
     architecture: MatcherArchitecture = field(default_factory=MatcherArchitecture)
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=30, learning_rate=2e-3, weight_decay=0.01)
@@ -87,6 +87,10 @@ class MatchingRun:
     test: int = 360
     rounds: int = 5
     backend: str = "numpy"
+
+    def test_pairs(self, n):
+        """How many pairs of n points are judged: as many points in all as ``test`` pairs of training length."""
+        return max(1, self.test * self.points // n)
 
     def closing(self, name):
         """The attention that a matcher is trained through: Sinkhorn's, without iterations for softmax."""
@@ -199,7 +203,7 @@ def compile_matcher(run, teacher, **changed):
 
 def judged_pairs(run, n):
     """The pairs of that length on which all are judged: the same at every call."""
-    ink = (load_digits().test_inputs[: run.test] + 1) / 2
+    ink = (load_digits().test_inputs[: run.test_pairs(n)] + 1) / 2
     return draw_pairs(ink, n, np.random.default_rng([7, n]), bend=run.bend)
 
 
@@ -315,7 +319,8 @@ def markdown(report):
     lines += [[f"{row[key]:{form}}" for key, (_, form) in COLUMNS.items()] for row in report["rows"]]
     return (
         f"{markdown_table(lines)}\n"
-        f"Clouds of {settings['points']} points and moved copies, {settings['test']} test pairs, seed "
+        f"Clouds of {settings['points']} points and moved copies, {settings['test']} test pairs (of more points "
+        "fewer), seed "
         f"{settings['training']['seed']}, {settings['training']['epochs']} epochs; teacher T = {settings['n_iter']}. "
         "Right: the largest entry of a row is at its true partner. Plan error: against the plan of the attention that "
         f"the matcher was trained through. Forward pass: {CHUNK} pairs, median of {settings['rounds']}. "

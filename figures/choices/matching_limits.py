@@ -33,11 +33,10 @@ TRIED = {  # what is computed before the closing pass, and settings of compile_m
     "calibrated at 48 and 128 points": (0, {}),
     "keys near a query along 16 axes": (0, {"neighbours": 16}),
     "256 soft landmarks": (0, {"landmarks": 256}),
-    "all that needs no pass": (0, {"n_slices": 64, "candidates": 256, "quadratic": 16, "moments": 8}),
     "one-pass features": (1, {"one_pass": 1.0}),
     "one-pass features at two temperatures": (1, {"one_pass": (1.0, 2.0)}),
 }
-LEARNED, LONGER, ALL = "slices learned by gradient", "calibrated at 48 and 128 points", "all that needs no pass"
+LEARNED, LONGER = "slices learned by gradient", "calibrated at 48 and 128 points"
 REFINED = (0, 1, 2)
 OMEGAS = (1.0, 1.2, 1.4, 1.6, 1.8)  # of over-relaxed iterations from softmax, which need no map
 DESCENT = TrainingSettings(epochs=20, learning_rate=1e-2)
@@ -133,9 +132,7 @@ def measure():
 
 
 def compiled_with(run, teacher, name, options):
-    """Compile on pairs of the run's length; on 128 points as well, on more, or with learned slices, where tried."""
-    if name == ALL:  # more features want more data
-        run = replace(run, calibrate_on=None)
+    """Compile on pairs of the run's length; on 128 points as well, or with learned slices, where that is tried."""
     if name != LONGER:
         compiled, report = compile_matcher(replace(run, compilation={}), teacher, **options)
         return (with_learned_slices(run, teacher, compiled), report) if name == LEARNED else (compiled, report)
