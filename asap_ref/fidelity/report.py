@@ -31,7 +31,7 @@ from asap_ref.model.measures import as_float64, column_distance, plan_of, valid_
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.recording import check_model, record
 from asap_ref.support import files
-from asap_ref.support.arrays import array_namespace, to_numpy
+from asap_ref.support.arrays import array_namespace, count_of, to_numpy
 from asap_ref.support.settings import check_count
 from asap_ref.support.tables import html_table, markdown_table
 from asap_ref.support.trees import EqualByValue
@@ -208,11 +208,11 @@ def fidelity_report(compiled, inputs, *, teacher=None, most=50):
             f"fidelity_report: inputs must be an array or a list of arrays, got {type(inputs).__name__}"
         )
     batches = [inputs] if hasattr(inputs, "shape") else list(inputs)
-    if not sum(len(batch) for batch in batches):
+    if not sum(map(count_of, batches)):
         raise ValueError("fidelity_report: inputs is empty; give at least one sequence")
-    measured = [measure(teacher, compiled.attentions, batch, most=most) for batch in batches if len(batch)]
+    measured = [measure(teacher, compiled.attentions, batch, most=most) for batch in batches if count_of(batch)]
     by_name = {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
-    hard = [hardness(teacher, batch) for batch in batches if len(batch)]
+    hard = [hardness(teacher, batch) for batch in batches if count_of(batch)]
     rows, n_heads = [], by_name["output_error"].shape[2]
     for layer, attention in enumerate(compiled.attentions):
         attends = {h: part for part, heads in attention.by_head(n_heads) for h in heads}

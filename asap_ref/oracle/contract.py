@@ -16,11 +16,16 @@ from asap_ref.oracle.verdict import dtype_name, to_host
 HINTS = {
     "signature": "the function is called with the names on the page, arrays and arguments alike by keyword.",
     "missing_output": "all outputs are returned, in the order on the page, as a tuple or by name.",
+    "missing_gradient": "gradients were required, and are not there.",
     "wrong_dtype": "results have the dtype of the inputs: compute in a longer one if you like, and convert once.",
     "wrong_device": "results stay on the device of the inputs.",
     "changed_inputs": "inputs are the caller's: copy before writing into them.",
     "memory_layout": (
         "inputs may be views: transposed, or every other element of a larger array. Ask for the strides, or copy."
+    ),
+    "not_repeatable": (
+        "the same call gave another result: an output that is not written everywhere, a sum that does not begin "
+        "with 0, a race, or a random number."
     ),
     "exception": "the implementation raised an error; the report has its text and line.",
 }

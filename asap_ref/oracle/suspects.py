@@ -38,6 +38,8 @@ def ranked(reports):
     failed = [report for report in reports if not report.passed]
     if not failed:
         return []
+    if all(report.only_absent for report in failed):
+        return list(dict.fromkeys(_breaches(failed)))
     dtype, operator = failed[0].dtype, failed[0].case.operator
     scores = {flag: _pattern(flag, reports, failed) for report in failed for flag in report.case.flags}
 
@@ -66,7 +68,12 @@ def ranked_by_smallest(reports, smallest):
     if _only_backward([smallest]):
         spoken.insert(0, BACKWARD)
     breaches = _breaches([smallest])
-    return list(dict.fromkeys([*breaches, *spoken, *needed, *ranked(reports)]))
+    by_chance = {flag for report in reports if not report.passed for flag in report.case.flags} - set(
+        smallest.case.flags
+    )
+    rest = [flag for flag in ranked(reports) if flag not in by_chance]  # which shrinking took away
+    found = dict.fromkeys([*breaches, *spoken, *needed, *rest])
+    return [flag for flag in found if smallest.dtype in ONLY_IN.get(flag, (smallest.dtype,))]
 
 
 def _breaches(failed):
@@ -76,6 +83,8 @@ def _breaches(failed):
     ]
     if any(lost):
         found.append("missing_output")
+    elif all(report.only_absent for report in failed):
+        found.append("missing_gradient")
     if all(report.message for report in failed):
         found.append("exception")
     return found
