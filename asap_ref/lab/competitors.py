@@ -51,7 +51,7 @@ def layer(n, kind="recorded-like", *, heads=HEADS, d=WIDTH, seed=0):
 
     Tokens are a vector of their position, the same in every sequence, plus one of a word, drawn by Zipf's law (the
     seed draws the words): as in trained layers, keys vary less from sequence to sequence than within one. Projections
-    have a decaying spectrum. Scores have the standard deviation of the kind.
+    have a decaying spectrum. Scores have the standard deviation of the kind, or one that is given as a number.
     """
     fixed, drawn = np.random.default_rng(7), np.random.default_rng(seed)
     width, words = 2 * d, 500
@@ -66,7 +66,7 @@ def layer(n, kind="recorded-like", *, heads=HEADS, d=WIDTH, seed=0):
     q, k, v = x @ wq, x @ wk, x @ wv
     sample = slice(None, None, max(n // 512, 1))
     S = q[:, sample] @ transpose(k[:, sample]) / math.sqrt(d)
-    size = SHARPNESS[kind] / S.std((-2, -1), keepdims=True)
+    size = SHARPNESS.get(kind, kind) / S.std((-2, -1), keepdims=True)
     return tuple(x.astype(np.float32) for x in (q * size, k, v / v.std()))
 
 
