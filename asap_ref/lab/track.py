@@ -35,7 +35,7 @@ class Extent:
     small: tuple = (16, 32, 64)
     long: tuple = (1024, 4096, 16384)  # on two heads
     memory: tuple = (1024, 4096, 16384, 65536)
-    compile: int = 256
+    compile: int = 1024
     reproduce: bool = True
 
 
@@ -43,6 +43,7 @@ EXTENTS = {
     "quick": Extent(
         lengths={"frozen": (256,), "sharp": (), "uniform": ()},
         parts=256,
+        compile=256,
         training=(256,),
         small=(16,),
         long=(),

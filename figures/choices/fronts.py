@@ -7,6 +7,7 @@ import teachers
 
 from asap_ref import Attention, fit_amortizer
 from asap_ref.calibration.omega import fitted_omega
+from asap_ref.lab.competitors import MAP
 from asap_ref.lab.layers_alone import race_layer
 from asap_ref.lab.machine import machine
 from asap_ref.lab.replacements import cut_short, from_initial_duals, geometric_mean, without_learning
@@ -15,9 +16,8 @@ from asap_ref.support import files, presentation
 from asap_ref.support.tables import markdown_table
 
 CUTS = (1, 2, 3, 5, 7)
-LARGE = {"n_slices": 8, "candidates": 128, "quadratic": 8, "moments": 4}
 ONE_PASS = {"ASAP + one pass": 1.0, "ASAP + one pass at 1, 2 and 4": (1.0, 2.0, 4.0)}
-SHARP, TOKENS = 20.0, 16384
+SHARP, TOKENS = 20.0, 8192
 KINDS = {  # how a name begins: what is told of it, and colour and marker
     "softmax": ("softmax", "softmax", "s"),
     "dual-softmax": ("dual softmax", "black", "P"),
@@ -59,7 +59,7 @@ def maps(settings, calibration):
     """ASAP without and with refining, and with features of one pass: {name: attention}."""
     batches, found = [(q, k) for q, k, *_ in calibration], {}
     for name, more in {"ASAP": {}, **{name: {"one_pass": t} for name, t in ONE_PASS.items()}}.items():
-        once = fit_amortizer(batches, refine=1, **LARGE, **more, **settings)
+        once = fit_amortizer(batches, refine=1, **MAP, **more, **settings)
         twice = replace(once, refine=2)
         twice = replace(twice, omega=fitted_omega(twice, *batches[0]))
         for amortizer in (replace(once, refine=0), once, twice):
@@ -110,7 +110,9 @@ def draw(record, folder):
         axis.step(*zip(*steps, strict=True), where="post", color="black", lw=0.8, zorder=0)
         axis.axvline(rows["sinkhorn"]["ms"], ls="--", lw=1, color=presentation.COLOURS["sinkhorn"])
         title = {"clouds": "clouds", "sharp": "scores of deviation 20"}[what]
-        axis.set(xlabel="ms", ylabel="output error", yscale="log", title=f"{title}, n = {front['n']}")
+        axis.set(
+            xlabel="ms", ylabel="output error", xscale="log", yscale="log", title=f"{title}, n = {front['n']}"
+        )
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return [table, *presentation.save(fig, Path(folder) / "fronts")]
 

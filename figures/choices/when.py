@@ -7,6 +7,7 @@ import teachers
 from matplotlib.patches import Patch
 
 from asap_ref import Attention, fit_amortizer
+from asap_ref.lab.competitors import MAP
 from asap_ref.lab.layers_alone import race_layer
 from asap_ref.lab.machine import machine
 from asap_ref.lab.replacements import cut_short, geometric_mean, without_learning
@@ -18,7 +19,6 @@ ERRORS = (0.05, 0.01)
 HEADS, WIDTH = 2, 32
 SCORES = 2**19  # of a head, in the batch that is timed, for lengths that leave a choice
 TOKENS, LONGEST = 8192, 1024  # to calibrate on, in sequences of at most that length
-LARGE = {"n_slices": 8, "candidates": 128, "quadratic": 8, "moments": 4}  # the default map of compile_model
 GROUPS = {  # how a name begins: what is told of it, and its colour
     "softmax": ("softmax", "softmax"),
     "dual-softmax": ("dual softmax", "black"),
@@ -42,7 +42,7 @@ def of_cell(n, sharpness):
     given = Attention("sinkhorn", teachers.MADE_UP)
     m = min(n, LONGEST)
     q, k, *_ = teachers.made_up(m, sharpness, range(100, 100 + TOKENS // m), **sizes)
-    refined = fit_amortizer([(q, k)], refine=1, **LARGE, **teachers.MADE_UP)
+    refined = fit_amortizer([(q, k)], refine=1, **MAP, **teachers.MADE_UP)
     attentions = {
         "softmax": Attention("softmax"),
         "sinkhorn": given,

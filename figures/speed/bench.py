@@ -5,6 +5,7 @@ from asap_ref.lab.bars import (
     ASAP,
     LOG,
     MIB,
+    REFINED,
     SCALING,
     SDPA,
     TILES,
@@ -62,7 +63,10 @@ def _pareto(axis, found):
     rows = [row for race in found if race["n"] == races.PARETO for row in race["rows"]]
     families = {
         "Sinkhorn, T = 1, 2, 3, 5, 7": ("sinkhorn", [f"Sinkhorn, T = {t}" for t in races.TRUNCATIONS]),
-        "ASAP, 4 to 64 slices": ("asap", [f"ASAP, {count} slices" for count in races.SLICES]),
+        "ASAP, 4 to 32 slices, and refined": (
+            "asap",
+            [ASAP, REFINED, *(f"ASAP, {count} slices" for count in races.SLICES)],
+        ),
         "softmax": ("softmax", ["softmax"]),
     }
     for label, (mechanism, names) in families.items():
