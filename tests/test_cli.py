@@ -1,7 +1,8 @@
 """The command: what it writes, how it resumes, and what it says of mistakes.
 
-Most calls run in this process, where a call costs what it does and not the import of everything. No limit of time is
-set that a busy machine could break: HANGS only ends what would never end.
+Most calls run in this process, where a call costs what it does and not the import of everything, and on few of the
+digits, which shows all that is asked of the command here. No limit of time is set that a busy machine could break:
+HANGS only ends what would never end.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import few_digits
 import numpy as np
 import pytest
 from tallies import MISTAKES, REFUSED, note
@@ -60,9 +62,10 @@ class Done(NamedTuple):
 
 
 def asap_ref(*arguments, cwd=None, env=None):
-    """Run the command in this process."""
+    """Run the command in this process, on few digits."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(few_digits.instead())
         stack.enter_context(mock.patch.dict(os.environ, env or {}))
         stack.enter_context(contextlib.chdir(cwd or "."))
         stack.enter_context(contextlib.redirect_stdout(out))
@@ -77,7 +80,7 @@ def asap_ref(*arguments, cwd=None, env=None):
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("short run")  # with a blank, as people have
-    done = installed("reproduce", *DIGITS, "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(out))
+    done = asap_ref("reproduce", *DIGITS, "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(out))
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -99,11 +102,10 @@ def test_reproduce_writes_report_figure_and_models(short_run):
 
 
 def test_the_compiled_model_runs_on_its_own_and_gives_the_reported_accuracy(short_run):
-    from asap_ref.lab.datasets import load_digits
     from asap_ref.model.training import accuracy
 
     out, _ = short_run
-    digits = load_digits()
+    digits = few_digits.load()
     report = json.loads((out / "report.json").read_text())
     for name in ("softmax", "sinkhorn", "asap"):
         expected = next(row["accuracy"] for row in report["rows"] if row["attention"] == name)
@@ -127,7 +129,7 @@ def test_heads_are_compiled_left_to_sinkhorn_and_reported(short_run, tmp_path):
 
 
 def test_a_model_can_be_trained_with_any_other_mechanism(tmp_path):
-    shared = ["--epochs", "1", "--n-iter", "2", "--slices", "4", "--out", str(tmp_path)]
+    shared = ["--epochs", "3", "--n-iter", "2", "--slices", "4", "--out", str(tmp_path)]
     done = asap_ref("reproduce", *DIGITS, "--attention", "sliced", "initial", *shared)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
@@ -179,7 +181,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(sho
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", listen, COMMAND, *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", listen, sys.executable, few_digits.__file__, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not (tmp_path / "softmax.checkpoint.npz").exists() and process.poll() is None:
         time.sleep(0.05)
@@ -325,6 +329,18 @@ def test_data_of_ones_own_are_trained_compiled_judged_and_predicted(tmp_path):
         right = np.mean([line.split(",")[0] == name for line, name in zip(predicted[1:], names, strict=True)])
         assert right > 0.8 and f"120 examples, {right:.1%} of their labels predicted" in done.stderr
     assert Transformer.load(tmp_path / "model.npz").classes == ("left", "right")
+
+
+@pytest.mark.slow
+def test_the_installed_command_does_it_on_all_digits(short_run, tmp_path):
+    done = installed(
+        "reproduce", *DIGITS, "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [row["attention"] for row in report["rows"]] == [*ATTENTIONS, *RIVALS]
+    assert "digits, 1437 training and 360 test examples" in done.stdout and "\r" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in short_run[0].iterdir()}
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """The tutorials run, say what they said when they were committed, and keep the shape that readers rely on."""
 
+import base64
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ spec.loader.exec_module(execute)
 NOTEBOOKS = execute.notebooks()
 LESSONS = [path for path in NOTEBOOKS if path.parent.name == "tutorials"]
 NEEDS = {"10_": ("torch", "peers"), "11_": ("distributed", "distributed")}  # a module, and the extra it comes with
+DRAWN_ANEW = [path for path in NOTEBOOKS if path.name < "05"]
+WITH_THE_EXTRA = {"asap_ref", "numpy", "scipy", "matplotlib", "sklearn", "ipywidgets", "IPython"}
 MACHINE = re.compile(r"(/home/|/root/|/Users/|/tmp/|/work/|/opt/|site-packages|[A-Z]:\\)")
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
@@ -75,6 +79,26 @@ def test_committed_outputs_are_complete_and_carry_no_error_and_no_machine(path):
     assert not MACHINE.search(everything), MACHINE.search(everything)
     assert len(everything) < 1_000_000, "outputs are too large for a repository"
     assert notebook == execute.normalise(read(path), path), "commit what python tutorials/execute.py writes"
+
+
+@pytest.mark.parametrize("path", DRAWN_ANEW, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_each_picture_is_sharp_and_has_a_text_for_those_who_do_not_see_it(path):
+    for cell in read(path).cells:
+        for output in cell.get("outputs", []):
+            kinds = {kind for kind in output.get("data", {}) if kind.startswith("image/")}
+            assert kinds <= {"image/png"}, "an untrusted notebook shows no SVG: use asap_ref.lab.pictures.show"
+            if kinds:
+                about = output["metadata"]["image/png"]
+                width = int.from_bytes(base64.b64decode(output["data"]["image/png"])[16:20], "big")
+                assert len(about["alt"]) > 20 and about["alt"] == output["data"]["text/plain"]
+                assert about["alt"] in cell.metadata["mystnb"]["image"]["alt"] and width > 1.2 * about["width"]
+
+
+@pytest.mark.parametrize("path", DRAWN_ANEW, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_notebook_imports_what_its_extra_brings(path):
+    code = "\n".join(cell.source for cell in read(path).cells[2:] if cell.cell_type == "code")
+    imported = {name.partition(".")[0] for name in re.findall(r"^\s*(?:from|import) ([\w.]+)", code, re.MULTILINE)}
+    assert imported <= {*WITH_THE_EXTRA, *sys.stdlib_module_names}
 
 
 @every_lesson

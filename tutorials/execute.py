@@ -88,7 +88,8 @@ def normalise(notebook, path):
     count = 0
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        tags = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        cell.metadata = {**tags, **picture_of(cell)}
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count
@@ -97,6 +98,16 @@ def normalise(notebook, path):
                 output for output in cell.outputs if WIDGET not in output.get("data", {})
             ]
     return notebook
+
+
+def picture_of(cell):
+    """What MyST-NB wants to know of a cell's picture: the text and the width that `pictures.show` gave it."""
+    given = [o.get("metadata", {}).get("image/png", {}) for o in cell.get("outputs", [])]
+    given = [picture for picture in given if "alt" in picture]
+    if not given:
+        return {}
+    image = {"alt": given[0]["alt"], "width": f"{given[0]['width']}px"}
+    return {"mystnb": {"image": image}}
 
 
 def open_as_all_are(notebook, path):

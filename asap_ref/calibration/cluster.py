@@ -9,7 +9,6 @@ Dask is imported only here, and only once a client is given.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import numbers
 import operator
@@ -19,6 +18,7 @@ from functools import partial
 import numpy as np
 
 from asap_ref.calibration.sources import Chunked, Rows, added_up, in_turn, peek, resolved
+from asap_ref.support.held import Held
 
 GROUP = 4  # batches in a tree when they come from the caller: a tree for each thread is on its way at a time
 
@@ -119,7 +119,7 @@ class OnCluster:
         return max(sum(self._client.nthreads().values()), 1)
 
     def _start(self, tasks):
-        with _of_any_size():
+        with _of_any_size:
             futures = self._client.compute(tasks)
         if self._progress:
             from dask.distributed import progress
@@ -128,7 +128,7 @@ class OnCluster:
         return futures
 
     def _result(self, task):
-        with _of_any_size():
+        with _of_any_size:
             return self._client.compute(task).result()
 
 
@@ -158,13 +158,12 @@ def _is_light(part):
     return isinstance(part, Rows | str | os.PathLike | numbers.Number)
 
 
-@contextlib.contextmanager
-def _of_any_size():
-    """Let models and batches travel with the tasks, of which Dask warns.
-
-    They do so on purpose: what is scattered is gone with its worker, what is in the graph can be made again.
-    """
+def _any_size():
     import dask
 
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
-        yield
+    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"})
+
+
+# Models and batches travel with the tasks, of which Dask warns. They do so on purpose: what is scattered is gone with
+# its worker, what is in the graph can be made again. Dask's settings are those of the process.
+_of_any_size = Held(_any_size)

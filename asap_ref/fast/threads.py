@@ -6,7 +6,6 @@ thread meanwhile: small products gain nothing from more, and ours are already in
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
@@ -17,6 +16,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from asap_ref.support.contracts import inside
+from asap_ref.support.held import Held
 
 CHUNK = 2**18  # entries of scores in a chunk: 1 MiB in float32, so that it stays in the cache
 
@@ -31,53 +31,34 @@ def worker_count():
     return int(given)
 
 
+_thread = threading.local()
+
+
+def _engage(yes=True):
+    """Say of this thread that it is one of a pool, or is waiting for one."""
+    _thread.engaged = yes
+
+
 @functools.cache
 def _pool(workers):
-    return ThreadPoolExecutor(workers, thread_name_prefix="asap_ref")
+    return ThreadPoolExecutor(workers, thread_name_prefix="asap_ref", initializer=_engage)
 
 
-class _BlasOnOneThread(contextlib.AbstractContextManager):
-    """Hold BLAS to one thread while anybody asks for it: the first in saves the limits, the last out restores them."""
-
-    def __init__(self):
-        self.lock, self.inside, self.limits = threading.Lock(), 0, None
-
-    @functools.cached_property
-    def blas(self):
-        return ThreadpoolController().select(user_api="blas")
-
-    def __enter__(self):
-        with self.lock:
-            if not self.inside:
-                self.limits = self.blas.limit(limits=1)
-            self.inside += 1
-
-    def __exit__(self, *error):
-        with self.lock:
-            self.inside -= 1
-            if not self.inside:
-                self.limits.restore_original_limits()
+if hasattr(os, "register_at_fork"):  # the threads of a pool do not come along into a forked child
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-_blas_on_one_thread = _BlasOnOneThread()
+@functools.cache
+def _blas():
+    return ThreadpoolController().select(user_api="blas")  # to find it takes a while
+
+
+_blas_on_one_thread = Held(lambda: _blas().limit(limits=1))
 
 
 def blas_on_one_thread():
     """Hold BLAS to one thread, for what is small: a team of them that waits for each other can cost seconds."""
     return _blas_on_one_thread
-
-
-def _begin_anew():
-    """Forget, in a forked child, the pool whose threads did not come along, and who held BLAS meanwhile."""
-    global _blas_on_one_thread
-    _pool.cache_clear()
-    if _blas_on_one_thread.inside:
-        _blas_on_one_thread.limits.restore_original_limits()
-    _blas_on_one_thread = _BlasOnOneThread()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def within_a_chunk(q, k):
@@ -97,10 +78,24 @@ def chunks(count, size):
 
 def spread(function, pieces):
     """Call the function on each piece, on threads if there are several, and return the results in order."""
-    if len(pieces) == 1 or worker_count() == 1:
-        return [inside(function, piece) for piece in pieces]
+    own = functools.partial(inside, function)
+    # a thread of the pool that waited for others of it could wait for ever, and so could a handler of signals that has
+    # come in where the pool is locked
+    if len(pieces) == 1 or worker_count() == 1 or getattr(_thread, "engaged", False):
+        return list(map(own, pieces))
     with _blas_on_one_thread:
-        return list(_pool(worker_count()).map(lambda piece: inside(function, piece), pieces))
+        _engage()
+        try:
+            return list(_started(own, pieces))
+        finally:
+            _engage(False)
+
+
+def _started(own, pieces):
+    try:
+        return _pool(worker_count()).map(own, pieces)
+    except RuntimeError:  # no thread is started any more, as when the interpreter ends
+        return map(own, pieces)
 
 
 def over_problems(function, arrays, masks):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asap_ref.model.measures import column_distance, output_error, plan_of
+from asap_ref.model.measures import column_distance, column_sums, output_error
 from asap_ref.model.recording import record
 
 
@@ -39,6 +39,6 @@ def compare_attentions(teacher, attentions, batch):
     for layer, (q, k, v, query_mask, key_mask) in enumerate(record(teacher, batch)):
         masks = {"query_mask": query_mask, "key_mask": key_mask}
         error = output_error(teacher.attentions[layer], attentions[layer], [(q, k, v, query_mask, key_mask)])
-        columns = column_distance(plan_of(attentions[layer], q, k, **masks), **masks)
+        columns = column_distance(column_sums(attentions[layer], q, k, **masks), q.shape[-2], **masks)
         report.append({"layer": layer, "output_error": error.tolist(), "column_error": columns.mean(0).tolist()})
     return report

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import ks_2samp
 
 from asap_ref.fidelity.report import FidelityReport
 from asap_ref.support.settings import check_positive
@@ -90,6 +89,8 @@ def detect_drift(before, after, *, level=0.05):
         )
     if not before.samples:
         raise ValueError("detect_drift: the reports hold no measures; make them with fidelity_report")
+    from scipy.stats import ks_2samp  # longer to import than all the rest of the package
+
     findings = []
     for measure, first in before.samples.items():
         second = after.samples[measure]

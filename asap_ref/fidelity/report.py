@@ -278,7 +278,7 @@ def measure(teacher, attentions, batch, *, most=50):
                 "difference": difference,
                 "size": size,
                 "output_error": np.sqrt(difference / np.maximum(size, 1e-300)),
-                "column_error": column_distance(P_found, **masks),
+                "column_error": column_distance(P_found.sum(-2), q.shape[-2], **masks),
                 "plan_kl": _divergence(P_expected, P_found) / np.maximum(valid.sum(-1), 1),
                 "equivalent_iterations": to_numpy(
                     equivalent_iterations(

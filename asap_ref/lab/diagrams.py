@@ -134,7 +134,7 @@ def plot_hill(S, *, epsilon=1.0, n_iter=10, start=None, axis=None, reach=None):
     if predicted:
         axis.plot(*predicted[0], "*", ms=14, color=COLOURS["asap"], label="from a predicted f", zorder=5)
     axis.set(xlabel="f₁ − f₂", ylabel="g₁ − g₂", title=f"ε = {epsilon:g}")
-    axis.legend(fontsize=8.5)
+    axis.legend(fontsize=8.5, frameon=True, framealpha=0.9)
     return fig
 
 

@@ -53,7 +53,7 @@ class Experiment:
     points: int | None = None  # of a training cloud, where training inputs are the ink of images
     lengths: tuple[Length, ...] = (Length(),)
     truncations: tuple[int, ...] = (1, 2, 3, 4, 5)  # iterations to which the teacher is cut
-    compiled_rivals: bool = True  # whether the table has variants of ASAP, each compiled by itself
+    rivals: tuple[str, ...] | None = None  # of `replacements.rivals`; None: all
 
     @property
     def augment(self):
@@ -98,12 +98,18 @@ EXPERIMENTS = {
                 sampled=1,
                 rounds=3,
                 log_rounds=0,
-                only=("softmax", "sinkhorn", "asap"),
-                alone=("sinkhorn", "sinkhorn-1", "sinkhorn-5", "asap"),
+                only=("softmax", "sinkhorn", "asap", "asap-refined", "over-relaxed-gaussian-1"),
+                alone=("sinkhorn", "sinkhorn-1", "sinkhorn-5", "asap", "asap-refined", "over-relaxed-gaussian-1"),
             ),
         ),
         truncations=(1, 2, 3, 5),
-        compiled_rivals=False,
+        rivals=(
+            "asap-refined",
+            "initial-gaussian",
+            "over-relaxed-softmax-2",
+            "over-relaxed-gaussian-1",
+            "dual-softmax",
+        ),
     ),
     "digits": Experiment(
         load=load_digits,

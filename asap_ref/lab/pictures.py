@@ -38,8 +38,10 @@ def show(picture, alt):
 
     Notes
     -----
-    The text goes into the metadata of the output (``{"image/png": {"alt": ...}}``), where nbconvert looks for it, and
-    into its text/plain. The background is white on dark pages as well: all colours are chosen for it.
+    The text goes into the metadata of the output (``{"image/png": {"alt": ...}}``) and into its text/plain; for the
+    pages of the documentation, tutorials/execute.py copies it to where MyST-NB looks. (HTML with an embedded picture
+    could carry it everywhere, but JupyterLab shows no such picture in an untrusted notebook.) The background is white
+    on dark pages as well: all colours are chosen for it.
     """
     from IPython.display import display
 
@@ -158,7 +160,8 @@ def plot_plans(plans, queries, keys=None, *, teacher=None, apart=None, figsize=N
     >>> fig = plot_plans({"softmax": np.full((5, 5), 0.2), "Sinkhorn": np.eye(5)}, points, teacher="Sinkhorn")
     """
     rows = 2 if teacher is None else 3
-    figsize = figsize or (2.15 * len(plans) + 0.4, 1.0 + 1.9 * (rows - 1))
+    width = min(3.3, 8.6 / len(plans))
+    figsize = figsize or (width * len(plans) + 0.4, 1.0 + (0.5 + 0.65 * width) * (rows - 1))
     heights = [0.42, 1, 1][:rows]
     fig, axes = presentation.subplots(rows, len(plans), figsize=figsize, squeeze=False, height_ratios=heights)
     sums = {title: np.asarray(P).sum(0) for title, P in plans.items()}
@@ -202,7 +205,7 @@ def mechanism_colour(title):
     return next((name for name in ("softmax", "sinkhorn", "asap", "sliced") if first.startswith(name)), "other")
 
 
-def plot_dual(duals, points, *, difference=None, figsize=None, size=42):
+def plot_dual(duals, points, *, difference=None, label="f, centred", figsize=None):
     """Draw a cloud coloured by its dual, centred; several beside each other on one scale, and their difference.
 
     Parameters
@@ -211,6 +214,8 @@ def plot_dual(duals, points, *, difference=None, figsize=None, size=42):
         By title.
     difference : tuple of str, optional
         Two titles: a last picture shows the first less the second, on the same scale.
+    label : str
+        What the scale of colours says.
 
     Examples
     --------
@@ -228,10 +233,10 @@ def plot_dual(duals, points, *, difference=None, figsize=None, size=42):
     )
     for axis, (title, dual) in zip(axes[0], duals.items(), strict=True):
         shown = axis.scatter(
-            *np.asarray(points).T, c=dual, vmin=-reach, vmax=reach, s=size, cmap=presentation.SEQUENTIAL
+            *np.asarray(points).T, c=dual, vmin=-reach, vmax=reach, s=42, cmap=presentation.SEQUENTIAL
         )
         bare(axis, title)
-    fig.colorbar(shown, ax=axes[0], label="f, centred")
+    fig.colorbar(shown, ax=axes[0], label=label)
     return fig
 
 

@@ -62,22 +62,21 @@ def from_initial_duals(attention):
 
 
 def rivals(teacher, data, run):
-    """What else could replace the teacher's attention without retraining: {name: model}.
+    """What else could replace the teacher's attention without retraining, {name: model}: those the experiment names.
 
     Three duals that nobody learned, each with the two-sided transform of ASAP; a few over-relaxed iterations; dual
-    softmax; and, where the experiment has rivals that are compiled too, ASAP refined, with features of one pass, and
-    on the key side.
+    softmax; ASAP refined, with features of one pass, and on the key side, each compiled by itself.
     """
     found = in_every_layer(teacher, from_initial_duals) | in_every_layer(teacher, without_learning)
-    if not run.compiled_rivals:
-        return found
-    epsilon = run.teacher.get("epsilon", 1.0)
-    for name, more in (("asap-refined", {"refine": 1}), ("asap-one-pass", {"one_pass": epsilon})):
-        found[name], _ = compile_model(teacher, calibration_batches(run, data), **{**run.compilation, **more})
-    found["one-sided"], _ = compile_model(
-        teacher, calibration_batches(run, data), into="one-sided", **run.compilation
-    )
-    return found
+    compiled = {
+        "asap-refined": {"refine": 1},
+        "asap-one-pass": {"one_pass": run.teacher.get("epsilon", 1.0)},
+        "one-sided": {"into": "one-sided"},
+    }
+    for name in compiled if run.rivals is None else compiled.keys() & set(run.rivals):
+        settings = {**run.compilation, **compiled[name]}
+        found[name], _ = compile_model(teacher, calibration_batches(run, data), **settings)
+    return {name: found[name] for name in (found if run.rivals is None else run.rivals)}
 
 
 def compare(variants, inputs, labels, length):

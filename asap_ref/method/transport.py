@@ -319,12 +319,8 @@ def marginal_error(plan: "... n m", *, query_mask=None, key_mask=None):
     """
     xp = array_namespace(plan)
     pairs = valid_pairs(query_mask, key_mask)  # a query that has no key to meet counts as masked
-    rows = keep(xp.abs(xp.sum(plan, axis=-1) - 1), None if pairs is None else xp.any(pairs, axis=-1))
-    return xp.max(rows, axis=-1), xp.max(column_error(plan, query_mask, key_mask), axis=-1)
-
-
-def column_error(plan, query_mask, key_mask):
-    """Deviation of each column sum of a plan from n'/m', (..., n, m) -> (..., m); zero where no pair is valid."""
-    xp = array_namespace(plan)
-    pairs, mass = valid_pairs(query_mask, key_mask), column_mass(plan, query_mask, key_mask)
-    return keep(xp.abs(xp.sum(plan, axis=-2) - mass), None if pairs is None else xp.any(pairs, axis=-2))
+    rows = xp.abs(xp.sum(plan, axis=-1) - 1)
+    columns = xp.abs(xp.sum(plan, axis=-2) - column_mass(plan, query_mask, key_mask))
+    if pairs is not None:
+        rows, columns = keep(rows, xp.any(pairs, axis=-1)), keep(columns, xp.any(pairs, axis=-2))
+    return xp.max(rows, axis=-1), xp.max(columns, axis=-1)

@@ -1,4 +1,4 @@
-"""What two attentions give on the same queries, keys and values: the distance of their outputs, and the plan of each.
+"""What two attentions give on the same queries, keys and values: how far their outputs are, and the plan of each.
 
 Shapes: q (B, H, n, d), k (B, H, m, d), v (B, H, m, p), plan (B, H, n, m).
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from asap_ref.method.masks import keep, token_count
-from asap_ref.method.transport import column_error
 from asap_ref.support.arrays import array_namespace, to_numpy
 
 
@@ -29,12 +28,23 @@ def plan_of(attention, q, k, *, query_mask=None, key_mask=None):
     return as_float64(attention(q, k, identity, query_mask=query_mask, key_mask=key_mask))
 
 
-def column_distance(plan, *, query_mask=None, key_mask=None):
-    """Mean distance of a plan's column sums from n'/m': NumPy (B, H, n, m) -> (B, H); 0 where no query is valid."""
+def column_sums(attention, q, k, *, query_mask=None, key_mask=None):
+    """Column sums Pᵀ 1 of the plan of any attention, NumPy float64 (..., m); the plan is not formed.
+
+    They are what its VJP gives to values of one column.
+    """
+    ones = array_namespace(q, k).ones_like
+    out, vjp = attention.vjp(q, k, ones(k[..., :1]), query_mask=query_mask, key_mask=key_mask)
+    return as_float64(vjp(ones(out))[2])[..., 0]
+
+
+def column_distance(sums, n, *, query_mask=None, key_mask=None):
+    """Mean distance of a plan's column sums (B, H, m) from n'/m', n queries: (B, H); 0 where no query is valid."""
     query_mask, key_mask = (None if mask is None else to_numpy(mask) for mask in (query_mask, key_mask))
-    some_query = None if query_mask is None else np.any(query_mask, axis=-1, keepdims=True)
-    distance = keep(column_error(plan, query_mask, key_mask), some_query)  # (B, H, m)
-    return (np.sum(distance, axis=-1, keepdims=True) / token_count(distance, key_mask))[..., 0]
+    queries = np.sum(np.ones(n) if query_mask is None else query_mask, axis=-1, keepdims=True, dtype=np.float64)
+    keys = token_count(sums, key_mask)
+    distance = np.sum(keep(np.abs(sums - queries / keys), key_mask), axis=-1, keepdims=True) / keys
+    return np.where(queries > 0, distance, 0.0)[..., 0]
 
 
 def valid_tokens(x, mask):

@@ -190,7 +190,7 @@ def _load_checkpoint(path, made_by, like):
 
 def epochs_with_progress(start, stop, label, history):
     """Yield epoch numbers under a progress bar on a terminal, with plain lines otherwise; silently without a label."""
-    if label is None:
+    if label is None or sys.stderr is None:  # as in a process without a terminal on Windows
         yield from range(start, stop)
         return
 

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from asap_ref.fast.attention import softmax_attention
+from asap_ref.fast.threads import over_problems
 from asap_ref.method.masks import at_valid_pairs, keep, without_padding
 from asap_ref.method.transport import (
     attention_scores,
@@ -77,7 +80,17 @@ def dual_softmax_attention_vjp(q, k, v, *, epsilon=1.0, query_mask=None, key_mas
 
 @fast_form_of(dual_softmax_attention)
 def fast_dual_softmax_attention(q, k, v, *, epsilon=1.0, query_mask=None, key_mask=None):
-    """Fast softmax attention, with the bias as one more coordinate of the keys."""
+    """A chunk of problems at a time on NumPy; then fast softmax attention, the bias one more coordinate of the keys."""
+
+    def part(q, k, v, query_mask, key_mask):
+        return _through_softmax(q, k, v, epsilon, query_mask, key_mask)
+
+    if not isinstance(q, np.ndarray):
+        return part(q, k, v, query_mask, key_mask)
+    return over_problems(part, [q, k, v], [query_mask, key_mask])
+
+
+def _through_softmax(q, k, v, epsilon, query_mask, key_mask):
     xp, d = array_namespace(q, k, v), q.shape[-1]
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S = attention_scores(q, k)

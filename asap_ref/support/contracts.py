@@ -25,7 +25,8 @@ promises that would otherwise stand in every docstring and clutter the mathemati
   overflowed. The cause is looked for only then, so that the check costs one pass over the (small) output instead of
   one over every input, and one wait for the device (attentions that are kernels on CuPy do not wait: the error comes
   when results are brought to the host, asap_ref.fast.kernels.finite);
-- no floating-point warning escapes: what matters is raised, the rest is meant (exp of -large is 0).
+- no floating-point warning escapes: what matters is raised, the rest is meant (exp of -large is 0); and under
+  `torch.autocast` it computes in the dtype of its arrays all the same.
 
 An operator that another one calls is not checked again: the outermost speaks for those it calls.
 
@@ -40,7 +41,7 @@ import threading
 
 import numpy as np
 
-from asap_ref.support.arrays import is_array, is_half
+from asap_ref.support.arrays import in_their_dtypes, is_array, is_half
 from asap_ref.support.settings import check_settings
 from asap_ref.support.shapes import check_kind, check_shapes, contract, kind_of, literal, named_arrays
 from asap_ref.support.trees import map_leaves, named_leaves
@@ -103,7 +104,7 @@ def fast_form_of(definition):
 
     def decorate(function):
         readable = _of_same_parameters(function, definition)
-        home, how = f"{readable.__module__}.{readable.__name__}", inspect.cleandoc(function.__doc__)
+        home, how = f"{readable.__module__}.{readable.__name__}", inspect.cleandoc(function.__doc__ or "")
         function.__name__ = readable.__name__  # in messages; __qualname__ still says where it stands
         function.__doc__ = definition.__doc__
         see = f"See Also\n--------\n{home} : the definition, against which this form is tested.\n    {how}"
@@ -203,7 +204,7 @@ def inside(function, *args, **kwargs):
         return function(*args, **kwargs)
     _scope.inside = True
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), in_their_dtypes():
             return function(*args, **kwargs)
     finally:
         _scope.inside = False

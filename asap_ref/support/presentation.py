@@ -18,6 +18,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from asap_ref.support import files
+from asap_ref.support.held import Held
 
 COLOURS = {
     "softmax": "#999999",
@@ -54,6 +55,8 @@ LOOK = {
     "svg.hashsalt": "asap_ref",  # the same figure gives the same file
 }
 
+in_common_look = Held(lambda: mpl.rc_context(LOOK))
+
 
 def use():
     """Give this notebook (or script) the common look; in a notebook figures become sharp PNG."""
@@ -76,7 +79,7 @@ def subplots(*args, figsize=LOOK["figure.figsize"], **kwargs):
     >>> fig, axis = subplots()
     >>> lines = axis.plot([1, 2], color=COLOURS["asap"])
     """
-    with mpl.rc_context(LOOK):
+    with in_common_look:
         fig = Figure(figsize=figsize)
         return fig, fig.subplots(*args, **kwargs)
 
@@ -97,7 +100,7 @@ def save(fig, stem):
     written = []
     for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()
-        with mpl.rc_context(LOOK):
+        with in_common_look:
             fig.savefig(buffer, format=suffix, metadata=metadata)
         path, data = Path(f"{stem}.{suffix}"), buffer.getvalue()
         files.write_atomically(path, lambda file, data=data: file.write(data))

@@ -10,7 +10,7 @@ from asap_ref.lab.experiments import experiment
 from asap_ref.lab.machine import machine
 from asap_ref.lab.runs import trained, whole_batches
 from asap_ref.model.compilation import compile_model
-from asap_ref.model.measures import column_distance, plan_of
+from asap_ref.model.measures import column_distance, column_sums
 from asap_ref.model.optimiser import TrainingSettings
 from asap_ref.model.recording import record as record_layers
 from asap_ref.model.training import accuracy, predict, train
@@ -53,7 +53,7 @@ def of_seed(seed):
 
     def evaluate(model):
         columns = [
-            column_distance(plan_of(attention, q, k)).mean()
+            column_distance(column_sums(attention, q, k), q.shape[-2]).mean()
             for attention, (q, k, *_) in zip(model.attentions, record_layers(model, data.test_inputs), strict=True)
         ]
         return {

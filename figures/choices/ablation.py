@@ -95,7 +95,7 @@ def errors(teacher, attentions, calls, converged):
         plan = plan_of(attention, *call[:2])
         distance = np.sqrt(np.sum((plan - P) ** 2, (0, 2, 3)) / np.sum(P**2, (0, 2, 3)))
         found["output_error"].append(output_error(expected, attention, [call]).tolist())
-        found["column_error"].append(column_distance(plan).mean(0).tolist())
+        found["column_error"].append(column_distance(plan.sum(-2), plan.shape[-2]).mean(0).tolist())
         found["to_converged"].append(distance.tolist())
     return found
 

@@ -97,7 +97,11 @@ FAULTS = [
         ("method/transport.py", "g_vjp(dg + dg_from_f)", "g_vjp(dg_from_f)"),
         ("method/transport.py", "return d_scores_f + d_scores_g,", "return d_scores_f,"),
         ("method/transport.py", "xp.abs(xp.sum(plan, axis=-1) - 1)", "(xp.sum(plan, axis=-1) - 1)"),
-        ("method/transport.py", "xp.sum(plan, axis=-2) - mass", "xp.sum(plan, axis=-2) - 1"),
+        (
+            "method/transport.py",
+            "xp.sum(plan, axis=-2) - column_mass(plan, query_mask, key_mask)",
+            "xp.sum(plan, axis=-2) - 1",
+        ),
         ("method/sinkhorn.py", "in range(n_iter)", "in range(n_iter + 1)"),
         ("method/sinkhorn.py", "    if init is None:\n        f =", "    if True:\n        f ="),
         ("method/sinkhorn.py", "dg, df = dg - b * vecmat", "dg, df = -b * vecmat"),

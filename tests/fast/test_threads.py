@@ -35,7 +35,7 @@ def test_concurrent_callers_leave_blas_its_threads():
 
 
 def test_the_first_in_saves_the_limits_and_the_last_out_restores_them():
-    before, hold = blas_threads(), threads._BlasOnOneThread()
+    before, hold = blas_threads(), threads.blas_on_one_thread()
     with hold:
         with hold:
             assert set(blas_threads()) <= {1}

@@ -64,20 +64,24 @@ def test_heads_may_mix_it_with_the_teacher(compiled):
     assert [attention.name for attention in mixed.attentions] == ["sinkhorn", "sinkhorn"]
 
 
-def test_gradient_masks_and_modules(compiled):
-    amortizer = compiled[0].attentions[0].settings["amortizer"]
-    attention = ar.Attention("tempered", {"amortizer": amortizer})
+def test_gradient_under_masks(compiled):
+    attention = ar.Attention("tempered", {"amortizer": _amortizer(compiled)})
     q, k, v = qkv(2, 4, n=6, m=9, d=12)
     given = dict(zip(("query_mask", "key_mask"), (mask[:, None] for mask in masks(2, 6, 9)), strict=True))
     check_vjp(
         lambda *x: attention(*x, **given), lambda *x: attention.vjp(*x, **given), [q, k, v], same_forward=False
     )
+
+
+@pytest.mark.parametrize("name", ["array_api_strict", "torch", pytest.param("jax", marks=pytest.mark.slow)])
+def test_it_runs_on_another_module(compiled, name):
+    attention, xp = ar.Attention("tempered", {"amortizer": _amortizer(compiled)}), array_module(name)
+    q, k, v = qkv(2, 4, n=6, m=9, d=12)
+    given = dict(zip(("query_mask", "key_mask"), (mask[:, None] for mask in masks(2, 6, 9)), strict=True))
     expected = attention(q, k, v, **given)
-    for name in ("array_api_strict", "torch", "jax"):
-        xp = array_module(name)
-        place = {key: xp.asarray(mask) for key, mask in given.items()}
-        out = attention(*(xp.asarray(x.astype(np.float32)) for x in (q, k, v)), **place)
-        np.testing.assert_allclose(to_numpy(out), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    place = {key: xp.asarray(mask) for key, mask in given.items()}
+    out = attention(*(xp.asarray(x.astype(np.float32)) for x in (q, k, v)), **place)
+    np.testing.assert_allclose(to_numpy(out), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 def test_its_settings_are_those_of_its_signature(compiled):

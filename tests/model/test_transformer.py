@@ -125,7 +125,7 @@ def test_a_saved_model_loads_and_gives_the_same_logits(name, tmp_path):
     assert [a.name for a in loaded.attentions] == [name, name]
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax", "array_api_strict"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.slow), "array_api_strict"])
 def test_a_saved_model_runs_on_another_array_module(backend, tmp_path):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
     from asap_ref import array_module, to_numpy

@@ -1,5 +1,7 @@
 """The same code on every array module, device and dtype gives NumPy's numbers, where the input lives."""
 
+from functools import partial
+
 import agreement
 import numpy as np
 import pytest
@@ -25,7 +27,8 @@ def backend(request):
 
 
 # JAX compiles each step for each shape anew, half a minute for some operators. By default it goes through one operator
-# of each kind (products, sums under masks, loops, sorting, gathering and scattering); the slow tests through all.
+# of each kind (products, sums under masks, loops, sorting, gathering and scattering), in float32, and through one in
+# float64; the slow tests through all in both.
 KINDS = {
     "c_transform masked",
     "plan masked",
@@ -38,7 +41,12 @@ KINDS = {
     "layer_norm",
     "gelu",
 }
+IN_FLOAT64 = {"softmax masked"}
 ON_JAX = [case for case in CASES if BACKENDS[case[0]].module == "jax"]
+
+
+def takes_long(name, case):
+    return case in ON_JAX and name not in (KINDS if case[1] == "float32" else IN_FLOAT64)
 
 
 def cases(longer):
@@ -55,7 +63,7 @@ with_jax_as_slow_test = pytest.mark.parametrize("backend", cases(ON_JAX.__contai
     [
         pytest.param(name, *case.values, id=f"{name}-{case.id}", marks=case.marks)
         for name in OPERATORS
-        for case in cases(lambda c, name=name: c in ON_JAX and name not in KINDS)
+        for case in cases(partial(takes_long, name))
     ],
     indirect=["backend"],
 )

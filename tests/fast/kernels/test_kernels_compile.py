@@ -29,7 +29,7 @@ NVRTC = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
 @NVRTC
-@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("card", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 @pytest.mark.parametrize(("real", "store", "d", "p", "parts", "registers"), CASES)
 def test_kernels_compile_within_bounds(real, store, d, p, parts, registers, card):
     build = chosen(real, store, d, p, CARDS[card], parts)
@@ -50,7 +50,7 @@ def test_faults_in_the_text_are_named_with_file_and_line():
 
 
 @NVRTC
-@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("d", [64, pytest.param(128, marks=pytest.mark.slow)])
 def test_the_instruction_mix_is_that_of_the_formulas(d):
     mix = instruction_mix(chosen("float32", "float32", d, d, CARDS["sm_90"]))
     of_scores, rescalings = 16 * d, 4  # a thread holds 4 x 4 scores; each of its rows rescales its running sum
