@@ -205,7 +205,7 @@ def markdown(record):
     if record.get("memory"):
         parts.append(f"Peak memory beyond the inputs, in a fresh process:\n\n{_memory(record['memory'])}")
     if "compile" in record:
-        parts.append(_compile(record))
+        parts.append(compile_table(record))
     return "\n".join([*parts, *measured_on(record)])
 
 
@@ -216,7 +216,8 @@ def measured_on(record):
     versions = ", ".join(f"{name} {number}" for name, number in {**about["machine"], **about["versions"]}.items())
     threads = ", ".join(f"{name} {count}" for name, count in about["threads"].items())
     yield (
-        f"{settings['heads']} heads of dimension {settings['d']}, float32, T = {settings['n_iter']}, "
+        f"{settings['heads']} heads of dimension {settings['d']}, float32, T = {settings['n_iter']}; ASAP's map: "
+        f"{', '.join(f'{name} {value}' for name, value in settings['map'].items())}; "
         f"{settings['backend']}; medians of {settings['rounds']} interleaved rounds after a warm-up (of at least "
         f"{settings['least']} for who takes longer than {settings['budget']:g} s), in brackets the quartiles of the "
         f"ratios within rounds. Threads: {threads}. Machine: {versions}.\n"
@@ -225,7 +226,8 @@ def measured_on(record):
         yield f"Left out: {'; '.join(record['left_out'])}.\n"
 
 
-def _compile(record):
+def compile_table(record):
+    """Write what calibration takes, and after how many forward passes that is paid back."""
     done = record["compile"]
     teacher = done["rows"][0]["median"]
     rows = [["calibrating one layer", "s", "/ the teacher's forward pass"]]
@@ -236,7 +238,8 @@ def _compile(record):
     ]
     paid = f" By regression the default map is paid back after {', '.join(against)}." if against else ""
     return (
-        f"{markdown_table(rows)}\nOn {done['sequences']} sequences of {done['n']} tokens; without another word the map "
+        f"{markdown_table(rows)}\nOn {done['sequences']} sequences of {done['n']} tokens, medians of at least "
+        f"{min(len(row['seconds']) for row in done['rows'])} rounds; without another word the map "
         f"is 32 slices and cumulants.{paid}\n"
     )
 

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info
 
 from asap_ref.fast.threads import worker_count
 from asap_ref.lab import gallery
-from asap_ref.lab.competitors import HEADS, N_ITER, WIDTH
+from asap_ref.lab.competitors import HEADS, MAP, N_ITER, WIDTH
 from asap_ref.lab.machine import card, machine
 from asap_ref.lab.stopwatch import BUDGET, LEAST, ROUNDS, interleaved
 from asap_ref.support.arrays import array_module
@@ -81,6 +81,7 @@ class Track:
                 "heads": HEADS,
                 "d": WIDTH,
                 "n_iter": N_ITER,
+                "map": MAP,
                 **self.pace,
             },
             "extent": asdict(self.extent),
