@@ -37,10 +37,10 @@ def compile_layer(track):
     drawn = [ours.layer(n, KINDS["frozen"], seed=seed) for seed in range(1, 5)]
     q, k, v = track.place(tuple(np.stack(arrays) for arrays in zip(*drawn, strict=True)))
     calls = {TEACHER: functools.partial(fast.sinkhorn_attention, q, k, v, n_iter=ours.N_ITER)}
+    fit = functools.partial(fit_amortizer, [(q, k)], n_iter=ours.N_ITER)
     for objective in ("regression", "kl"):
-        fit = functools.partial(fit_amortizer, [(q, k)], n_iter=ours.N_ITER, objective=objective)
-        calls[objective] = _weights(fit)
-        calls[f"{objective}, the default map"] = _weights(functools.partial(fit, **ours.MAP))
+        calls[objective] = _weights(functools.partial(fit, objective=objective))
+    calls["regression, the default map"] = _weights(functools.partial(fit, **ours.MAP))
     times = interleaved(calls, **track.pace)
     rows = [{"name": name, "median": float(np.median(each)), "seconds": each} for name, each in times.items()]
     return {"n": n, "sequences": len(q), "rows": rows}

@@ -14,11 +14,11 @@ from asap_ref.lab.replacements import cut_short, geometric_mean, without_learnin
 from asap_ref.support import files, presentation
 from asap_ref.support.tables import markdown_table
 
-LENGTHS, SHARPNESS = (16, 64, 256, 1024, 4096), (0.5, 1.5, 4.0, 10.0, 20.0)
+LENGTHS, SHARPNESS = (16, 64, 256, 1024, 4096), (0.5, 3.0, 10.0, 20.0)
 ERRORS = (0.05, 0.01)
 HEADS, WIDTH = 2, 32
 SCORES = 2**19  # of a head, in the batch that is timed, for lengths that leave a choice
-TOKENS, LONGEST = 8192, 1024  # to calibrate on, in sequences of at most that length
+TOKENS, LONGEST = 4096, 1024  # to calibrate on, in sequences of at most that length
 GROUPS = {  # how a name begins: what is told of it, and its colour
     "softmax": ("softmax", "softmax"),
     "dual-softmax": ("dual softmax", "black"),
@@ -52,7 +52,7 @@ def of_cell(n, sharpness):
         "asap-refined": Attention("asap", {"amortizer": refined}),
     }
     call = teachers.made_up(n, sharpness, range(min(max(SCORES // n**2, 1), 64)), **sizes)
-    found = race_layer(given, attentions, call, rounds=7, least=3, budget=0.3)
+    found = race_layer(given, attentions, call, rounds=7, least=3, budget=0.2)
     rows = {name: {"error": geometric_mean(errors), "ms": ms} for name, (errors, ms) in found.items()}
     return {"n": n, "sharpness": sharpness, "sequences": len(call[0]), "rows": rows}
 
