@@ -83,12 +83,29 @@ def build_parser():
 
     parser.add_argument("--version", action="version", version=f"asap-ref {__version__}")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=show_doors)
+    commands = parser.add_subparsers(metavar="COMMAND")
     add_reproduce(commands)
     shell.add_commands(commands, add_command)
     for add in (add_bench, add_figures, add_oracle, add_info):
         add(commands)
     return parser
+
+
+DOORS = """\
+asap-ref: attention whose rows and columns sum to one, trained with Sinkhorn's loop and compiled into one pass.
+
+  learn it        in a clone: pip install -e '.[tutorials]', then jupyter lab tutorials/
+  run it          asap-ref reproduce --open       train, compile and compare on real data; --backend cupy for a GPU
+                  asap-ref train --data own.npz   on data of your own
+  check your own  asap-ref oracle check my_module.py
+
+asap-ref --help lists all commands, asap-ref COMMAND --help explains one."""
+
+
+def show_doors(args):
+    """Say where to begin: what the command prints by itself."""
+    print(DOORS)
 
 
 def commands():
@@ -125,7 +142,7 @@ def add_reproduce(commands):
         commands,
         "reproduce",
         run_reproduce,
-        "asap-ref reproduce",
+        "asap-ref reproduce --open",
         "asap-ref reproduce --dataset digits --epochs 5 --out quick",
         "asap-ref reproduce --dataset digits --epochs 5 --out quick --resume",
         "asap-ref reproduce --dataset digits --attention sliced",
@@ -148,6 +165,7 @@ def add_reproduce(commands):
         help="train a model with these mechanisms too, at their default settings",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in the folder")
+    parser.add_argument("--open", action="store_true", help="show the report in a browser when it is done")
     add_force(parser)
 
 
@@ -166,6 +184,7 @@ def run_reproduce(args):
             )
         changed = {name: getattr(args, name) for name in ("seed", "epochs", "n_iter", "slices", "backend")}
         reproduce_matching(matching_run(**changed), args.out, resume=args.resume)
+        _show_report(args)
         return
     from asap_ref.lab.reproduce import ReproduceSettings, reproduce
 
@@ -179,6 +198,15 @@ def run_reproduce(args):
         attention=tuple(args.attention),
     )
     reproduce(settings, args.out, resume=args.resume)
+    _show_report(args)
+
+
+def _show_report(args):
+    """Open the page of the folder, where that was asked for."""
+    if args.open:
+        from asap_ref.lab.page import show
+
+        show(os.path.join(args.out, "index.html"))
 
 
 def add_bench(commands):

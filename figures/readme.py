@@ -1,4 +1,4 @@
-"""Put what is generated into README.md (tables) and figures/README.md (the index); nothing there is typed by hand.
+"""Put what is generated into README.md (a sentence) and figures/README.md (the index); neither is typed by hand.
 
 python figures/readme.py            rewrite both
 python figures/readme.py --check    only say whether they are up to date
@@ -11,7 +11,7 @@ import sys
 from asap_ref.lab.gallery import FIGURES, ROOT, names, scripts
 from asap_ref.support.tables import markdown_table
 
-TABLE = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end of table -->", re.DOTALL)
+SENTENCE = re.compile(r"<!-- sentence: (\S+) -->\n.*?<!-- end of sentence -->", re.DOTALL)
 INDEX = re.compile(r"<!-- index -->\n.*?<!-- end of index -->", re.DOTALL)
 FOLDERS = {
     "claims": "What the paper claims, and what is seen here.",
@@ -23,11 +23,14 @@ FOLDERS = {
 }
 
 
-def with_tables(text):
-    """README text with each marked block replaced by the file that its marker names."""
-    return TABLE.sub(
-        lambda m: f"<!-- table: {m[1]} -->\n{(ROOT / m[1]).read_text().strip()}\n<!-- end of table -->", text
-    )
+def with_sentences(text):
+    """README text with each marked sentence replaced by the first paragraph of the file that its marker names."""
+
+    def first(match):
+        paragraph = (ROOT / match[1]).read_text().partition("\n\n")[0]
+        return f"<!-- sentence: {match[1]} -->\n{paragraph}\n<!-- end of sentence -->"
+
+    return SENTENCE.sub(first, text)
 
 
 def with_index(text):
@@ -64,7 +67,7 @@ def _sentence(path, function=None):
     return ast.get_docstring(tree).splitlines()[0]
 
 
-WRITTEN = {ROOT / "README.md": with_tables, FIGURES / "README.md": with_index}
+WRITTEN = {ROOT / "README.md": with_sentences, FIGURES / "README.md": with_index}
 
 
 def main():

@@ -6,6 +6,7 @@ HANGS only ends what would never end.
 """
 
 import contextlib
+import html
 import inspect
 import io
 import json
@@ -85,6 +86,13 @@ def short_run(tmp_path_factory):
     return out, done
 
 
+def test_without_a_command_it_says_where_to_begin():
+    done = asap_ref()
+    assert done.returncode == 0
+    for door in ("jupyter lab tutorials/", "asap-ref reproduce", "asap-ref oracle check"):
+        assert door in done.stdout
+
+
 def test_reproduce_writes_report_figure_and_models(short_run):
     out, done = short_run
     report = json.loads((out / "report.json").read_text())
@@ -96,6 +104,9 @@ def test_reproduce_writes_report_figure_and_models(short_run):
     errors = [rows[name]["output_error"] for name in ATTENTIONS[2:7]]
     assert errors == sorted(errors, reverse=True)  # more iterations, nearer to the teacher
     assert (out / "report.md").read_text() in done.stdout
+    page = (out / "index.html").read_text()
+    assert html.escape(report["rows"][0]["attention"]) in page and "What to do next" in page
+    assert page.count("data:image/svg+xml;base64,") == len(list(out.glob("*.svg"))) and 'src="http' not in page
     for name in ("reproduce.png", "reproduce.svg", "softmax.npz", "sinkhorn.npz", "asap.npz", "fidelity.npz"):
         assert (out / name).stat().st_size > 1000
     assert str(out) not in (out / "report.json").read_text()  # no path of this machine in the record

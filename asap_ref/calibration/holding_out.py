@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from asap_ref.support.arrays import array_namespace, count_of, from_numpy, is_array
+
 EVERY = 10
 
 
@@ -26,5 +28,9 @@ def split(side, batch):
     >>> split("held out", np.arange(12)).tolist(), split("fit", np.arange(3)).tolist()
     ([9], [0, 1])
     """
-    kept_aside = held_out(len(batch))
-    return batch[kept_aside if side == "held out" else ~kept_aside]
+    kept_aside = held_out(count_of(batch))
+    chosen = np.flatnonzero(kept_aside if side == "held out" else ~kept_aside)
+    if is_array(batch) and not isinstance(batch, np.ndarray):
+        xp = array_namespace(batch)
+        return xp.take(batch, from_numpy(chosen, xp, device=batch.device), axis=0)
+    return batch[chosen]

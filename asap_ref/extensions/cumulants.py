@@ -24,7 +24,7 @@ from asap_ref.support.settings import check_flag
 
 @dataclass(frozen=True)
 class Cumulants(Family, name="cumulants"):
-    """q·mean(k), |q|² and qᵀ Cov(k) q.
+    """``q·mean(k)``, ``|q|²`` and ``qᵀ Cov(k) q``.
 
     Examples
     --------

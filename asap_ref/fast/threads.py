@@ -13,7 +13,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from asap_ref.support.contracts import inside
 from asap_ref.support.held import Held
@@ -50,6 +49,8 @@ if hasattr(os, "register_at_fork"):  # the threads of a pool do not come along i
 
 @functools.cache
 def _blas():
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController().select(user_api="blas")  # to find it takes a while
 
 

@@ -31,7 +31,7 @@ from asap_ref.model.measures import as_float64, column_distance, plan_of, valid_
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.recording import check_model, record
 from asap_ref.support import files
-from asap_ref.support.arrays import array_namespace, to_numpy
+from asap_ref.support.arrays import array_namespace, count_of, to_numpy
 from asap_ref.support.settings import check_count
 from asap_ref.support.tables import html_table, markdown_table
 from asap_ref.support.trees import EqualByValue
@@ -80,11 +80,11 @@ class FidelityReport(EqualByValue):
     def _repr_html_(self):
         return html_table(self.table(), repr(self)[1:-1])
 
-    def markdown(self):
+    def markdown(self) -> str:
         """Write the rows as a table."""
         return markdown_table(self.table())
 
-    def table(self):
+    def table(self) -> list[list[str]]:
         """Rows of cells, the first of which is the head."""
         lines = [[title for title, _ in COLUMNS.values()]]
         for row in self.rows:
@@ -93,12 +93,12 @@ class FidelityReport(EqualByValue):
             )
         return lines
 
-    def worse_than(self, output_error):
+    def worse_than(self, output_error) -> list[tuple[int, int]]:
         """List the (layer, head) whose output error is larger, the worst first."""
         worst = sorted(self.rows, key=lambda row: -row["output_error"])
         return [(row["layer"], row["head"]) for row in worst if row["output_error"] > output_error]
 
-    def draw(self, stem):
+    def draw(self, stem) -> list[Path]:
         """Draw output error against how hard a head is, and error by sequence; return the paths written."""
         from asap_ref.support import presentation
 
@@ -130,19 +130,19 @@ class FidelityReport(EqualByValue):
         )
         return presentation.save(fig, stem)
 
-    def write(self, stem):
+    def write(self, stem) -> list[Path]:
         """Write table, picture and report: stem.md, .svg, .png and .npz; return the paths."""
         table, record = Path(f"{stem}.md"), Path(f"{stem}.npz")
         files.save_text(table, self.markdown())
         self.save(record)
         return [table, *self.draw(stem), record]
 
-    def save(self, path):
+    def save(self, path) -> None:
         """Write the report as .npz, atomically."""
         files.save(path, "fidelity", {"samples": self.samples}, {"rows": self.rows})
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path) -> FidelityReport:
         """Read a report that `save` wrote."""
         return files.load(path, "fidelity", lambda arrays, settings: cls(settings["rows"], arrays["samples"]))
 
@@ -208,11 +208,11 @@ def fidelity_report(compiled, inputs, *, teacher=None, most=50):
             f"fidelity_report: inputs must be an array or a list of arrays, got {type(inputs).__name__}"
         )
     batches = [inputs] if hasattr(inputs, "shape") else list(inputs)
-    if not sum(len(batch) for batch in batches):
+    if not sum(map(count_of, batches)):
         raise ValueError("fidelity_report: inputs is empty; give at least one sequence")
-    measured = [measure(teacher, compiled.attentions, batch, most=most) for batch in batches if len(batch)]
+    measured = [measure(teacher, compiled.attentions, batch, most=most) for batch in batches if count_of(batch)]
     by_name = {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
-    hard = [hardness(teacher, batch) for batch in batches if len(batch)]
+    hard = [hardness(teacher, batch) for batch in batches if count_of(batch)]
     rows, n_heads = [], by_name["output_error"].shape[2]
     for layer, attention in enumerate(compiled.attentions):
         attends = {h: part for part, heads in attention.by_head(n_heads) for h in heads}

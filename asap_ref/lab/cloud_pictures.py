@@ -58,22 +58,22 @@ def _rounded(x):
 # ------------------------------------------------------------------------------------------------------ pictures
 
 
-def draw_plans(report, stem):
+def draw_plans(report, stem, *, drawn=DRAWN):
     """Draw a cloud with a plan between its points for each attention, column sums as the size of points."""
     points, plans = _upwards(report["cloud"]["points"]), report["cloud"]["plans"]
-    fig, axes = presentation.subplots(1, 4, figsize=(12, 3.9))
+    fig, axes = presentation.subplots(1, len(drawn), figsize=(3 * len(drawn), 3.9))
     spread = {}
-    for axis, (name, title) in zip(axes, DRAWN.items(), strict=True):
+    for axis, (name, title) in zip(axes, drawn.items(), strict=True):
         P = np.asarray(plans[name])
         received = P.sum(0)
         spread[name] = received.max()
         title = f"{title}: a point receives\n{received.min():.2f} to {received.max():.2f}"
         plot_plan(P, points, axis=axis, title=title, colour=name.partition("-")[0])
+    teacher = f", its teacher {spread['sinkhorn']:.2f}" if "sinkhorn" in spread else ""
     fig.suptitle(
-        f"Softmax lets one point receive {spread['softmax']:.1f} times its share, ASAP at most {spread['asap']:.2f}, "
-        f"its teacher {spread['sinkhorn']:.2f}\n(a test cloud; lines: entries of a head's plan above 0.02; "
-        "size of a point: its column sum)",
-        fontsize=11,
+        f"Softmax lets one point receive {spread['softmax']:.1f} times its share, ASAP at most {spread['asap']:.2f}"
+        f"{teacher}\n(a test cloud; lines: entries of a head's plan above 0.02; size of a point: its column sum)",
+        fontsize=11 if teacher else 9,
     )
     return presentation.save(fig, stem)
 
@@ -210,5 +210,6 @@ def draw_all(report, out, *, name="reproduce"):
         *draw_lengths(report, stem),
         *draw_accuracy(report, f"{stem}_accuracy"),
         *draw_plans(report, f"{stem}_plans"),
+        *draw_plans(report, f"{stem}_two_plans", drawn={name: DRAWN[name] for name in ("softmax", "asap")}),
         *draw_dual(report, f"{stem}_dual"),
     ]

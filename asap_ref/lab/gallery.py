@@ -34,8 +34,8 @@ def scripts(folder=FIGURES):
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"there is no folder {folder}: an installed package has no figures; clone the repository, "
-            "pip install -e it, and run asap-ref figures there"
+            f"there is no folder {folder}: scripts and records of figures are in the repository, not in an installed "
+            "package; clone it, pip install -e '.[test,peers]', and run asap-ref figures there"
         )
     found = {}
     for path in sorted(folder.rglob("*.py"), key=lambda path: path.stem):

@@ -18,6 +18,7 @@ import numpy as np
 from asap_ref.lab.clouds import load_clouds
 from asap_ref.lab.datasets import load_digits
 from asap_ref.lab.machine import machine
+from asap_ref.lab.page import write_page
 from asap_ref.lab.pairs import draw_pairs
 from asap_ref.lab.stopwatch import interleaved, timed
 from asap_ref.model.compilation import compile_model
@@ -264,8 +265,10 @@ def reproduce_matching(run, out, *, resume=False, say=print):
     files.save_json(out / "report.json", "report", report)
     files.save_text(out / "report.md", markdown(report))
     presentation.save(draw_picture(drawn_pair(models, run)), out / "matching")
+    steps = [("The plan that a matcher gives for a pair of clouds:", f'Matcher.load("{out / "asap.npz"}")(pairs)')]
+    write_page(out, title="Matching clouds: softmax, Sinkhorn and ASAP", next_steps=steps)
     say(markdown(report))
-    say(f"Report, figure and models are in {out}")
+    say(f"Report, figure and models are in {out}; {out / 'index.html'} shows them on one page")
     return report
 
 

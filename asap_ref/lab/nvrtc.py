@@ -74,7 +74,7 @@ def resources(build, card):
     for text in compiled(build.source(), card).split("Compiling entry function '")[1:]:
         name = text.partition("'")[0]
         spilled = sum(map(int, re.findall(r"(\d+) bytes spill", text)))
-        shared = sort_bytes(build.real, SORTED, 1024) if name == "slices" else build.shared.get(name, 0)
+        shared = sort_bytes(build.real, SORTED) if name == "slices" else build.shared.get(name, 0)
         found[name] = Resources(int(re.search(r"Used (\d+) registers", text)[1]), spilled, shared)
     return found
 

@@ -62,13 +62,13 @@ def show(picture, alt):
 
 
 def as_image(fig, *, sharpness=RETINA, palette=None):
-    """Turn a figure into a PIL image of 256 colours, or a given image's; ``sharpness`` pixels for one on the page."""
+    """Turn a figure into a PIL image of 128 colours, or a given image's; ``sharpness`` pixels for one on the page."""
     from PIL import Image  # comes with matplotlib
 
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=100 * sharpness, facecolor="white")
     colours = Image.open(buffer).convert("RGB")
-    image = colours.quantize(256, palette=palette, dither=Image.Dither.NONE)
+    image = colours.quantize(128, palette=palette, dither=Image.Dither.NONE)
     image.info = {"sharpness": sharpness}
     return image
 

@@ -18,6 +18,7 @@ from asap_ref.lab.cloud_pictures import cloud_of
 from asap_ref.lab.layers_alone import compare_layers
 from asap_ref.lab.machine import load_average, machine
 from asap_ref.lab.outcome import draw, markdown
+from asap_ref.lab.page import write_page
 from asap_ref.lab.replacements import compare, variants
 from asap_ref.lab.runs import calibration_batches, sample, trained
 from asap_ref.lab.stopwatch import timed
@@ -53,8 +54,8 @@ def reproduce(settings, out, *, resume=False, say=print):
     ----------
     settings : ReproduceSettings
     out : path
-        Folder for report.json, report.md, reproduce.png and .svg, the fidelity of each head (fidelity.md, .png, .svg
-        and .npz), the models and their checkpoints.
+        Folder for index.html, which shows all of it, report.json, report.md, reproduce.png and .svg, the fidelity of
+        each head (fidelity.md, .png, .svg and .npz), the models and their checkpoints.
     resume : bool
         Go on from the checkpoints in ``out``.
     say : callable
@@ -103,8 +104,9 @@ def reproduce(settings, out, *, resume=False, say=print):
     files.save_json(out / "report.json", "report", report)
     files.save_text(out / "report.md", markdown(report))
     draw(report, out)
+    write_page(out, title=f"Softmax, Sinkhorn and ASAP on {data.name}", next_steps=next_steps(settings, out))
     say(markdown(report))
-    say(f"Report, figure and models are in {out}")
+    say(f"Report, figures and models are in {out}; {out / 'index.html'} shows them on one page")
     return report
 
 
@@ -142,6 +144,20 @@ def write_models(models, inputs, out):
     fidelity_report(models["asap"], inputs, teacher=models["sinkhorn"]).write(out / "fidelity")
     for name, model in models.items():
         model.save(out / f"{name}.npz")
+
+
+def next_steps(settings, out):
+    """What to do with the folder: [(sentence, line to type), ...]."""
+    model, own = out / "sinkhorn.npz", f"asap-ref train --data own.npz --out {out / 'own.npz'}"
+    return [
+        (
+            "What is cheapest at your length, and near enough?",
+            f"asap-ref advise {model} --dataset {settings.dataset}",
+        ),
+        ("The compiled model in Python:", f'asap_ref.predict(asap_ref.load_model("{out / "asap.npz"}"), inputs)'),
+        ("The same on data of your own, an .npz of X (N, tokens, features) and y (N,):", own),
+        ("Where the numbers come from, how to write ASAP yourself, and what did not work:", "asap-ref"),
+    ]
 
 
 def sizes(run, data):

@@ -68,7 +68,10 @@ class Track:
         self.left_out = []
         self.peers = load_peers()
         if self.peers is None:
-            self.left_out.append("other libraries: figures/speed/peers.py is in the repository only")
+            self.left_out.append(
+                "torch, POT and OTT-JAX: how they are called is in the repository, not in an installed package; "
+                "clone it, pip install -e '.[test,peers]', and run asap-ref bench there"
+            )
         else:
             self.left_out += [f"{name}, not installed" for name in self.peers.missing()]
         self.device = "cuda" if backend == "cupy" else "cpu"

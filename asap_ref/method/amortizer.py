@@ -11,7 +11,9 @@ Shapes: q (..., H, n, d), k (..., H, m, d), weights (H, F), query dual (..., H, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -169,18 +171,18 @@ class Amortizer(
         """Omega (H,) in the module, dtype and device of q; 1.0 where none was found."""
         return 1.0 if self.omega is None else self.placed(q, "omega", lambda: self.omega)
 
-    def predict(self, q, k, *, query_mask=None, key_mask=None):
+    def predict(self, q, k, *, query_mask=None, key_mask=None) -> Any:
         """Predict the query dual of q (..., H, n, d) and k (..., H, m, d) -> (..., H, n), zero at padding."""
         families, weights = self.placed(q, "readable", lambda: (self.families, self.weights))
         return amortized_query_dual(q, k, families, weights, query_mask=query_mask, key_mask=key_mask)
 
-    def predict_vjp(self, q, k, *, query_mask=None, key_mask=None):
+    def predict_vjp(self, q, k, *, query_mask=None, key_mask=None) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
         """Prediction and its VJP, ``vjp(d_dual) -> (d_q, d_k)``; the amortizer itself is held fixed."""
         families, weights = self.placed(q, "readable", lambda: (self.families, self.weights))
         dual, vjp = amortized_query_dual_vjp(q, k, families, weights, query_mask=query_mask, key_mask=key_mask)
         return dual, lambda d_dual: vjp(d_dual)[:2]
 
-    def of_heads(self, heads):
+    def of_heads(self, heads) -> Amortizer:
         """Return the amortizer of some of the heads, by index."""
         heads = list(heads)
         if not heads or not set(heads) <= set(range(len(self.weights))):

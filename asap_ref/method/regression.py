@@ -102,7 +102,7 @@ class SufficientStatistics(EqualByValue, SavedArrays):
         return SufficientStatistics(self.gram[heads], self.cross[heads], self.square[heads], self.count)
 
     def ridge(self, strength):
-        """Weights (H, F) that minimise |f - Phiᵀ w|² + sum_a strength_a (Phi Phiᵀ)_aa w_a².
+        """Weights (H, F) that minimise ``|f - Phiᵀ w|² + sum_a strength_a (Phi Phiᵀ)_aa w_a²``.
 
         The penalty, one number or (F,), is relative to each feature's own size, so it does not depend on units.
         """

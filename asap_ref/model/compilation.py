@@ -18,6 +18,7 @@ from asap_ref.calibration.sources import Mapped
 from asap_ref.model.measures import output_error
 from asap_ref.model.mechanism import MECHANISMS, Attention
 from asap_ref.model.recording import activations, check_model, record
+from asap_ref.support.arrays import count_of
 from asap_ref.support.settings import check_choice, check_positive
 
 
@@ -103,7 +104,7 @@ def compile_model(
     if fallback is not None:
         fallback = check_positive(fallback, "fallback", "compile_model", or_zero=True)
         calibration, held_out = (Mapped(partial(split, side), batches) for side in ("fit", "held out"))
-        if not any(len(batch) for batch in held_out):
+        if not any(map(count_of, held_out)):
             raise ValueError("compile_model: batches of one example each leave none to hold out")
     attentions, report = [], []
     for layer, attention in enumerate(model.attentions):
@@ -122,7 +123,7 @@ def compile_model(
         told = {"layer": layer, "r_squared": amortizer.r_squared.tolist()}
         if fallback is not None:
             errors = output_error(
-                attention, replaced, (record(model, batch)[layer] for batch in held_out if len(batch))
+                attention, replaced, (record(model, batch)[layer] for batch in held_out if count_of(batch))
             )
             bad = [h for h, error in enumerate(errors) if error > fallback]
             replaced = leave_heads(replaced, attention, bad)

@@ -14,6 +14,7 @@ import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -108,11 +109,11 @@ class Attention(trees.EqualByValue):
         """The line of the table."""
         return MECHANISMS[self.name]
 
-    def __call__(self, q, k, v, *, query_mask=None, key_mask=None):
+    def __call__(self, q, k, v, *, query_mask=None, key_mask=None) -> Any:
         """Return the attention output (..., n, p)."""
         return self.mechanism.forward(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)
 
-    def vjp(self, q, k, v, *, query_mask=None, key_mask=None):
+    def vjp(self, q, k, v, *, query_mask=None, key_mask=None) -> tuple[Any, Callable[[Any], tuple[Any, Any, Any]]]:
         """Return (out, vjp) with ``vjp(d_out) -> (dq, dk, dv)``."""
         return self.mechanism.vjp(q, k, v, **self.settings, query_mask=query_mask, key_mask=key_mask)
 

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from asap_ref.support import files, trees
 from asap_ref.support.arrays import array_namespace, to_numpy
@@ -205,6 +204,8 @@ def epochs_with_progress(start, stop, label, history):
                 numbers = ", ".join(f"{key} {value}" for key, value in latest().items())
                 print(f"{label}: epoch {epoch + 1}/{stop}, {numbers}", file=sys.stderr, flush=True)
         return
+    from tqdm import tqdm  # here, like all that only some calls need: `import asap_ref` stays quick
+
     with tqdm(total=stop, initial=start, desc=label, unit="epoch") as bar:
         for epoch in range(start, stop):
             yield epoch

@@ -53,7 +53,7 @@ class Sequences(EqualByValue):
         return f"<Sequences: {count} of at most {tokens} tokens, {features} features>"
 
     @classmethod
-    def of(cls, sequences):
+    def of(cls, sequences) -> Sequences:
         """Pad a list of arrays, each (tokens, features), on the right with zeros: NumPy, in the dtype of the first."""
         sequences = [np.asarray(x) for x in sequences]
         shapes = sorted({x.shape[1:] for x in sequences})
@@ -67,13 +67,13 @@ class Sequences(EqualByValue):
         vectors[mask] = np.concatenate(sequences)
         return cls(vectors, mask)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.vectors.shape[0]
 
-    def __getitem__(self, picked):
+    def __getitem__(self, picked) -> Sequences:
         return Sequences(self.vectors[picked], None if self.mask is None else self.mask[picked])
 
-    def first(self, tokens):
+    def first(self, tokens) -> Sequences:
         """Keep the first tokens of each sequence."""
         return Sequences(self.vectors[:, :tokens], None if self.mask is None else self.mask[:, :tokens])
 

@@ -135,7 +135,9 @@ class Transformer(trees.EqualByValue):
         return f"<Transformer on {tokens}: {sizes}, {names} attention>"
 
     @classmethod
-    def create(cls, architecture, attention, *, seed=0, xp=np, dtype=np.float32, classes=(), words=()):
+    def create(
+        cls, architecture, attention, *, seed=0, xp=np, dtype=np.float32, classes=(), words=()
+    ) -> Transformer:
         """Draw a new model with the same attention in every layer, its parameters in the module xp."""
         params = initialise(architecture, seed=check_seed(seed, "Transformer.create"), dtype=dtype)
         if xp is not np:
@@ -164,13 +166,13 @@ class Transformer(trees.EqualByValue):
             )
         return Sequences.placed(inputs, like)
 
-    def with_attention(self, *attentions):
+    def with_attention(self, *attentions) -> Transformer:
         """Return the same parameters with other attention: one for all layers, or one for each."""
         if len(attentions) == 1:
             attentions = attentions * self.architecture.n_layers
         return replace(self, attentions=tuple(attentions))
 
-    def save(self, path):
+    def save(self, path) -> None:
         """Write the model, amortizers included, as one .npz, atomically."""
         arrays, attention_settings = {"params": self.params}, []
         for i, attention in enumerate(self.attentions):
@@ -181,7 +183,7 @@ class Transformer(trees.EqualByValue):
         files.save(path, "transformer", arrays, header)
 
     @classmethod
-    def load(cls, path, *, backend="numpy"):
+    def load(cls, path, *, backend="numpy") -> Transformer:
         """Read a model that `save` wrote, its parameters in the array module of that name."""
         return files.load(path, "transformer", partial(cls.from_state, backend=backend))
 

@@ -16,6 +16,7 @@ from asap_ref.oracle.verdict import dtype_name, to_host
 HINTS = {
     "signature": "the function is called with the names on the page, arrays and arguments alike by keyword.",
     "missing_output": "all outputs are returned, in the order on the page, as a tuple or by name.",
+    "missing_gradient": "gradients were required, and are not there.",
     "wrong_dtype": "results have the dtype of the inputs: compute in a longer one if you like, and convert once.",
     "wrong_device": "results stay on the device of the inputs.",
     "changed_inputs": "inputs are the caller's: copy before writing into them.",

@@ -8,6 +8,7 @@ import numpy as np
 
 LEAST_OF_FLOAT32, MOST_OF_FLOAT32 = 1e-10, 3e-6  # relative errors in float64 that float32 inside would explain
 MOST_PLACES = 6  # that are listed
+ROWS_LEAVE = 0.05  # of the error, when each row has got the factor that fits it best
 CLOSE = 1e-6  # of the largest entry: how well a relation must hold to be named
 
 
@@ -36,6 +37,7 @@ def diagnose(case, name, found, expected, dtype):
         remarks = [
             *_relation(case, found, expected, same, centred if free else None),
             *_order(found, expected, same),
+            *_rows(case, found, expected),
         ]
         remarks += _intermediates(case, name, found, close)
     if not remarks:
@@ -121,6 +123,23 @@ def _order(found, expected, same):
     elif found.ndim and found.shape[-1] > 1 and same(np.sort(found, -1), np.sort(expected, -1)):
         text = "it has the right values in another order: put sorted results back in the order of the input"
         yield text, "sort_order"
+
+
+def _rows(case, found, expected):
+    """Look for attention whose rows are right but for a factor each: an error of the query dual."""
+    if not case.operator.endswith("attention") or found.ndim < 2 or found.shape[-1] < 2:
+        return
+    factors = (found * expected).sum(-1, keepdims=True) / np.maximum((expected**2).sum(-1, keepdims=True), 1e-300)
+    error = np.abs(found - expected).max(initial=0)
+    if np.ptp(factors) > 0 and np.abs(found - factors * expected).max(initial=0) <= ROWS_LEAVE * error:
+        flag = "large_logits" if "large_logits" in case.flags else ""
+        yield (
+            (
+                "each row is right but for a factor of its own, near 1: rows of the plan do not sum to 1. Take the "
+                "last half step as softmax((g + S) / epsilon) v; exp((f + g + S) / epsilon) v has the roundings of f"
+            ),
+            flag,
+        )
 
 
 def _intermediates(case, name, found, close):

@@ -120,7 +120,7 @@ def make(recipe, dtype, case):
     outputs = {name: without_noise(y, size) for name, y in outputs.items()}
     rng = np.random.default_rng([recipe.seed, 1])
     cotangents = {}
-    if differentiable(recipe, inputs):
+    if has_gradients(recipe):
         cotangents = {name: rounded(rng.standard_normal(y.shape), dtype) for name, y in outputs.items()}
     unasked = ties.unasked(operator, inputs, outputs, arguments)
     cotangents = {name: np.where(unasked.get(name, False), 0, c) for name, c in cotangents.items()}
@@ -146,9 +146,9 @@ def make(recipe, dtype, case):
     return groups, rules
 
 
-def differentiable(recipe, inputs):
+def has_gradients(recipe):
     """Whether gradients are asked for: not where ties in a sort leave them open."""
-    return recipe.values not in ("ties", "equal") and truth.differentiable(recipe.operator, inputs) != []
+    return recipe.values not in ("ties", "equal") and truth.FIXED.get(recipe.operator) != "all"
 
 
 def without_noise(x, exponent=1.0):
@@ -248,6 +248,7 @@ def flags_of(recipe):
     r, a = recipe, recipe.settings
     sorts = r.operator in ("kantorovich_potentials_1d", "sliced_potentials", "sliced_attention")
     masked = r.mask != "none" and r.operator != "attention_scores"
+    axes = all_axes(r)
     rules = {
         "mask_per_head": masked and r.mask == "heads",
         "left_padding": masked and r.mask == "left",
@@ -276,13 +277,18 @@ def flags_of(recipe):
         "single_token": min(r.n, r.m) == 1,
         "common_levels": sorts and r.n != r.m and math.gcd(r.n, r.m) > 1,
         "unequal_lengths": r.n != r.m,
-        "head_size": r.d % 8 > 0 or r.p % 8 > 0 or r.d > 64,
+        "head_size": ("d" in axes and (r.d % 8 > 0 or r.d > 64)) or ("p" in axes and r.p % 8 > 0),
         "memory_layout": r.layout != LAYOUTS[0],
         "leading_axes": math.prod(r.leading) > 1,
         "full_mantissa": True,
-        "half_gradients": truth.FIXED.get(r.operator) != "all",
+        "half_gradients": has_gradients(r),
     }
     return [name for name, holds in rules.items() if holds]
+
+
+def all_axes(recipe):
+    """Names of the axes that any array of the problem has."""
+    return " ".join(axis for each in recipe.axes() for axis in each.values()).split()
 
 
 TIED = (
@@ -300,7 +306,7 @@ def describe(recipe):
     parts = [f"{r.n} x {r.m}"]
     if r.leading:
         parts.append("leading axes " + " x ".join(map(str, r.leading)))
-    axes = " ".join(axis for each in r.axes() for axis in each.values()).split()
+    axes = all_axes(r)
     parts += [f"{name} {size}" for name, axis, size in (("d", "d", r.d), ("p", "p", r.p), ("slices", "l", r.n_slices))
               if axis in axes]  # fmt: skip
     if r.mask != "none" and r.operator != "attention_scores":

@@ -1,4 +1,4 @@
-"""Files to and from other languages: cases written for them, and their results read and judged."""
+"""Cases as files for other languages; results.py judges what they write."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asap_ref.oracle.module_report import ModuleReport
-from asap_ref.oracle.stored import VECTORS, VERSIONS, cases, flags, manifest, operators, read_cases
-from asap_ref.oracle.verdict import DTYPES, check
+from asap_ref.oracle.stored import VECTORS, VERSIONS, cases, flags, manifest, operators
 from asap_ref.support.outputs import check_folder
 
 GROUPS = ("inputs", "outputs", "cotangents", "gradients", "must_be_zero")
@@ -84,7 +82,8 @@ def save_cases(folder, chosen, dtype):
                 **{key: case.rules[key] for key in ("gauge", "outputs", "gradients")},
             }
         )
-    content = {"format": "asap_ref oracle", "version": "drawn", "flags": flags(), "operators": operators()}
+    content = {"format": "asap_ref oracle", "version": "drawn", "dtype": dtype}
+    content |= {"flags": flags(), "operators": operators()}
     (folder / "manifest.json").write_text(manifest_text({**content, "cases": entries}), encoding="utf-8")
     return len(entries)
 
@@ -101,71 +100,3 @@ def export(folder, drawn=None, *, force=False):
     if drawn is not None:
         count += save_cases(folder / "drawn", [case for case in cases() if case.path is None], drawn)
     return count
-
-
-def check_files(folder, *, vectors=None, dtype=None, require_gradients=False, on_report=None):
-    """Judge results that another program wrote.
-
-    Parameters
-    ----------
-    folder : path
-        ``<operator>/<case>/<output>.npy`` for each output, and ``<operator>/<case>/gradients/<input>.npy`` for
-        gradients.
-    vectors : path, optional
-        Folder of the manifest whose cases were computed, if they were drawn; else those of this package.
-    dtype : str, optional
-        What they were computed in; read off each output if not given. Say it for half precision.
-    require_gradients : bool
-        Whether a gradient that is not there fails.
-    on_report : callable, optional
-        Told ``(number done, number of all, report)`` after each case.
-
-    Returns
-    -------
-    ModuleReport
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such folder, nothing in it belongs to a case, or a dtype is unknown.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"check_files: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    known = read_cases(vectors) if vectors is not None else cases()
-    found = [case for case in known if any((folder / case.id).glob("*.npy"))]
-    if not found:
-        such = f"{known[0].id}/{next(iter(known[0].outputs))}.npy"
-        raise ValueError(f"check_files: {folder} has no files of a case; expected such as {such}")
-    reports = []
-    for done, case in enumerate(found, start=1):
-        here = folder / case.id
-        outputs = _arrays(here, case.outputs)
-        gradients = _arrays(here / "gradients", case.gradients)
-        if not outputs:
-            names = ", ".join(path.name for path in sorted(here.glob("*.npy")))
-            raise ValueError(
-                f"check_files: {here} has {names}; expected {', '.join(f'{x}.npy' for x in case.outputs)}"
-            )
-        report = check(case, outputs, gradients=gradients, dtype=dtype, require_gradients=require_gradients)
-        reports.append(report)
-        if on_report is not None:
-            on_report(done, len(found), report)
-    there = {case.operator for case in found}
-    skipped = [
-        (case.id, "there are no files of it")
-        for case in known
-        if case.operator in there and case not in found and case.path is not None
-    ]
-    absent = tuple(name for name in operators() if name not in there)
-    return ModuleReport(str(folder), tuple(reports), absent, tuple(skipped))
-
-
-def _arrays(folder, names):
-    return {
-        name: np.load(folder / f"{name}.npy", allow_pickle=False)
-        for name in names
-        if (folder / f"{name}.npy").exists()
-    }

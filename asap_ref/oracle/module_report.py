@@ -43,6 +43,13 @@ class ModuleReport:
         first = self.first_operator()
         return ranked([report for report in (*self.reports, *self.layouts) if report.case.operator == first])
 
+    def absent_arrays(self):
+        """Names of the arrays that are not there, if that is all that fails of the lowest failing operator."""
+        failed = [report for report in self.failed if report.case.operator == self.first_operator()]
+        if not all(report.only_absent for report in failed):
+            return []
+        return list(dict.fromkeys(name for report in failed for name in report.wrong))
+
     def without_gradients(self):
         """Operators of which a gradient that could be checked was not given."""
         return sorted(
@@ -90,6 +97,8 @@ class ModuleReport:
         if self.failed:
             first = self.first_operator()
             lines.append(f"begin with {first}, the lowest operator that fails: others are built on it")
+            if absent := self.absent_arrays():
+                return "\n".join([*lines, f"all that fails there is absent: {', '.join(absent)}"])
             suspects = self.suspects()[:3]
             if suspects:
                 lines.append(f"what explains its failures best: {', '.join(suspects)}")

@@ -6,12 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-from asap_ref.oracle import exchange
+from asap_ref.oracle import exchange, results
 from asap_ref.oracle.adapter import check_module, resolved, run_case, why_not
 from asap_ref.oracle.fuzzing import SIZES, fuzz, random_case, shrink
 from asap_ref.oracle.recipe import AXES, LAYOUTS, MASKS, SIDES, VALUES
 from asap_ref.oracle.starter import FRAMEWORKS, write_starter
-from asap_ref.oracle.stored import VERSIONS, case, cases, flags, operators
+from asap_ref.oracle.stored import VERSIONS, case, cases, flags, operators, read_cases
 from asap_ref.oracle.verdict import DTYPES
 from asap_ref.support.outputs import check_folder
 
@@ -89,10 +89,17 @@ def add_commands(parser, add):
         run_check_files,
         "check results that another program wrote: FOLDER/<operator>/<case>/<output>.npy",
         "asap-ref oracle check-files results --dtype float32",
+        "asap-ref oracle check-files results --stored-only",
     )
     files.add_argument("folder", type=Path)
     files.add_argument(
-        "--vectors", type=Path, metavar="FOLDER", help="of drawn cases, as `random --save` writes them"
+        "--vectors",
+        type=Path,
+        metavar="FOLDER",
+        help="with a manifest.json: only its cases, as of `random --save`",
+    )
+    files.add_argument(
+        "--stored-only", action="store_true", help="do not ask for the cases that are drawn: small ones only"
     )
     files.add_argument("--dtype", choices=DTYPES, help="what was computed in (read off the files)")
 
@@ -199,11 +206,12 @@ def run_random(args):
         check_folder(args.save, "--save", holds=["manifest.json"], force=args.force)
         exchange.save_cases(args.save, [drawn], args.dtype)
         print(f"wrote {args.save / drawn.id}.npz and {args.save / 'manifest.json'}")
+        (saved,) = read_cases(args.save)
     if reason := why_not(drawn, args.dtype):
         print(f"not asked, as {reason}: {drawn.note}")
         return 0
     if args.module is None:
-        show(drawn.at(args.dtype))
+        show(saved if args.save else drawn.at(args.dtype))
         return 0
     module, _ = resolved(args.module)
     report = run_case(module, drawn, dtype=args.dtype, require_gradients=args.require_gradients)
@@ -243,12 +251,13 @@ def run_fuzz(args):
 
 
 def run_check_files(args):
-    """Run ``asap-ref oracle check-files``; 1 if a case fails."""
-    report = exchange.check_files(
+    """Run ``asap-ref oracle check-files``; 1 if a case fails or is not there."""
+    report = results.check_files(
         args.folder,
         vectors=args.vectors,
         dtype=args.dtype,
         require_gradients=args.require_gradients,
+        stored_only=args.stored_only,
         on_report=Progress(),
     )
     return told(report, args.json)

@@ -131,10 +131,17 @@ def _all_cases(version):
 
 def read_cases(folder):
     """Return the cases of another folder that has a manifest.json, such as ``oracle random --save`` writes."""
+    return list(_read(read_manifest(folder), Path(folder)))
+
+
+def read_manifest(folder):
+    """Return the manifest of another folder; if there is none, the error names the folders in it that have one."""
     path = Path(folder) / "manifest.json"
     if not path.exists():
-        raise FileNotFoundError(f"no {path}")
-    return list(_read(json.loads(path.read_text(encoding="utf-8")), Path(folder)))
+        below = sorted(str(found.parent) for found in Path(folder).glob("*/manifest.json"))
+        told = f"; there is one in {', '.join(below)}: name one of these" if below else ""
+        raise FileNotFoundError(f"no {path}{told}")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _read(listed, folder):

@@ -38,6 +38,8 @@ def ranked(reports):
     failed = [report for report in reports if not report.passed]
     if not failed:
         return []
+    if all(report.only_absent for report in failed):
+        return list(dict.fromkeys(_breaches(failed)))
     dtype, operator = failed[0].dtype, failed[0].case.operator
     scores = {flag: _pattern(flag, reports, failed) for report in failed for flag in report.case.flags}
 
@@ -76,6 +78,8 @@ def _breaches(failed):
     ]
     if any(lost):
         found.append("missing_output")
+    elif all(report.only_absent for report in failed):
+        found.append("missing_gradient")
     if all(report.message for report in failed):
         found.append("exception")
     return found

@@ -83,6 +83,12 @@ class Report:
         """Names of the arrays that are wrong or missing."""
         return tuple(c.name for c in self.comparisons if c.status in ("wrong", "missing"))
 
+    @property
+    def only_absent(self):
+        """Whether all that fails is not there: then there is nothing that a hint could explain."""
+        absent = [c.status == "missing" for c in self.comparisons if c.status in ("wrong", "missing")]
+        return bool(absent) and all(absent) and not (self.message or self.breaches)
+
     def _hints(self):
         """The hints of a failure: those that the wrong arrays speak for, then those of the case, not too many."""
         hints = dict(line.split(": ", 1) for line in self.case.hint.splitlines())
@@ -126,7 +132,7 @@ class Report:
             lines.append(f"  {self.message}")
         lines += [f"  {name.replace('_', ' '):<22} WRONG   {sentence}" for name, sentence in self.breaches]
         lines += [str(c) for c in self.comparisons if not (self.passed and c.status == "not given")]
-        if not self.passed:
+        if not self.passed and not self.only_absent:
             settings = ", ".join(f"{key} = {value}" for key, value in self.case.arguments.items())
             lines.append(f"  arguments: {settings or 'none'}; source: {self.case.source}")
             for hint in self._hints():

@@ -7,10 +7,12 @@ gives", "what comes out if the mask is taken for a length", "if k is rounded to 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
 from asap_ref.oracle import truth
+from asap_ref.oracle.otherwise import written_otherwise
 from asap_ref.oracle.recipe import AXES, rounded
 
 ENOUGH = 0.02  # of the error: what may remain of it
@@ -26,18 +28,27 @@ def explain(case, dtype, found):
         return []
     backward = all(name not in case.outputs for name in found)
     explained = []
-    for flag, sentence, inputs, arguments, cotangents in hypotheses(case, dtype, backward):
+    for flag, sentence, values_of in _tried(case, dtype, backward):
         try:
             with np.errstate(all="ignore"):
-                if backward:
-                    values = truth.gradients_of(case.operator, inputs, arguments, cotangents)
-                else:
-                    values = truth.outputs_of(case.operator, list(case.outputs), inputs, arguments)
+                values = values_of()
         except (ValueError, FloatingPointError, TypeError):  # it cannot be computed so
             continue
         if all(_is(case, dtype, name, x, values.get(name)) for name, x in found.items()):
             explained.append((sentence, flag))
     return explained[:3]
+
+
+def _tried(case, dtype, backward):
+    """(flag, sentence, function that gives the values) of every mistake: another input, or another formula."""
+    for flag, sentence, inputs, arguments, cotangents in hypotheses(case, dtype, backward):
+        if backward:
+            values_of = partial(truth.gradients_of, case.operator, inputs, arguments, cotangents)
+        else:
+            values_of = partial(truth.outputs_of, case.operator, list(case.outputs), inputs, arguments)
+        yield flag, sentence, values_of
+    if not backward:
+        yield from written_otherwise(case)
 
 
 def _is(case, dtype, name, found, value):
@@ -66,6 +77,8 @@ def hypotheses(case, dtype, backward):
     x, a, c = case.inputs, case.arguments, list(case.cotangents.values())
     for flag, sentence, arguments in _other_arguments(a):
         yield flag, sentence, x, arguments, c
+    for flag, sentence, inputs, arguments in _other_axis(x, a):
+        yield flag, sentence, inputs, arguments, c
     for flag, sentence, inputs in _other_arrays(case, x):
         yield flag, sentence, inputs, a, c
     for flag, sentence, inputs in _other_masks(x):
@@ -110,8 +123,26 @@ def _other_arguments(a):
         yield flag, f"it is what {name} = {value} gives; {a[name]} was asked for", a | {name: value}
 
 
+def _other_axis(x, a):
+    """A c-transform whose sum runs over the other axis of the scores: its shape is right where they are square.
+
+    -epsilon LSE_j((f_i + S_ij) / epsilon) is the transform of zero duals onto the other side, under scores S + f.
+    """
+    S = x.get("scores")
+    if "onto" in a and "dual" in x and S.shape[-1] == S.shape[-2]:
+        other = "query" if a["onto"] == "key" else "key"
+        shifted = S + (x["dual"][..., :, None] if other == "query" else x["dual"][..., None, :])
+        inputs = x | {"scores": shifted, "dual": np.zeros_like(x["dual"])}
+        sentence = f"it is what a sum over the other axis gives: over {'keys' if other == 'query' else 'queries'}"
+        yield "row_instead_of_column", sentence, inputs, a | {"onto": other}
+
+
 def _other_arrays(case, x):
     """Arrays that are not looked at, exchanged, turned, negated, or scaled."""
+    if case.operator == "sinkhorn" and "init" not in x:
+        zero = np.zeros(x["scores"].shape[:-1])
+        sentence = "it is what comes out if the iterations start from a zero dual, and not from that of softmax"
+        yield "softmax_start", sentence, x | {"init": zero}
     for name, flag in (("init", "init"), ("x_weights", "weights"), ("y_weights", "weights")):
         if name in x:
             yield (
@@ -182,6 +213,9 @@ def _other_masks(x):
         yield "mask_holes", "it is what comes out if masks are taken for lengths", clean | lengths
         without = {k: y for k, y in x.items() if k not in masks}
         yield "padding", "it is what comes out without masks", without
+        if all(mask.ndim > 1 and len(mask) > 1 for mask in masks.values()):
+            first = {name: np.broadcast_to(mask[:1], mask.shape).copy() for name, mask in masks.items()}
+            yield "leading_axes", "it is what the masks of the first sequence give for all", clean | first
         (one, first), (other, second) = masks.items()
         if first.shape == second.shape:
             yield "padding", "it is what the two masks exchanged give", clean | {one: second, other: first}

@@ -155,7 +155,12 @@ def to_numpy(x):
     if str(getattr(x, "dtype", "")).endswith("bfloat16"):
         x = xp.astype(x, xp.float32)
     if compat.is_torch_array(x):
-        return x.detach().resolve_conj().resolve_neg().cpu().numpy()
+        try:
+            return x.detach().resolve_conj().resolve_neg().cpu().numpy()
+        except TypeError as error:  # float8, say
+            raise TypeError(
+                f"to_numpy: x is of {x.dtype}, which NumPy does not have; convert it to float32"
+            ) from error
     if compat.is_cupy_array(x):
         return x.get()
     if type(x).__module__.startswith("array_api_strict"):
@@ -255,6 +260,11 @@ def scattered(values, index):
     out = array_namespace(values).empty_like(values)
     out.reshape(-1)[index] = values
     return out
+
+
+def count_of(batch):
+    """Count the examples of a batch; arrays of the standard have no ``len``."""
+    return batch.shape[0] if getattr(batch, "shape", ()) else len(batch)
 
 
 def is_half(dtype):

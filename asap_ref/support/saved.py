@@ -7,6 +7,7 @@ states of its layers in its own.
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Self
 
 import numpy as np
 
@@ -48,12 +49,12 @@ class SavedWeights:
         cls._kind, cls._settings, cls._measured = kind, settings, measured
         cls._known, cls._statistics = families, statistics
 
-    def save(self, path):
+    def save(self, path) -> None:
         """Write it as .npz, atomically."""
         files.save(path, self._kind, *self.state())
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path) -> Self:
         """Read what `save` wrote."""
         return files.load(path, cls._kind, cls.from_state)
 

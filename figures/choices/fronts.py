@@ -170,6 +170,7 @@ def verdict(what, fronts):
     if what == "sharp" and nearest:
         told.append(
             f"So on scores as sharp as these a map helps as a start for iterations, and not by itself: none comes "
-            f"nearer than {min(nearest):.2g} in less than the teacher's time. Who needs some per cent should run the teacher."
+            f"nearer than {min(nearest):.2g} in less than the teacher's time. Who needs some per cent should run the "
+            "teacher."
         )
     return " ".join(told)

@@ -6,6 +6,8 @@ The checks are those of the tests (agreement.py and test_counts.py there), which
 import importlib
 import json
 import tempfile
+from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 from asap_ref.lab.gallery import ROOT, importable
@@ -39,7 +41,23 @@ def measure():
                 else:
                     on = {"card": card()} if backend.module == "cupy" else {}
                     rows.append(row | _errors(backend, dtype) | on)
-        return {"rows": rows, "counts": table(), "machine": machine()}
+        return {"rows": rows, "counts": table(), "dtypes": _dtypes(), "machine": machine()}
+
+
+def _dtypes():
+    """Go through all public callables on all dtypes of all modules, and count."""
+    import dtypes
+
+    rows = []
+    for module, known in dtypes.MODULES.items():
+        if find_spec(module) is None:
+            continue
+        for dtype in known:
+            if dtypes.dtype_of(module, dtype) is not None:
+                with dtypes.switched(module):
+                    found = {name: dtypes.outcome(name, module, dtype) for name in dtypes.NAMES}
+                rows.append({"module": module, "dtype": dtype, "told": _told(found)})
+    return rows
 
 
 def _errors(backend, dtype):
@@ -73,6 +91,10 @@ def draw(record, folder):
     reasons = sorted(
         {f"{row['module']}: {row['missing'].split(':')[0]}" for row in record["rows"] if row["missing"]}
     )
+    of_dtypes = [["dtype", *dict.fromkeys(row["module"] for row in record["dtypes"])]]
+    for dtype in dict.fromkeys(row["dtype"] for row in record["dtypes"]):
+        found = {row["module"]: row["told"] for row in record["dtypes"] if row["dtype"] == dtype}
+        of_dtypes.append([dtype, *(found.get(module, "") for module in of_dtypes[0][1:])])
     calls = {row["operators"] for row in record["rows"] if "operators" in row}
     since = " (fewer where the last run is older, as on a GPU)" if len(calls) > 1 else ""
     text = (
@@ -86,8 +108,22 @@ def draw(record, folder):
         "(one, to make sure that the result is finite; Sinkhorn looks at its scalings besides), and arrays that "
         "move between host and device. These are the array forms. CuPy arrays take CUDA kernels: forward, one launch "
         "for softmax, 2T + 1 for Sinkhorn and 7 for ASAP (5 where slices are its only features), with neither wait nor "
-        "transfer, counted in tests/fast/kernels; they have not run on a card yet.\n"
+        "transfer, counted in tests/fast/kernels; they have not run on a card yet.\n\n"
+        f"{markdown_table(of_dtypes)}\n"
+        "Public callables that give the numbers of float64 within the rounding of the dtype, and those that refuse it "
+        "by name (integers and what is not real: all but `to_numpy`, which takes what NumPy has). Nothing else is "
+        "allowed: tests/promises/test_dtypes.py.\n"
     )
     path = Path(folder) / "modules.md"
     files.save_text(path, text)
     return [path]
+
+
+def _told(found):
+    """One cell: how many are right and refused, and who is neither."""
+    counts = Counter(found.values())
+    right, refused = counts.pop("right", 0), counts.pop("refused", 0)
+    counts.pop("takes no arrays", None)
+    others = sorted(name for name, told in found.items() if told in counts)
+    few = f" ({', '.join(name for name, told in found.items() if told == 'refused')})" if 0 < refused < 9 else ""
+    return f"{right} right, {refused} refused{few}" + (f", wrong: {', '.join(others)}" if others else "")

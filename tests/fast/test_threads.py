@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from asap_ref import softmax_attention
 from asap_ref.fast import threads
@@ -21,7 +21,11 @@ def blas_threads():
 
 @pytest.fixture(autouse=True)
 def _several_workers(monkeypatch):
+    """Of ours and of BLAS, that there is something to restore: it may have one here."""
     monkeypatch.setenv("ASAP_REF_THREADS", "2")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")  # of processes that are started
+    with threadpool_limits(2, user_api="blas"):
+        yield
 
 
 def test_concurrent_callers_leave_blas_its_threads():
@@ -53,7 +57,7 @@ def test_an_error_on_a_thread_leaves_blas_its_threads():
 FORK = """
 import os
 import numpy as np
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 from asap_ref import softmax_attention
 from asap_ref.fast import threads
 

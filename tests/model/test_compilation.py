@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asap_ref import Attention, sinkhorn, transport_plan
+from asap_ref import Attention, array_module, sinkhorn, transport_plan
 from asap_ref.fidelity.comparison import compare_attentions
 from asap_ref.fidelity.hardness import hardness
 from asap_ref.fidelity.report import FidelityReport, fidelity_report, teacher_of
@@ -207,3 +207,17 @@ def test_a_one_sided_model_is_reported_on_by_its_key_dual():
     rows = [row for row in report.rows if row["layer"] == 0]
     assert {row["attention"] for row in rows} == {"one-sided"}
     np.testing.assert_allclose([row["r_squared"] for row in rows], expected, atol=1e-4)  # float32 activations
+
+
+@pytest.mark.parametrize("module", ["array_api_strict", "torch"])
+def test_examples_are_held_out_on_any_module(module):
+    inputs = np.random.default_rng(0).standard_normal((12, 8, 8)).astype("float32")
+    small = Architecture(patch=4, width=8, n_layers=1, n_heads=2)
+    settings = {"n_slices": 2, "candidates": None, "quadratic": 0, "fallback": 1e-9}
+    errors = []
+    for xp in (np, array_module(module)):
+        model = Transformer.create(small, Attention("sinkhorn", {"n_iter": 2}), xp=xp)
+        compiled, (layer,) = compile_model(model, [xp.asarray(inputs)], **settings)
+        assert compiled.attentions[0].name == "sinkhorn" and layer["on_sinkhorn"] == [0, 1]  # nothing is that good
+        errors.append(layer["output_error"])
+    np.testing.assert_allclose(*errors, rtol=1e-3)  # float32, through normal equations

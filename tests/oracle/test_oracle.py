@@ -196,7 +196,11 @@ def shell(*arguments, capsys):
 
 def test_shell_lists_and_shows(capsys):
     code, out, _ = shell("list", "--flag", "refine", capsys=capsys)
-    assert code == 0 and "asap_attention/refine" in out and out.endswith("1 cases\n")
+    assert (
+        code == 0
+        and "asap_attention/refine" in out
+        and out.endswith(f"\n{len(oracle.cases(flags='refine'))} cases\n")
+    )
     code, out, _ = shell("show", "sinkhorn/epsilon", capsys=capsys)
     assert code == 0 and "epsilon = 0.25" in out and "tolerance float64 1e-10" in out and "epsilon_scaling:" in out
     code, _, err = shell("show", "sinkhorn/none", capsys=capsys)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asap_ref import cli, oracle
-from asap_ref.oracle import exchange, reference, ties
+from asap_ref.oracle import reference, ties
 from asap_ref.oracle.drawn import DrawnCase
 from asap_ref.oracle.fuzzing import edge
 from asap_ref.oracle.recipe import AXES, MASKS, OPTIONAL, SIDES, UNMASKED, Recipe
@@ -214,53 +214,6 @@ def test_recipes_are_written_and_read():
     recipe = Recipe("sinkhorn", n=5, given=("init",), arguments={"epsilon": 0.5}, seed=9)
     assert Recipe.read(recipe.written()) == recipe
     assert set(recipe.written()) == {"operator", "n", "given", "arguments", "seed"}
-
-
-# ------------------------------------------------------------------------------------------------------- by files
-
-
-def write_outputs(folder, case):
-    (folder / case.id / "gradients").mkdir(parents=True)
-    for name, x in case.outputs.items():
-        np.save(folder / case.id / f"{name}.npy", x.astype(np.float32))
-    for name, x in case.gradients.items():
-        np.save(folder / case.id / "gradients" / f"{name}.npy", x.astype(np.float32))
-
-
-def test_results_in_files_are_judged(tmp_path, capsys):
-    case = oracle.case("two_sided_c_transform/left_padding")
-    write_outputs(tmp_path, case)
-    command = ["oracle", "check-files", str(tmp_path)]
-    assert cli.main([*command, "--require-gradients"]) == 0
-    assert "1 of 1 cases passed" in capsys.readouterr().out
-    (tmp_path / case.id / "gradients" / "scores.npy").unlink()
-    assert cli.main(command) == 0
-    assert cli.main([*command, "--require-gradients"]) == 1
-    (tmp_path / case.id / "key_dual.npy").unlink()
-    assert cli.main(command) == 1
-    assert "key_dual               MISSING" in capsys.readouterr().out
-
-
-def test_drawn_cases_go_to_another_language_and_back(tmp_path, capsys):
-    vectors, results = tmp_path / "vectors", tmp_path / "results"
-    command = ["oracle", "random", "sinkhorn", "--n", "40", "--mask", "left", "--dtype", "float32"]
-    assert cli.main([*command, "--save", str(vectors)]) == 0
-    (case,) = exchange.read_cases(vectors)
-    assert case.inputs["scores"].shape == (2, 2, 40, 35)
-    write_outputs(results, case)
-    assert cli.main(["oracle", "check-files", str(results), "--vectors", str(vectors)]) == 0
-    np.save(results / case.id / "key_dual.npy", 2 * case.outputs["key_dual"].astype(np.float32))
-    assert cli.main(["oracle", "check-files", str(results), "--vectors", str(vectors)]) == 1
-    assert "it is the right array times 2" in capsys.readouterr().out
-
-
-def test_a_folder_without_results_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        exchange.check_files(tmp_path / "none")
-    with pytest.raises(
-        ValueError, match=r"has no files of a case; expected such as attention_scores/plain/scores\.npy"
-    ):
-        exchange.check_files(tmp_path)
 
 
 @pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])

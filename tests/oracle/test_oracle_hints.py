@@ -7,6 +7,7 @@ import pytest
 
 from asap_ref import oracle
 from asap_ref.oracle import reference
+from asap_ref.oracle.otherwise import soft_sort_over_ranks
 from asap_ref.oracle.suspects import ONLY_IN
 from asap_ref.oracle.whatif import shorten
 
@@ -50,6 +51,51 @@ def test_the_mistake_that_gives_what_was_found_is_named(operator, change, flag, 
     assert not report.passed
     assert words in remarks(report)
     assert flag in report.suspects()[:2]
+
+
+def test_a_start_from_zero_in_place_of_softmax_is_named():
+    def sinkhorn(scores, **given):
+        return reference.sinkhorn(scores, **({"init": np.zeros(scores.shape[:-1], scores.dtype)} | given))
+
+    report = checked("sinkhorn", sinkhorn, version=1)
+    assert "if the iterations start from a zero dual, and not from that of softmax" in remarks(report)
+    assert "softmax_start" in report.suspects()[:2]
+
+
+def test_a_sum_over_the_other_axis_is_named():
+    def entropic_c_transform(scores, dual, onto="key", epsilon=1.0, query_mask=None, key_mask=None):
+        S = (dual[..., :, None] if onto == "key" else dual[..., None, :]) + scores
+        out = -epsilon * np.log(np.exp(S / epsilon).sum(-1 if onto == "key" else -2))
+        right = dict(onto=onto, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+        square = scores.shape[-1] == scores.shape[-2] and query_mask is None and key_mask is None
+        return out if square else reference.entropic_c_transform(scores, dual, **right)
+
+    report = checked("entropic_c_transform", entropic_c_transform, version=1)
+    assert "it is what a sum over the other axis gives: over keys" in remarks(report)
+    assert "row_instead_of_column" in report.suspects()[:2]
+
+
+def test_a_soft_sort_normalised_over_ranks_is_named():
+    def sliced_attention(q, k, v, directions=None, query_mask=None, key_mask=None, **settings):
+        given = dict(q=q, k=k, v=v, directions=directions)
+        if settings["hard"] or query_mask is not None or key_mask is not None:
+            return reference.sliced_attention(**given, query_mask=query_mask, key_mask=key_mask, **settings)
+        return soft_sort_over_ranks(**given, **settings)
+
+    report = checked("sliced_attention", sliced_attention, version=1)
+    assert "if the soft permutations are normalised over ranks, not over tokens" in remarks(report)
+    assert "soft_sort" in report.suspects()[:2]
+
+
+def test_masks_of_the_first_sequence_for_all_are_named():
+    def entropic_c_transform(scores, dual, query_mask=None, key_mask=None, **settings):
+        masks = [m if m is None or m.ndim < 2 else np.broadcast_to(m[:1], m.shape) for m in (query_mask, key_mask)]
+        scores, dual = np.nan_to_num(scores), np.nan_to_num(dual)
+        masks = dict(zip(("query_mask", "key_mask"), masks, strict=True))
+        return reference.entropic_c_transform(scores, dual, **masks, **settings)
+
+    report = checked("entropic_c_transform", entropic_c_transform)
+    assert "it is what the masks of the first sequence give for all" in remarks(report)
 
 
 def test_a_mask_that_is_taken_for_a_length_is_named():
@@ -121,3 +167,24 @@ def test_missing_outputs_and_errors_come_first():
 def test_tf32_keeps_eleven_bits():
     x = np.asarray([1 + 2.0**-10, 1 + 2.0**-12, 2.0**100 * (1 + 2.0**-10)])
     assert np.array_equal(shorten(x, "TF32") == x, [True, False, True])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_that_do_not_sum_to_one_are_told_to_become_a_softmax(dtype):
+    def asap_attention(q, k, v, directions, weights, basis=None, *, cumulants, epsilon, refine, **masks):
+        """P v taken literally, f with the few digits that large numbers leave it."""
+        f_hat = reference.amortized_query_dual(
+            q, k, directions, weights, basis=basis, cumulants=cumulants, **masks
+        )
+        S = reference.attention_scores(q, k)
+        f, g = reference.sinkhorn(S, n_iter=1 + refine, init=f_hat, epsilon=epsilon, **masks)
+        f = shorten(f.astype(float), "TF32").astype(f.dtype)
+        return reference.transport_plan(S, f, g, epsilon=epsilon, **masks) @ v
+
+    module = SimpleNamespace(__name__="mine", asap_attention=asap_attention)
+    report = oracle.run_case(module, oracle.case("asap_attention/large_scores"), dtype=dtype)
+    assert not report.passed
+    assert "softmax((g + S) / epsilon) v; exp((f + g + S) / epsilon) v has the roundings" in str(report).replace(
+        "\n" + " " * 27, " "
+    )
+    assert "look at    large_logits" in str(report)

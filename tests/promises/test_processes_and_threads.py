@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from operators import OPERATORS, convert, map_arrays, outputs, random_like, vjp_of
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import asap_ref as ar
 from asap_ref.calibration.cluster import _of_any_size
@@ -61,7 +61,10 @@ def expected():
 
 @pytest.fixture
 def _several_workers(monkeypatch):
+    """Of ours and of BLAS, that there is something to restore: it may have one here."""
     monkeypatch.setenv("ASAP_REF_THREADS", "2")
+    with threadpool_limits(2, user_api="blas"):
+        yield
 
 
 def close(found, expected):
@@ -476,6 +479,7 @@ def from_within():
         return calibrated(client)
 
 
+@pytest.mark.usefixtures("_several_workers")
 def test_a_worker_of_dask_may_do_it_on_a_thread_and_on_its_own_cluster(client, expected):
     before = blas_threads()
     jobs = [client.submit(on_a_thread, whole_job, pure=False) for _ in range(2)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 FORWARD = ("tile", "lse", "attend", "slices", "moments", "dual")
 BACKWARD = ("tile", "gradient")
-TILES = (64, 32, 16)  # rows and columns of a tile of scores, best first
+TILES = (64, 32)  # rows and columns of a tile of scores, best first; one of 16 would leave half a warp to a block
 SIZE = {"float32": 4, "float64": 8}
 C_NAMES = {"float32": "float", "float64": "double", "float16": "__half", "bfloat16": "Bfloat16"}
 
@@ -85,11 +85,14 @@ def _text(part):
 def chosen(real, store, d, p, limit, parts=FORWARD):
     """The build with the largest tile whose kernels fit in ``limit`` bytes of shared memory; None if none does.
 
+    Shared memory alone decides. Which tile is quickest was not tuned on any card: a tile of 32, two warps a block, is
+    taken where 64 does not fit, and the array form where 32 does not.
+
     Examples
     --------
-    >>> chosen("float64", "float64", 128, 128, limit=99 * 1024).rows
-    16
-    >>> chosen("float32", "float32", 4096, 64, limit=227 * 1024) is None
+    >>> chosen("float64", "float64", 128, 128, limit=163 * 1024).rows
+    32
+    >>> chosen("float32", "float32", 1024, 64, limit=227 * 1024) is None
     True
     """
     needed = ("pull", "gradient") if parts == BACKWARD else ("lse", "attend", "project", "moments", "dual")
@@ -100,17 +103,40 @@ def chosen(real, store, d, p, limit, parts=FORWARD):
     return None
 
 
-def sort_bytes(real, size, threads):
+def sort_threads(size):
+    """A thread for each pair that is compared, at least a warp and at most what a block may have."""
+    return min(max(size // 2, 32), 1024)
+
+
+def sort_bytes(real, size):
     """Bytes of shared memory that sorting two samples of ``size`` takes, with an index beside each of the first."""
-    return SIZE[real] * (3 * size + threads) + 8
+    return SIZE[real] * (3 * size + sort_threads(size)) + 8
+
+
+def longest_slice(real, limit):
+    """Say how many tokens, a power of two, are sorted in ``limit`` bytes of shared memory.
+
+    Longer ones are predicted in the array form.
+
+    Examples
+    --------
+    >>> [longest_slice(real, 227 * 1024) for real in ("float32", "float64")]
+    [16384, 8192]
+    """
+    size = 2
+    while sort_bytes(real, 2 * size) <= limit:
+        size *= 2
+    return size
 
 
 @functools.cache
-def function(xp, device, build, name, shared):
-    """The compiled kernel, allowed as much shared memory as it will ask for; once a device."""
+def function(xp, device, build, name, limit):
+    """The compiled kernel, allowed all ``limit`` bytes of shared memory; once a device, which has to be current.
+
+    What is allowed belongs to the device's function, which all that ask for it share, whatever they need in a launch.
+    """
     found = _module(xp, build).get_function(name)
-    if shared > 48 * 1024:
-        found.max_dynamic_shared_size_bytes = shared
+    found.max_dynamic_shared_size_bytes = limit
     return found
 
 

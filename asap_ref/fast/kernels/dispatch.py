@@ -24,13 +24,14 @@ def on_device(form):
             q = args[0] if args else kwargs.get("q")
             if not (is_array(q) and can_launch(q)):
                 return operator(*args, **kwargs)
-            if is_inside():  # the outermost operator has checked the arguments, and looks at the result
-                result = form(*args, **kwargs)
-            else:
-                arguments, *_ = operator.examined(*args, **kwargs)
-                found = flag(array_namespace(q), q, operator.__name__)
-                result = inside(form, **arguments, found=found)
-            return operator(*args, **kwargs) if result is None else result
+            with q.device:  # CuPy makes and computes on the device that is current, which may be another
+                if is_inside():  # the outermost operator has checked the arguments, and looks at the result
+                    result = form(*args, **kwargs)
+                else:
+                    arguments, *_ = operator.examined(*args, **kwargs)
+                    found = flag(array_namespace(q), q, operator.__name__)
+                    result = inside(form, **arguments, found=found)
+                return operator(*args, **kwargs) if result is None else result
 
         return dispatched
 

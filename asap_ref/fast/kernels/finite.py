@@ -29,6 +29,9 @@ def flag(xp, like, name):
 def raise_if_not_finite():
     """Wait for the devices that have run kernels since the last look; raise if a result of theirs is not finite.
 
+    On each device the current stream is waited for, no other: what runs on another stream may not have reported yet.
+    Look inside ``with stream:``, or after ``stream.synchronize()``.
+
     Raises
     ------
     FloatingPointError
@@ -40,9 +43,11 @@ def raise_if_not_finite():
     """
     while _waiting:
         (_, device), found = _waiting.popitem()
-        code = int(found[0])
+        with found.device:
+            code = int(found[0])
+            if code:
+                found[0] = 0
         if code:
-            found[0] = 0
             raise FloatingPointError(
                 f"{_names[code - 1]}: a result computed on {device} since the last look is not finite; ask its inputs "
                 "for NaN and infinity with isfinite (padding belongs in query_mask and key_mask), or use float64"

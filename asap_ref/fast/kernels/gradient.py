@@ -16,20 +16,22 @@ from __future__ import annotations
 
 from asap_ref.fast.kernels.attention import pays_for_sinkhorn
 from asap_ref.fast.kernels.build import BACKWARD
-from asap_ref.fast.kernels.launch import Problems
+from asap_ref.fast.kernels.launch import Problems, contiguous
 
 
 def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
     """Attention and ``vjp(d_out) -> (dq, dk, dv)``, or None where the array form is to be taken; T = 0 is softmax."""
     if not pays_for_sinkhorn(q, k, n_iter):
         return None
+    q, k, v = map(contiguous, (q, k, v))  # copied once for all launches, if at all
     problems = Problems(q, k, v, query_mask, key_mask)
     again = Problems(q, k, v, query_mask, key_mask, parts=BACKWARD)
     if not (problems.fit and again.fit):
         return None
     xp, leading, (n, m) = problems.xp, problems.leading, (problems.n, problems.m)
-    f = problems.empty(n_iter + 1, *leading, n)
-    g = xp.zeros((n_iter + 1, *leading, m), dtype=f.dtype, device=q.device)  # g_0 = 0
+    with q.device:  # which may not be the current one
+        f = problems.empty(n_iter + 1, *leading, n)
+        g = xp.zeros((n_iter + 1, *leading, m), dtype=f.dtype, device=q.device)  # g_0 = 0
     problems.query_dual(None, epsilon, out=f[0])
     for t in range(1, n_iter + 1):
         problems.key_dual(f[t - 1], epsilon, out=g[t])
@@ -37,6 +39,10 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
     out = problems.attend(g[n_iter], epsilon)
 
     def vjp(d_out):
+        with q.device:
+            return gradients(contiguous(d_out))
+
+    def gradients(d_out):
         across = Problems(k, q, d_out, key_mask, query_mask)
         dv = across.attend(f[n_iter], epsilon, own=g[n_iter])
         df, dg = problems.empty(*f.shape), problems.empty(*g.shape)

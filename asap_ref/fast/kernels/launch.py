@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 import numpy as np
 
-from asap_ref.fast.kernels.build import FORWARD, chosen, function, sort_bytes
+from asap_ref.fast.kernels.build import FORWARD, chosen, function, longest_slice, sort_bytes, sort_threads
 from asap_ref.support.arrays import array_namespace, is_half
 
 NOTHING = np.uintp(0)  # a null pointer
@@ -60,8 +60,11 @@ def dtype_name(x):
 
 def number_like(x):
     """Make an empty array that lives where x does, in the dtype that x is computed in."""
+    if not is_half(x.dtype):
+        return x
     xp = array_namespace(x)
-    return xp.empty((0,), dtype=xp.float32, device=x.device) if is_half(x.dtype) else x
+    with x.device:
+        return xp.empty((0,), dtype=xp.float32, device=x.device)
 
 
 def computed_in(x):
@@ -106,7 +109,25 @@ class Problems:
 
     def empty(self, *shape, dtype=None):
         """Make room on the device, in the dtype that is computed in."""
-        return self.xp.empty(shape, dtype=dtype or getattr(self.xp, self.real), device=self.like.device)
+        with self.like.device:  # CuPy makes arrays on the device that is current, whichever it is asked for
+            return self.xp.empty(shape, dtype=dtype or getattr(self.xp, self.real), device=self.like.device)
+
+    def as_read(self, x):
+        """An array as kernels read it, without gaps and in the dtype that is computed in; None as it is."""
+        if x is None:
+            return None
+        real = getattr(self.xp, self.real)
+        return contiguous(x if x.dtype == real else self.xp.astype(x, real))
+
+    def dual_as_read(self, side, dual):
+        """A dual of the "query" or "key" side as kernels read it; ValueError if it is not of that shape."""
+        shape = (*self.leading, self.n if side == "query" else self.m)
+        if dual is not None and tuple(dual.shape) != shape:
+            raise ValueError(
+                f"the {side} dual must have shape {shape}, a number a token, got {tuple(dual.shape)}; one that several "
+                "problems share is to be repeated by broadcast_to"
+            )
+        return self.as_read(dual)
 
     def launch(self, name, blocks, *args, threads=None, shared=None):
         """Launch a kernel: ints become int32, floats what is computed in, None a null pointer."""
@@ -114,10 +135,11 @@ class Problems:
             threads or self.build.threads,
             self.build.shared.get(name, 0) if shared is None else shared,
         )
-        kernel = function(self.xp, self.device, self.build, name, shared)
         of_kind = {int: np.int32, float: self.number, type(None): lambda _: NOTHING}
         args = tuple(of_kind[type(x)](x) if type(x) in of_kind else x for x in args)
-        kernel((blocks,), (threads,), args, shared_mem=shared)
+        with self.like.device:  # which may not be the current one
+            kernel = function(self.xp, self.device, self.build, name, self.limit)
+            kernel((blocks,), (threads,), args, shared_mem=shared)
 
     def tiles(self, length):
         """Blocks that have a tile of rows each."""
@@ -135,6 +157,7 @@ class Problems:
 
     def _half_step(self, onto, dual, epsilon, out):
         (a, a_mask, n), (b, b_mask, m) = self.sides_from(onto)
+        dual = self.dual_as_read("query" if onto == "key" else "key", dual)
         out = self.empty(*self.leading, n) if out is None else out
         sizes, settings = (n, m, self.d, int(onto == "key")), (self.scale, float(epsilon))
         self.launch("lse", self.tiles(n), a, b, dual, *a_mask, *b_mask, out, *sizes, *settings)
@@ -145,6 +168,7 @@ class Problems:
 
         With ``own``, the query dual (..., n), the plan is that of both duals, not normalised.
         """
+        key_dual, own = self.dual_as_read("key", key_dual), self.dual_as_read("query", own)
         out = self.empty(*self.leading, self.n, self.p, dtype=self.like.dtype)
         arrays = (self.q, self.k, self.v, key_dual, own, *self.query_mask, *self.key_mask, out)
         sizes, settings = (self.n, self.m, self.d, self.p), (self.scale, float(epsilon))
@@ -176,7 +200,7 @@ class Problems:
     def sort_size(self):
         """The power of two that both samples fit in, or None where shared memory cannot hold them."""
         size = 2 ** max(max(self.n, self.m) - 1, 1).bit_length()
-        return size if sort_bytes(self.real, size, _sort_threads(size)) <= self.limit else None
+        return size if size <= longest_slice(self.real, self.limit) else None
 
     def on_slices(self, theta):
         """Tokens on every slice, +inf at padding: (d, L) or (H, d, L) -> (..., L, n) and (..., L, m)."""
@@ -190,10 +214,9 @@ class Problems:
     def potentials(self, x, y, w):
         """Potentials of the queries times the weights (H, L, 1), uncentred: (..., L, n), (..., L, m) -> (..., L, n)."""
         L, size = x.shape[-2], self.sort_size()
-        phi, threads = self.empty(*self.leading, L, self.n), _sort_threads(size)
-        shared = sort_bytes(self.real, size, threads)
+        phi, shared = self.empty(*self.leading, L, self.n), sort_bytes(self.real, size)
         sizes = (self.n, self.m, L, w.shape[0], size)
-        self.launch("slices", self.count * L, x, y, w, phi, *sizes, threads=threads, shared=shared)
+        self.launch("slices", self.count * L, x, y, w, phi, *sizes, threads=sort_threads(size), shared=shared)
         return phi
 
     def quadratic_form(self, a, A, B, c, R, F_k, F_q, Z):
@@ -221,15 +244,13 @@ class Problems:
         return f
 
 
-def _sort_threads(size):
-    """A thread for each pair that is compared, at least a warp and at most what a block may have."""
-    return min(max(size // 2, 32), 1024)
-
-
 def contiguous(x):
     """The array as kernels read it, copied only where it is a view with gaps."""
     flags = getattr(x, "flags", None)
-    return x if flags is None or flags.c_contiguous else array_namespace(x).ascontiguousarray(x)
+    if flags is None or flags.c_contiguous:
+        return x
+    with x.device:
+        return array_namespace(x).ascontiguousarray(x)
 
 
 def mask_rows(mask, leading, length):

@@ -23,6 +23,9 @@ def predict(q, k, slices, quadratic, *, query_mask=None, key_mask=None, p=None):
     problems = Problems(q, k, None, query_mask, key_mask, p=p)
     if not problems.fit or (slices is not None and problems.sort_size() is None):
         return None
+    slices, quadratic = (
+        None if given is None else tuple(map(problems.as_read, given)) for given in (slices, quadratic)
+    )
     phi = None if slices is None else problems.potentials(*problems.on_slices(slices[0]), slices[1])
     G, h = (None, None) if quadratic is None else problems.quadratic_form(*quadratic)
     return problems.dual(phi, G, h)

@@ -52,6 +52,10 @@ class EmulationError(Exception):
     """What a GPU might let pass: a barrier that not all threads reach, or a write that is out of bounds."""
 
 
+MOST_SHARED, ALLOWED_UNASKED = 227 * 1024, 48 * 1024  # bytes of shared memory of a block, on an H100
+_allowed = {}  # by library and kernel, as on a card: the functions of a module that bear one name are one function
+
+
 class Module:
     """CUDA text, compiled for the CPU."""
 
@@ -62,16 +66,25 @@ class Module:
 
     def get_function(self, name):
         """Give the kernel of that name."""
-        return Kernel(name, self.library[f"emulate_{name}"])
+        return Kernel(name, self.library)
 
 
 class Kernel:
     """A kernel that is called as CuPy's are: (blocks,), (threads,), arguments."""
 
-    max_dynamic_shared_size_bytes = 48 * 1024
+    def __init__(self, name, library):
+        self.name, self.function, self.key = name, library[f"emulate_{name}"], (library._name, name)
 
-    def __init__(self, name, function):
-        self.name, self.function = name, function
+    @property
+    def max_dynamic_shared_size_bytes(self):
+        """What a launch may ask for; one for all who ask the library for the kernel."""
+        return _allowed.get(self.key, ALLOWED_UNASKED)
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size):
+        if size > MOST_SHARED:
+            raise EmulationError(f"{self.name}: a block cannot have {size} bytes of shared memory")
+        _allowed[self.key] = size
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         if shared_mem > self.max_dynamic_shared_size_bytes:

@@ -6,6 +6,9 @@ launches    kernels, and calls that compute a new array; to make room for one, a
 waits       conversions of an array to a Python number
 transfers   arrays that move between host and device
 
+There are two devices. As with CuPy, arrays are made on the one that is current, whichever is asked for, and results of
+arithmetic are there; a kernel sees the arrays of that one alone.
+
 Every array lies between two margins that are all ones: floating-point NaN, and true. They are looked at after each
 kernel, so that a write past an end is found, and a read shows in the result.
 """
@@ -38,13 +41,23 @@ VIEWS |= {"isdtype", "result_type", "finfo", "iinfo"}
 class Device:
     """What the kernels ask of a device."""
 
-    attributes: ClassVar = {"MaxSharedMemoryPerBlockOptin": 227 * 1024}  # an H100's
+    attributes: ClassVar = {"MaxSharedMemoryPerBlockOptin": emulator.MOST_SHARED}  # an H100's
+
+    def __init__(self, index):
+        self.index = index
 
     def __str__(self):
-        return "the stand-in"
+        return f"device {self.index} of the stand-in"
+
+    def __enter__(self):
+        _current.append(self)
+
+    def __exit__(self, *_):
+        _current.pop()
 
 
-DEVICE = Device()
+DEVICES = (Device(0), Device(1))
+_current = [DEVICES[0]]
 
 counts = Counter()
 
@@ -85,10 +98,9 @@ class Array:
     """An array on the device that is not there."""
 
     __hash__ = None
-    device = DEVICE
 
-    def __init__(self, inner):
-        self.inner = inner
+    def __init__(self, inner, device=None):
+        self.inner, self.device = inner, device or _current[-1]
 
     def __array_namespace__(self, api_version=None):
         return NAMESPACE
@@ -100,14 +112,14 @@ class Array:
     def __getattr__(self, name):  # shape, dtype, flags, ndim, size, mT
         if name.startswith("__"):  # not NumPy's ways of looking into an array
             raise AttributeError(name)
-        return wrap(getattr(object.__getattribute__(self, "inner"), name))
+        return wrap(getattr(object.__getattribute__(self, "inner"), name), self.device)
 
     def __getitem__(self, key):
-        return wrap(self.inner[unwrap(key)])
+        return wrap(self.inner[unwrap(key)], self.device)
 
     def transpose(self, axes):
         """A view, as CuPy's method of the name makes."""
-        return wrap(self.inner.transpose(axes))
+        return wrap(self.inner.transpose(axes), self.device)
 
     def __setitem__(self, key, value):
         count("setitem")
@@ -134,11 +146,11 @@ def unwrap(x):
     return type(x)(map(unwrap, x)) if type(x) in (tuple, list) else x
 
 
-def wrap(x):
-    """Results as arrays of the stand-in."""
+def wrap(x, device=None):
+    """Results as arrays of the stand-in, on the current device if none is named."""
     if type(x) is tuple and any(isinstance(item, np.ndarray) for item in x):
-        return tuple(map(wrap, x))
-    return Array(np.asarray(x)) if isinstance(x, np.ndarray | np.generic) else x
+        return tuple(wrap(item, device) for item in x)
+    return Array(np.asarray(x), device) if isinstance(x, np.ndarray | np.generic) else x
 
 
 def _operator(name):
@@ -170,12 +182,15 @@ class RawModule(emulator.Module):
     """CuPy's class of this name, on the CPU; each launch is counted, and what it was given is looked at afterwards."""
 
     def get_function(self, name):
-        return RawKernel(name, self.library[f"emulate_{name}"])
+        return RawKernel(name, self.library)
 
 
 class RawKernel(emulator.Kernel):
     def __call__(self, grid, block, args, *, shared_mem=0):
         count(self.name)
+        for x in args:
+            if isinstance(x, Array) and x.device is not _current[-1]:
+                raise emulator.EmulationError(f"{self.name}: an array is on {x.device}, not on {_current[-1]}")
         super().__call__(grid, block, tuple(map(unwrap, args)), shared_mem=shared_mem)
         for x in args:
             if isinstance(x, Array) and not margins_are_whole(x.inner):
@@ -193,7 +208,8 @@ class Namespace:
             return x
         counts["transfers"] += not isinstance(x, Array | int | float | bool)
         x = np.asarray(unwrap(x), dtype=dtype)
-        inner = guarded(x.shape, x.dtype)
+        by_columns = x.flags.f_contiguous and not x.flags.c_contiguous  # CuPy keeps that order
+        inner = guarded(x.T.shape, x.dtype).T if by_columns else guarded(x.shape, x.dtype)
         inner[...] = x
         return Array(inner)
 
@@ -202,7 +218,7 @@ class Namespace:
 
     def ascontiguousarray(self, x):
         count("ascontiguousarray")
-        return self.asarray(x, copy=True)
+        return self.asarray(np.ascontiguousarray(x.inner))
 
     def __getattr__(self, name):
         found = getattr(array_api_compat.numpy, name)
@@ -211,7 +227,8 @@ class Namespace:
 
         def forward(*args, device=None, **kwargs):
             count(name)
-            return wrap(found(*map(unwrap, args), **{key: unwrap(x) for key, x in kwargs.items()}))
+            of_view = args[0].device if name in VIEWS and args and isinstance(args[0], Array) else None
+            return wrap(found(*map(unwrap, args), **{key: unwrap(x) for key, x in kwargs.items()}), of_view)
 
         return forward
 

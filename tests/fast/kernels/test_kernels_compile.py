@@ -7,7 +7,7 @@ import pytest
 
 from asap_ref.fast.kernels.build import BACKWARD, FORWARD, SIZE, chosen
 from asap_ref.lab.kernel_time import instruction_mix, least_seconds
-from asap_ref.lab.nvrtc import CARDS, compiled, missing, resources
+from asap_ref.lab.nvrtc import CARDS, compiled, instructions, missing, resources
 
 CASES = [  # real, store, d, p, parts, most registers: 128 let a multiprocessor hold two blocks of 256 threads
     ("float32", "float32", 64, 64, FORWARD, 128),
@@ -47,6 +47,14 @@ def test_faults_in_the_text_are_named_with_file_and_line():
     text = chosen("float32", "float32", 8, 8, 2**16).source().replace("high + log2(total)", "high + log2(totl)")
     with pytest.raises(RuntimeError, match=r'lse.cu\(\d+\): error: identifier "totl" is undefined'):
         compiled(text, "sm_80")
+
+
+@NVRTC
+def test_exp2_of_a_float_is_one_instruction_of_ptx_that_keeps_denormals():
+    found = instructions(chosen("float32", "float32", 8, 8, 2**16).source(), "sm_90")
+    for name, lines in found.items():
+        exponentials = {line.split()[0] for line in lines if "ex2." in line}
+        assert exponentials == ({"ex2.approx.f32"} if name in ("lse", "attend") else set())  # not .ftz.f32
 
 
 @NVRTC

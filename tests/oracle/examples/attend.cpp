@@ -1,9 +1,9 @@
 // The oracle in C++: read the vectors, compute two operators, write the results.
 //
 //     g++ -std=c++17 -O2 attend.cpp -o attend
-//     asap-ref oracle export vectors
-//     ./attend vectors/v2 results
-//     asap-ref oracle check-files results --dtype float64
+//     asap-ref oracle export vectors --drawn float64
+//     ./attend vectors results                           all that is there: v1, v2 and the cases drawn from seeds
+//     asap-ref oracle check-files results
 //
 // Written from the page alone, with nothing but the standard library: a .npz is a zip archive whose entries are stored
 // as they are, an .npy is a line of text and the numbers, and the manifest has a case a line.
@@ -150,12 +150,26 @@ Array solve(const std::string& op, const Arrays& in, double epsilon) {
     return out;
 }
 
-int main(int count, char** words) {
-    if (count != 3) {
-        std::cerr << "usage: attend VECTORS RESULTS\n";
-        return 2;
+// Of sum_j c_j g_j with the cotangent c of lse, by f_i: -sum_j c_j exp((f_i + S_ij + g_j) / epsilon).
+Array query_dual_gradient(const Arrays& in, const Array& g, double epsilon) {
+    const Array &q = in.at("inputs/q"), &k = in.at("inputs/k"), &f = in.at("inputs/query_dual");
+    const Array& c = in.at("cotangents/key_dual");
+    const size_t n = q.shape.end()[-2], m = k.shape.end()[-2], d = q.shape.back();
+    Array out{f.shape, std::vector<double>(f.values.size(), 0.0)};
+    for (size_t place = 0; place < f.values.size(); ++place) {
+        const size_t b = place / n, i = place % n;
+        for (size_t j = 0; j < m; ++j) {
+            if (!valid(in, "inputs/query_mask", q, b, i) || !valid(in, "inputs/key_mask", q, b, j)) continue;
+            double score = 0;
+            for (size_t a = 0; a < d; ++a) score += q.values[place * d + a] * k.values[(b * m + j) * d + a];
+            const double x = f.values[place] + score / std::sqrt(double(d)) + g.values[b * m + j];
+            out.values[place] -= c.values[b * m + j] * std::exp(x / epsilon);
+        }
     }
-    const std::string vectors = words[1], results = words[2];
+    return out;
+}
+
+int compute(const std::string& vectors, const std::string& results) {
     std::ifstream manifest(vectors + "/manifest.json");
     int computed = 0;
     for (std::string line; std::getline(manifest, line);) {  // a case is a line
@@ -166,11 +180,27 @@ int main(int count, char** words) {
             if (id == std::string::npos || file == std::string::npos) continue;
             const std::string name = line.substr(id + 8, line.find('"', id + 8) - id - 8);
             const std::string path = line.substr(file + 9, line.find('"', file + 9) - file - 9);
-            const Array out = solve(op, read_npz(vectors + "/" + path), std::stod(line.substr(value + 11)));
-            write_npy(results + "/" + name + (op[0] == 'l' ? "/key_dual.npy" : "/out.npy"), out);
+            const Arrays in = read_npz(vectors + "/" + path);
+            const double epsilon = std::stod(line.substr(value + 11));
+            const Array out = solve(op, in, epsilon);
+            const std::string folder = results + "/" + name;
+            write_npy(folder + (op[0] == 'l' ? "/key_dual.npy" : "/out.npy"), out);
+            if (op[0] == 'l' && in.count("cotangents/key_dual"))  // where a gradient is asked for
+                write_npy(folder + "/gradients/query_dual.npy", query_dual_gradient(in, out, epsilon));
             ++computed;
         }
     }
+    return computed;
+}
+
+int main(int count, char** words) {
+    if (count != 3) {
+        std::cerr << "usage: attend VECTORS RESULTS\n";
+        return 2;
+    }
+    int computed = 0;
+    for (const auto& folder : std::filesystem::directory_iterator(words[1]))
+        if (folder.is_directory()) computed += compute(folder.path().string(), words[2]);
     std::cout << computed << " cases\n";
     return computed ? 0 : 1;
 }

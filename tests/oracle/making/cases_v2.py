@@ -71,6 +71,12 @@ CLOUDS = [  # sequences of points of the plane, as the tokens of two clouds
     ("clouds", dict(n=200, m=150, d=2, heads=1, mask="prefix", n_slices=3), ALL),
     ("clouds_of_one_point_more", dict(n=65, m=64, d=2, batch=1, values="rising"), ""),
 ]
+RISING = [("many_keys_rising", dict(n=7, m=610, d=16, values="rising", batch=1, heads=1), "")]  # past tiles of 512
+OF_TILES = ("lse", "attend", "softmax_attention", "sinkhorn_attention", "asap_attention")
+REFINED = [  # one iteration more or less shows only where there are several, and the duals are far from converged
+    (f"refined_{times}_times", dict(n=17, m=24, batch=1, values="large"), {"refine": times, "epsilon": 8.0})
+    for times in (2, 3)
+]
 OF_CLOUDS = ("sliced_potentials", "cumulant_features", "quadratic_features", "moment_features", "dual_features",
              "amortized_query_dual", "asap_attention")  # fmt: skip
 WITH_LEVELS = ("kantorovich_potentials_1d", "sliced_potentials", "sliced_attention")
@@ -83,8 +89,8 @@ def recipe(operator, name, changes, say, **sizes):
     changes = dict(changes)
     if operator == "marginal_error" and changes.get("padding") is None and masked:
         changes["padding"] = "100"  # a plan is zero at padding
-    given = OPTIONAL.get(operator, ()) if say.startswith(ALL) else ()
-    arguments = OTHER.get(operator, {}) if say.endswith(SOME) else {}
+    arguments = say if isinstance(say, dict) else OTHER.get(operator, {}) if say.endswith(SOME) else {}
+    given = OPTIONAL.get(operator, ()) if ALL in say else ()
     if operator == "sliced_attention" and changes.get("values") in ("ties", "equal"):
         return None  # equal samples have no one order there
     if operator == "sliced_attention":  # a tensor n x m for each slice, and those are the coordinates
@@ -119,6 +125,8 @@ def drawn_recipes():
     found = []
     for operator in AXES:
         more = (LEVELS if operator in WITH_LEVELS else []) + (CLOUDS if operator in OF_CLOUDS else [])
+        more += RISING if operator in OF_TILES else []
+        more += REFINED if operator == "asap_attention" else []
         for name, changes, say in DRAWN + more:
             made = recipe(operator, name, changes, say)
             if made is not None:

@@ -2,6 +2,7 @@
 
 python tests/oracle/making/generate_v2.py                rewrite asap_ref/oracle/vectors/v2
 python tests/oracle/making/generate_v2.py --check        compute it again and compare
+python tests/oracle/making/generate_v2.py --words        rewrite flags, hints, notes and recipes; the files stay
 
 As generate.py does for version 1, whose files stay as they are; new here are NaN in padding, zeros in gradients, and
 tolerances of gradients in half precision: twice the error of autograd in that dtype through the independent formula.
@@ -9,6 +10,8 @@ tolerances of gradients in half precision: twice the error of autograd in that d
 
 from __future__ import annotations
 
+import json
+import sys
 import zlib
 
 import generate
@@ -31,7 +34,7 @@ from language_v2 import FLAGS, OPERATORS
 from our_values import in_long
 
 from asap_ref.oracle import truth
-from asap_ref.oracle.drawn import GAUGES, describe, differentiable, flags_of, rule, without_noise, zeros_of
+from asap_ref.oracle.drawn import GAUGES, describe, flags_of, has_gradients, rule, without_noise, zeros_of
 from asap_ref.oracle.recipe import rounded
 from asap_ref.oracle.stored import VECTORS
 
@@ -44,7 +47,7 @@ def values(spec, recipe):
     inputs = in_long(spec.inputs)
     outputs = truth.outputs_of(spec.operator, names, inputs, spec.arguments)
     cotangents, gradients = {}, {}
-    if differentiable(recipe, spec.inputs):
+    if has_gradients(recipe):
         rng = np.random.default_rng(zlib.crc32(f"cotangent of {spec.id}".encode()))
         cotangents = {name: rounded(rng.standard_normal(y.shape), "float32") for name, y in outputs.items()}
         long = [c.astype(np.longdouble) for c in cotangents.values()]
@@ -131,8 +134,12 @@ def one_case(spec, recipe, folder):
 def write(folder, only=None):
     """Write all vectors and the manifest to a folder."""
     entries = [one_case(*pair, folder) for pair in stored_specs() if only is None or pair[0].id in only]
-    if only is not None:
-        return
+    if only is None:
+        write_manifest(folder, entries)
+
+
+def write_manifest(folder, entries):
+    """Write what the manifest says besides the cases with files, whose entries these are."""
     operators = {
         name: {"inputs": inputs, "arguments": arguments, "outputs": outputs, "source": f"README, {source}"}
         for name, (inputs, arguments, outputs, source) in OPERATORS.items()
@@ -147,5 +154,16 @@ def write(folder, only=None):
     )
 
 
-if __name__ == "__main__":
+def reword():
+    """Write the manifest and its page anew around the entries of the files that are there."""
+    path = VECTORS / "v2" / "manifest.json"
+    said = {spec.id: {"note": spec.note, "flags": spec.flags.split()} for spec, _ in stored_specs()}
+    entries = [entry | said[entry["id"]] for entry in json.loads(path.read_text(encoding="utf-8"))["cases"]]
+    write_manifest(path.parent, entries)
+    PAGE.write_text(generate.page(path), encoding="utf-8")
+
+
+if __name__ == "__main__" and "--words" in sys.argv:
+    reword()
+elif __name__ == "__main__":
     command(__doc__, write, VECTORS / "v2", PAGE)

@@ -5,6 +5,11 @@ from language_v1 import FLAGS as FLAGS_V1
 from language_v1 import OPERATORS as OPERATORS_V1
 
 FLAGS = FLAGS_V1 | {
+    "large_logits": FLAGS_V1["large_logits"].removesuffix(".")
+    + (
+        "; the last half step and the product with v are one softmax((g + S) / epsilon) v: exp((f + g + S) / epsilon) @ v rounds f, g "
+        "and S, which nearly cancel, by their own size."
+    ),
     "tile_edges": (
         "more tokens than a tile holds: the last tile is a partial one, each token is in exactly one tile, and sums run over all tiles."
     ),
