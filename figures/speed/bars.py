@@ -39,7 +39,9 @@ def race(track, n):
 def draw(record, folder):
     """Write the table."""
     path = folder / "bars.md"
-    others = "Goals of training steps, memory, long sequences and the main job are judged in [bench.md](bench.md).\n"
+    others = (
+        "Goals of training steps, memory, long sequences and the main job are judged in [bench.md](bench.md).\n"
+    )
     parts = [bars_table(record), others, compile_table(record), *measured_on(record)]
     files.save_text(path, "\n".join(parts))
     return [path]

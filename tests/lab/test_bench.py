@@ -207,7 +207,11 @@ def test_on_another_array_module_sections_of_the_host_are_left_out():
     with tiny_layers():
         record = benchmark.bench(None, extent="quick", only=sections, backend="array_api_strict", say=told.append)
     assert record["memory"] == record["long"] == []
-    assert {line.split(":")[0] for line in record["left_out"]} == {"torch, POT and OTT-JAX", "long sequences", "memory"}
+    assert {line.split(":")[0] for line in record["left_out"]} == {
+        "torch, POT and OTT-JAX",
+        "long sequences",
+        "memory",
+    }
     assert {row["name"] for row in record["parts"][0]["rows"]} >= {"prediction", bars.ASAP}
     assert told[-1] == bars.markdown(record)
 
