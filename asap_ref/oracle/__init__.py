@@ -10,8 +10,9 @@ README.md beside this file describes the vectors for readers in any language.
 
 from asap_ref.oracle import reference
 from asap_ref.oracle.adapter import check_module, load_module, run_case
-from asap_ref.oracle.fuzzing import fuzz, random_case, shrink
+from asap_ref.oracle.fuzzing import fuzz, random_case
 from asap_ref.oracle.module_report import ModuleReport
+from asap_ref.oracle.shrinking import shrink
 from asap_ref.oracle.stored import Case, case, cases, flags, operators, parametrize
 from asap_ref.oracle.verdict import Report, check
 

@@ -20,6 +20,8 @@ import sys
 import traceback
 from pathlib import Path
 
+import numpy as np
+
 from asap_ref.oracle import whatif
 from asap_ref.oracle.contract import Inputs, all_names, breaches, misfit, misspelt, right_signature
 from asap_ref.oracle.module_report import ModuleReport
@@ -28,7 +30,8 @@ from asap_ref.oracle.verdict import GRADIENT, Report, check
 
 OWN = "asap_ref"  # whose operators take pairs of duals and amortizers, not the arrays they are made of
 ONLY_LONG = ("slice_directions", "fit_amortizer", "training_trace", "compile_model")
-LAYOUTS = ("transposed", "interleaved")
+AGAIN = "again"  # no layout: the same call once more
+LAYOUTS = ("transposed", "interleaved", AGAIN)
 
 
 def check_module(
@@ -107,7 +110,7 @@ def check_module(
             break
     else:
         layouts = in_other_layouts(module, reports, **run)
-    return ModuleReport(
+    report = ModuleReport(
         module.__name__,
         tuple(reports),
         absent,
@@ -117,6 +120,12 @@ def check_module(
         remark,
         stopped=stop_at_first and any(not report.passed for report in reports),
     )
+    if report.failed:
+        from asap_ref.oracle import shrinking  # built on this file
+
+        family = shrinking.failing_family(module, report.first_operator(), dtype)
+        report = dataclasses.replace(report, localised=family)
+    return report
 
 
 def resolved(module):
@@ -144,7 +153,7 @@ def why_not(case, dtype):
 
 
 def in_other_layouts(module, reports, **run):
-    """Run once more, with views as inputs, a passed case of each operator: that with most and largest arrays."""
+    """Run again, with views as inputs and just so, a passed case of each operator: with most and largest arrays."""
     best = {}
     for report in reports:
         inputs = report.case.inputs
@@ -163,13 +172,16 @@ def run_case(module, case, *, dtype="float64", require_gradients=False, layout=N
     """Compute one case with a module, gradients included where it can, and check it.
 
     An exception is a failure, and so is a breach of the contract: see contract.py. ``layout`` is one of those of
-    `contract.Inputs`; the case's own if not given. ``explain`` as in `check`.
+    `contract.Inputs`; the case's own if not given, or if it is "again". ``explain`` as in `check`.
     """
     case = case.at(dtype)
     own_layout = getattr(case, "layout", "contiguous")
-    to_array = getattr(module, "to_array", _numpy_array)
-    inputs = Inputs(case.inputs, to_array, dtype, layout or own_layout)
+    to_array = converter(module, dtype)
+    inputs = Inputs(case.inputs, to_array, dtype, own_layout if layout in (None, AGAIN) else layout)
     cotangents = [to_array(x, dtype) for x in case.cotangents.values()]
+    if layout == AGAIN:  # memory that outputs may come to lie in, and that they must fill
+        left = [to_array(np.full_like(x, np.nan), dtype) for x in case.outputs.values()]
+        del left
     try:
         outputs, gradients = _compute(module, case, dtype, inputs.arrays, cotangents)
     except Exception as error:  # whatever the implementation raises is what its author must see
@@ -187,8 +199,10 @@ def run_case(module, case, *, dtype="float64", require_gradients=False, layout=N
         )
         report = dataclasses.replace(report, breaches=tuple(broken))
     if layout and layout != own_layout and not report.passed:
-        text = f"the case passes; it does not when its inputs are views of larger arrays ({layout})"
-        report = dataclasses.replace(report, breaches=(("memory_layout", text), *report.breaches))
+        name, text = "memory_layout", f"it does not when its inputs are views of larger arrays ({layout})"
+        if layout == AGAIN:
+            name, text = "not_repeatable", "it does not when it is asked for the same again"
+        report = dataclasses.replace(report, breaches=((name, f"the case passes; {text}"), *report.breaches))
     return report
 
 
@@ -224,6 +238,22 @@ def _flat(outputs, case):
     if isinstance(outputs, dict):
         return tuple(outputs.get(name) for name in case.outputs)
     return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+
+
+def converter(module, dtype):
+    """The module's ``to_array``, or that of NumPy; ValueError if it does not make arrays of the dtype."""
+    to_array = getattr(module, "to_array", _numpy_array)
+    try:
+        to_array(np.zeros(2), dtype)
+    except Exception as error:  # whatever the implementation raises is what its author must see
+        if to_array is _numpy_array:
+            raise ValueError(
+                f"NumPy has no {dtype}: give the module a to_array(x, dtype) that makes arrays of what has it "
+                "(torch, JAX), or check float16"
+            ) from error
+        name = getattr(module, "__name__", "the module")
+        raise ValueError(f"{name}: to_array(x, {dtype!r}) raised {type(error).__name__}: {error}") from error
+    return to_array
 
 
 def _numpy_array(x, dtype):

@@ -23,6 +23,10 @@ HINTS = {
     "memory_layout": (
         "inputs may be views: transposed, or every other element of a larger array. Ask for the strides, or copy."
     ),
+    "not_repeatable": (
+        "the same call gave another result: an output that is not written everywhere, a sum that does not begin "
+        "with 0, a race, or a random number."
+    ),
     "exception": "the implementation raised an error; the report has its text and line.",
 }
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from asap_ref.method.masks import keep_tokens, valid_pairs
 from asap_ref.oracle import ties, truth
-from asap_ref.oracle.recipe import ARGUMENTS, LAYOUTS, OF_HEADS, Recipe, arrays_of, padded, rounded
+from asap_ref.oracle.padding import padded
+from asap_ref.oracle.recipe import ARGUMENTS, LAYOUTS, OF_HEADS, Recipe, arrays_of, rounded
 from asap_ref.oracle.stored import Case, CaseAtHand, flags, operators
 from asap_ref.oracle.verdict import GRADIENT, check
 
@@ -259,8 +260,10 @@ def flags_of(recipe):
         "padding": masked and r.mask != "full",
         "init": "init" in r.given,
         "weights": {"x_weights", "y_weights"} & set(r.given),
-        "cumulants": r.operator == "cumulant_features",
-        "quadratic": "basis" in r.given or r.operator == "quadratic_features",
+        "trapezoid": r.only == "slices",
+        "slice_scale": r.only == "slices",
+        "cumulants": r.operator == "cumulant_features" or r.only == "cumulants",
+        "quadratic": (r.only in ("", "quadratic") and "basis" in r.given) or r.operator == "quadratic_features",
         "moments": r.operator == "moment_features",
         "head_directions": bool(set(OF_HEADS) & set(r.given)),
         "epsilon_scaling": a.get("epsilon", 1.0) != 1.0,
@@ -315,6 +318,8 @@ def describe(recipe):
     if r.values != "normal":
         parts.append(f"values {r.values}")
     parts += [f"with {name}" for name in r.given]
+    if r.only:
+        parts.append("all weights zero" if r.only == "none" else f"weights of the {r.only} alone")
     parts += [f"{k} {v}" for k, v in r.settings.items() if v != ARGUMENTS[r.operator][k]]
     if r.layout != LAYOUTS[0]:
         parts.append(f"{r.layout} in memory")

@@ -1,4 +1,4 @@
-"""Fresh cases of any size, the smallest that still fails, and a minute of them: `random_case`, `shrink`, `fuzz`."""
+"""Fresh cases of any size, one or a minute of them: `random_case`, `fuzz`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asap_ref.oracle.adapter import load_module, resolved, run_case, why_not
+from asap_ref.oracle.adapter import resolved, run_case, why_not
 from asap_ref.oracle.contract import misfit
 from asap_ref.oracle.drawn import DrawnCase
 from asap_ref.oracle.module_report import ModuleReport
-from asap_ref.oracle.recipe import ARGUMENTS, AXES, MASKS, OPTIONAL, SIDES, UNMASKED, Recipe
+from asap_ref.oracle.padding import UNMASKED
+from asap_ref.oracle.recipe import ARGUMENTS, AXES, MASKS, OPTIONAL, SIDES, Recipe
+from asap_ref.oracle.shrinking import SIZES, shrink
 from asap_ref.oracle.suspects import ranked, ranked_by_smallest
 
-SIZES = ("n", "m", "batch", "heads", "d", "p", "n_slices", "rank")
 EDGES = (1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257)
 
 
@@ -59,75 +60,6 @@ def random_case(operator, **said):
         ) from None
 
 
-# ---------------------------------------------------------------------------------------------------------- shrinking
-
-
-def shrink(module, case, *, dtype="float64", tries=150, seconds=20.0):
-    """Return the smallest case that still fails, found by dropping options and sizes one after the other.
-
-    Sizes are tried from 1 upwards, so that what comes out is where a failure begins: 33 if tiles of 32 are at fault.
-    """
-    module, until = load_module(module), time.monotonic() + seconds
-    best = case.recipe
-    left = [tries]
-
-    def fails(recipe):
-        if left[0] <= 0 or time.monotonic() > until:
-            return False
-        left[0] -= 1
-        candidate = DrawnCase.of(recipe)
-        return not why_not(candidate, dtype) and not run_case(module, candidate, dtype=dtype, explain=False).passed
-
-    def attempt(**changes):
-        nonlocal best
-        try:
-            smaller = best.smaller(**changes)
-        except ValueError:
-            return False
-        if smaller != best and fails(smaller):
-            best = smaller
-            return True
-        return False
-
-    for changes in (
-        {"layout": "contiguous"},
-        {"mask": "none"},
-        {"side": "both"},
-        {"padding": "100"},
-        {"values": "normal"},
-        {"batch": 0},
-        {"heads": 0},
-        {"batch": 1},
-        {"heads": 1},
-    ):
-        attempt(**changes)
-    for name in best.given:
-        attempt(given=tuple(other for other in best.given if other != name))
-    for name in best.arguments:
-        attempt(arguments={key: x for key, x in best.arguments.items() if key != name})
-    for _ in range(2):  # one size may allow another to become smaller
-        for size in SIZES:
-            _smallest(size, attempt, lambda: best)
-    return DrawnCase.of(best)
-
-
-def _smallest(size, attempt, current):
-    """Make one size as small as it goes: halve the gap between what passes and what fails, then step down."""
-    high, low = getattr(current(), size), 0 if size in ("batch", "heads") else 1
-    if high <= low or attempt(**{size: low}):
-        return
-    while high - low > 1:  # low passes, high fails
-        middle = (low + high) // 2
-        if attempt(**{size: middle}):
-            high = middle
-        else:
-            low = middle
-    # not all failures are monotone: 33 fails and 64 does not
-    for smaller in (size_ for size_ in (2, 3, 5, 17, 33, 65) if size_ < getattr(current(), size)):
-        if attempt(**{size: smaller}):
-            return
-
-
 # ------------------------------------------------------------------------------------------------------------ fuzzing
 
 
@@ -155,6 +87,7 @@ class FuzzReport(ModuleReport):
         )
         if self.failed:
             lines.append(f"begin with {self.first_operator()}: {', '.join(self.suspects()[:3])}")
+            lines += self.features_lines()
         return "\n".join(lines)
 
 
@@ -163,7 +96,7 @@ def again(report):
     r = report.case.recipe
     default = Recipe(r.operator)
     words = [f"asap-ref oracle random {r.operator} MODULE --dtype {report.dtype}"]
-    for name in (*SIZES, "mask", "side", "padding", "values", "layout", "seed"):
+    for name in (*SIZES, "mask", "side", "padding", "values", "layout", "only", "seed"):
         if getattr(r, name) != getattr(default, name):
             words.append(f"--{name.replace('_', '-')} {getattr(r, name)}")
     words += [f"--give {name}" for name in r.given]
@@ -171,7 +104,7 @@ def again(report):
     return " ".join(words)
 
 
-def fuzz(module, *, seconds=60.0, rounds=None, operator=None, dtype="float64", seed=0, on_report=None):
+def fuzz(module, *, seconds=60.0, rounds=None, operator=None, dtype="float64", seed=0, tile=None, on_report=None):
     """Draw cases for a time or a number of rounds, edges first, and shrink what fails.
 
     The cases of a seed are the same on every machine and for every module, whichever operators it has; only how many
@@ -189,6 +122,9 @@ def fuzz(module, *, seconds=60.0, rounds=None, operator=None, dtype="float64", s
     dtype : str
     seed : int
         Another one draws other cases.
+    tile : int, optional
+        Size of a kernel's tiles: sizes are then this, one less, one more, and twice it and one more. Without it 600 is
+        the largest.
     on_report : callable, optional
         Told ``(number done, None, report)`` after each case.
 
@@ -209,6 +145,8 @@ def fuzz(module, *, seconds=60.0, rounds=None, operator=None, dtype="float64", s
         raise ValueError(f"{module.__name__} offers none of {', '.join(known)}")
     if rounds is not None and rounds < 1:
         raise ValueError(f"fuzz: rounds must be at least 1, got {rounds}")
+    if tile is not None and tile < 2:
+        raise ValueError(f"fuzz: tile must be at least 2, got {tile}")
     until = math.inf if rounds is not None else time.monotonic() + seconds
     reports, smallest, skipped = [], [], []
     failing, drawn = set(), 0
@@ -218,7 +156,7 @@ def fuzz(module, *, seconds=60.0, rounds=None, operator=None, dtype="float64", s
         for name in names:
             if name in failing or (number and time.monotonic() > until):
                 continue
-            case = DrawnCase.of(edge(name, number, seed))
+            case = DrawnCase.of(edge(name, number, seed, tile))
             if reason := why_not(case, dtype):
                 skipped.append((case.note, reason))
                 continue
@@ -246,7 +184,7 @@ def fuzz(module, *, seconds=60.0, rounds=None, operator=None, dtype="float64", s
     )
 
 
-def edge(operator, number, seed):
+def edge(operator, number, seed, tile=None):
     """The number-th recipe of an operator: what breaks kernels first, then anything."""
     rng = np.random.default_rng([seed, zlib.crc32(operator.encode()), number])
     first = [
@@ -263,6 +201,8 @@ def edge(operator, number, seed):
         dict(n=5, m=600, batch=1, heads=1),
         dict(n=600, m=5, batch=1, heads=1, mask="one", side="key"),
     ]
+    if tile is not None:
+        first = at_tile(tile)
     own_seed = int(rng.integers(2**31))
     given = tuple(name for name in OPTIONAL.get(operator, ()) if rng.random() < 0.5)
     arguments = other_arguments(operator, rng)
@@ -270,10 +210,11 @@ def edge(operator, number, seed):
         said = dict(first[number])
     else:
         cap = 66 if operator == "sliced_attention" else 257
-        sizes = [size for size in EDGES if size <= cap]
+        sizes = [size for size in EDGES if size <= cap] if tile is None else around(tile)
+        at_edges = 0.7 if tile is None else 1.0
         said = dict(
-            n=int(rng.choice(sizes) if rng.random() < 0.7 else rng.integers(1, cap)),
-            m=int(rng.choice(sizes) if rng.random() < 0.7 else rng.integers(1, cap)),
+            n=int(rng.choice(sizes) if rng.random() < at_edges else rng.integers(1, cap)),
+            m=int(rng.choice(sizes) if rng.random() < at_edges else rng.integers(1, cap)),
             d=int(rng.choice([1, 3, 8, 16, 33, 64, 80])),
             p=int(rng.choice([1, 5, 16, 33])),
             batch=int(rng.integers(0, 4)),
@@ -286,6 +227,8 @@ def edge(operator, number, seed):
             values=str(rng.choice(["normal", "normal", "rising", "large", "equal", "ties"])),
             layout=str(rng.choice(["contiguous", "contiguous", "transposed", "interleaved"])),
         )
+        if tile is not None:
+            said |= dict(batch=1, heads=1)  # large ones
     if operator in UNMASKED:
         said |= dict(mask="none", side="both")
     if operator == "sliced_attention":
@@ -297,6 +240,25 @@ def edge(operator, number, seed):
     if said.get("rank", 2) > said.get("d", 8):
         said["rank"] = said["d"]
     return Recipe(operator, **said, given=given, arguments=arguments, seed=own_seed)
+
+
+def around(tile):
+    """Sizes at which a tile is full, lacks one, or has one too many."""
+    return [tile - 1, tile, tile + 1, 2 * tile + 1]
+
+
+def at_tile(tile):
+    """Recipes, without their operator, at the edges of tiles of a size."""
+    less, full, more, twice = around(tile)
+    one = dict(batch=1, heads=1)
+    return [
+        dict(n=5, m=more, values="rising", **one),
+        dict(n=more, m=7, values="rising", **one),
+        dict(n=less, m=twice, mask="left", **one),
+        dict(n=twice, m=less, mask="holes", **one),
+        dict(n=full, m=full, **one),
+        dict(n=more, m=twice, mask="prefix", values="rising", batch=2, heads=1),
+    ]
 
 
 def other_arguments(operator, rng):

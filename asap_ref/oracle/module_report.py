@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from asap_ref.oracle.stored import operators
 from asap_ref.oracle.suspects import hint_of, ranked
 
+OF_FEATURES = ("sliced_potentials", "cumulant_features", "quadratic_features")
+BUILT_ON_FEATURES = ("dual_features", "amortized_query_dual", "asap_attention")
+
 
 @dataclass(frozen=True)
 class ModuleReport:
@@ -17,9 +20,10 @@ class ModuleReport:
     reports: tuple
     absent: tuple  # operators that the module does not have
     skipped: tuple = ()  # (case id, reason) of what was not run
-    layouts: tuple = ()  # one more report for each operator and memory layout of its inputs
+    layouts: tuple = ()  # more reports for each operator: memory layouts of its inputs, and the same again
     misspelt: tuple = ()  # (operator, what the module may have called it)
     remark: str = ""
+    localised: str = ""  # which family of features fails
     stopped: bool = False  # at the first failure, as was asked
 
     @property
@@ -61,6 +65,15 @@ class ModuleReport:
             }
         )
 
+    def features_lines(self):
+        """What to do about a prediction from features, if the lowest operator that fails is built on one."""
+        found = [self.localised] if self.localised else []
+        absent = [name for name in OF_FEATURES if name in self.absent]
+        some = any(report.case.operator in OF_FEATURES for report in self.reports)
+        if self.first_operator() in BUILT_ON_FEATURES and absent and not some:
+            found.append(f"you gave none of the operators below it: {', '.join(absent)} would localise this")
+        return found
+
     def as_dict(self):
         """Return everything as plain dicts and lists, for JSON."""
         return {
@@ -75,6 +88,7 @@ class ModuleReport:
             "absent": list(self.absent),
             "misspelt": dict(self.misspelt),
             "without_gradients": self.without_gradients(),
+            "localised": self.features_lines() if self.failed else [],
             "stopped": self.stopped,
         }
 
@@ -99,6 +113,7 @@ class ModuleReport:
             lines.append(f"begin with {first}, the lowest operator that fails: others are built on it")
             if absent := self.absent_arrays():
                 return "\n".join([*lines, f"all that fails there is absent: {', '.join(absent)}"])
+            lines += self.features_lines()
             suspects = self.suspects()[:3]
             if suspects:
                 lines.append(f"what explains its failures best: {', '.join(suspects)}")

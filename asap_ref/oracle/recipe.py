@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from asap_ref.oracle import ties
+from asap_ref.oracle.padding import PADDING, alive_of, masks_of, spoiled
 
 # trailing axes of each array in and out; leading axes are batch and head
 AXES = {
@@ -79,8 +80,8 @@ VALUES = ("normal", "large", "rising", "equal", "ties")
 LAYOUTS = ("contiguous", "transposed", "interleaved")
 OF_HEADS = ("head_directions", "head_basis")  # no arrays: directions, or a basis, for each head
 WITH_HEADS = ("quadratic_features", "moment_features", "amortized_query_dual", "asap_attention")
-UNMASKED = ("attention_scores",)
-PADDING = 100.0
+WITH_WEIGHTS = ("amortized_query_dual", "asap_attention")
+FAMILIES = ("slices", "cumulants", "quadratic")  # of features, in their order
 SORTED = ("kantorovich_potentials_1d", "sliced_potentials", "dual_features", "amortized_query_dual", "asap_attention",
           "sliced_attention")  # fmt: skip
 
@@ -100,6 +101,8 @@ class Recipe:
     values
         "large": scores in the hundreds; "rising": along both axes, so that a running maximum changes all the time;
         "equal": all alike; "ties": many samples are equal.
+    only
+        A family of features, whose weights alone are not zero; "none": all weights are zero.
     """
 
     operator: str
@@ -116,13 +119,14 @@ class Recipe:
     padding: str = "nan"
     values: str = "normal"
     layout: str = "contiguous"
+    only: str = ""
     given: tuple = ()  # optional arrays
     arguments: dict = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self):
         known = {"operator": AXES, "mask": MASKS, "side": SIDES, "values": VALUES, "layout": LAYOUTS,
-                 "padding": ("100", "nan")}  # fmt: skip
+                 "padding": ("100", "nan"), "only": ("", "none", *FAMILIES)}  # fmt: skip
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 told = ", ".join(choices)
@@ -190,7 +194,7 @@ def arrays_of(recipe, dtype):
             x = rounded(_numbers(recipe, name, inputs[name], rng, made), dtype)
             if name in ("x", "y") and recipe.values != "ties":
                 x = ties.distinct(x, lambda size: rounded(2 * rng.standard_normal(size), dtype))
-            made[name] = _spoiled(recipe, name, x, inputs[name].split(), masks)
+            made[name] = spoiled(recipe, name, x, inputs[name].split(), masks)
     for side in "xy":
         if f"{side}_weights" in made:
             redrawn = lambda size: rounded(rng.uniform(0.25, 2.0, size), dtype)  # noqa: E731
@@ -219,7 +223,7 @@ def _numbers(recipe, name, axes, rng, made):
         own = (leading[-1],) if "head_basis" in recipe.given else ()
         return unit_columns(rng, *own, recipe.d, recipe.rank)
     if name == "weights":
-        return rng.standard_normal((leading[-1], count_features(recipe))) / 4
+        return rng.standard_normal((leading[-1], sum(count_features(recipe)))) / 4 * weighed(recipe)
     shape = (*leading, *(sizes[axis] for axis in axes.split()))
     x = rng.standard_normal(shape)
     if name in ("x", "y"):
@@ -256,9 +260,14 @@ def unit_columns(rng, *shape):
 
 
 def count_features(recipe):
-    """F: slices, cumulants, and what a basis adds."""
+    """How many features the slices, the cumulants and a basis give."""
     r = recipe.rank if "basis" in recipe.given else 0
-    return recipe.n_slices + (3 if recipe.settings["cumulants"] else 0) + r + r * (r + 1) // 2 + r * r
+    return recipe.n_slices, 3 if recipe.settings["cumulants"] else 0, r + r * (r + 1) // 2 + r * r
+
+
+def weighed(recipe):
+    """(F,) 1 at the features whose weights are not zero."""
+    return np.repeat([float(recipe.only in ("", family)) for family in FAMILIES], count_features(recipe))
 
 
 def rounded(x, dtype):
@@ -268,85 +277,3 @@ def rounded(x, dtype):
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
         return np.where(np.isfinite(x), bits.view(np.float32).astype(np.float64), x)
     return x.astype(dtype).astype(np.float64)
-
-
-# --------------------------------------------------------------------------------------------------------- the masks
-
-
-def masks_of(recipe, rng):
-    """Boolean masks by the names that the operator has for them."""
-    if recipe.mask == "none" or recipe.operator in UNMASKED:
-        return {}
-    names = ("x_mask", "y_mask") if recipe.operator == "kantorovich_potentials_1d" else ("query_mask", "key_mask")
-    made = {name: mask(recipe, size, rng) for name, size in zip(names, (recipe.n, recipe.m), strict=True)}
-    if recipe.side != "both":
-        made = {name: x for name, x in made.items() if name == names[recipe.side == "key"]}
-    return made
-
-
-def mask(recipe, size, rng):
-    """One mask (..., size), with 1 in place of the heads unless these differ."""
-    leading = recipe.leading
-    if recipe.heads and recipe.mask != "heads" and len(leading) == 2:
-        leading = (*leading[:-1], 1)
-    valid = np.ones((*leading, size), bool)
-    place = np.arange(size)
-    last = np.ndindex(leading)
-    for number, index in enumerate(last):
-        if recipe.mask in ("prefix", "left"):
-            # a first or last tile of 32 wholly masked where there is room, else at least one token
-            length = (size, max(size - 33, size // 3, 1), max(size // 2, 1))[(number + 1) % 3]
-            valid[index] = place < length if recipe.mask == "prefix" else place >= size - length
-        elif recipe.mask in ("holes", "heads", "empty"):
-            valid[index] = rng.random(size) < 0.6
-            valid[index][rng.integers(size)] = True
-            if size > 2:
-                valid[index][0] = False if number % 2 == 0 else valid[index][0]
-                valid[index][rng.integers(1, size)] = True
-        elif recipe.mask == "one":
-            valid[index] = place == rng.integers(size)
-    if recipe.mask == "all":
-        valid[...] = False
-    if recipe.mask == "empty":
-        valid.reshape(-1, size)[-1] = False
-    return valid
-
-
-def alive_of(recipe, masks):
-    """Valid queries (..., n) and keys (..., m) with all leading axes; a side without any takes the other with it."""
-    found = []
-    for names, size in ((("query_mask", "x_mask"), recipe.n), (("key_mask", "y_mask"), recipe.m)):
-        given = next((masks[name] for name in names if name in masks), True)
-        found.append(np.broadcast_to(given, (*recipe.leading, size)))
-    queries, keys = found
-    return queries & keys.any(-1, keepdims=True), keys & queries.any(-1, keepdims=True)
-
-
-def padded(recipe, masks, axes):
-    """Where an array with those trailing axes is padding: boolean, or None where it has no token axis."""
-    sides = {axis: x for axis, x in zip("nm", alive_of(recipe, masks), strict=True) if axis in axes}
-    if not masks or not sides:
-        return None
-    where = False
-    for axis, valid in sides.items():
-        after = len(axes) - 1 - axes.index(axis)
-        before = axes.index(axis)
-        lead = valid.shape[:-1]
-        where = where | ~valid.reshape(*lead, *(1,) * before, valid.shape[-1], *(1,) * after)
-    return where
-
-
-def _spoiled(recipe, name, x, axes, masks):
-    """Padding filled with what nothing may see."""
-    if name in ("plan", "teacher_columns"):  # a plan is zero at padding
-        where = padded(recipe, masks, axes)
-        return x if where is None else np.where(where, 0.0, x)
-    sides = {"n": ("query_mask", "x_mask"), "m": ("key_mask", "y_mask")}
-    where = False
-    for position, axis in enumerate(axes):
-        for side in sides.get(axis, ()):
-            if side in masks:
-                lead = masks[side].shape[:-1]
-                after = len(axes) - 1 - position
-                where = where | ~masks[side].reshape(*lead, *(1,) * position, masks[side].shape[-1], *(1,) * after)
-    return np.where(where, np.nan if recipe.padding == "nan" else PADDING, x)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from asap_ref.oracle import exchange, results
 from asap_ref.oracle.adapter import check_module, resolved, run_case, why_not
-from asap_ref.oracle.fuzzing import SIZES, fuzz, random_case, shrink
-from asap_ref.oracle.recipe import AXES, LAYOUTS, MASKS, SIDES, VALUES
+from asap_ref.oracle.fuzzing import fuzz, random_case
+from asap_ref.oracle.recipe import AXES, FAMILIES, LAYOUTS, MASKS, SIDES, VALUES
+from asap_ref.oracle.shrinking import SIZES, shrink
 from asap_ref.oracle.starter import FRAMEWORKS, write_starter
 from asap_ref.oracle.stored import VERSIONS, case, cases, flags, operators, read_cases
 from asap_ref.oracle.verdict import DTYPES
@@ -65,7 +66,7 @@ def add_commands(parser, add):
     for size in SIZES:
         random.add_argument(f"--{size.replace('_', '-')}", type=int, help=SIZE_HELP[size])
     for name, choices in (("mask", MASKS), ("side", SIDES), ("values", VALUES), ("layout", LAYOUTS),
-                          ("padding", ("100", "nan"))):  # fmt: skip
+                          ("padding", ("100", "nan")), ("only", ("none", *FAMILIES))):  # fmt: skip
         random.add_argument(f"--{name}", choices=choices)
     random.add_argument("--give", action="append", metavar="ARRAY", help="an optional array: init, basis, ...")
     random.add_argument("--set", action="append", metavar="NAME=VALUE", help="an argument: epsilon=0.5")
@@ -78,10 +79,12 @@ def add_commands(parser, add):
         "draw cases for a time, edges first, and show the smallest that fails for each operator",
         "asap-ref oracle fuzz my_file.py --seconds 60 --dtype bfloat16",
         "asap-ref oracle fuzz my_file.py --rounds 20 --seed 7",
+        "asap-ref oracle fuzz my_file.py --operator attend --tile 1024",
     )
     fuzz_.add_argument("module", help="name of a module, or path of a .py file")
     fuzz_.add_argument("--seconds", type=float, default=60.0, help="how long (%(default)s)")
     fuzz_.add_argument("--rounds", type=int, help="how many cases of each operator, in place of a time")
+    fuzz_.add_argument("--tile", type=int, metavar="N", help="sizes N-1, N, N+1 and 2N+1, in place of up to 600")
     fuzz_.add_argument("--seed", type=int, default=0, help="another one draws other cases (%(default)s)")
 
     files = command(
@@ -198,7 +201,7 @@ def told(report, as_json):
 
 def run_random(args):
     """Run ``asap-ref oracle random``; 1 if the case fails."""
-    names = (*SIZES, "mask", "side", "values", "layout", "padding")
+    names = (*SIZES, "mask", "side", "values", "layout", "padding", "only")
     said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     arguments = dict(_setting(text) for text in args.set or ())
     drawn = random_case(args.operator, **said, given=tuple(args.give or ()), arguments=arguments, seed=args.seed)
@@ -245,6 +248,7 @@ def run_fuzz(args):
         operator=args.operator,
         dtype=args.dtype,
         seed=args.seed,
+        tile=args.tile,
         on_report=Progress(),
     )
     return told(report, args.json)

@@ -68,7 +68,12 @@ def ranked_by_smallest(reports, smallest):
     if _only_backward([smallest]):
         spoken.insert(0, BACKWARD)
     breaches = _breaches([smallest])
-    return list(dict.fromkeys([*breaches, *spoken, *needed, *ranked(reports)]))
+    by_chance = {flag for report in reports if not report.passed for flag in report.case.flags} - set(
+        smallest.case.flags
+    )
+    rest = [flag for flag in ranked(reports) if flag not in by_chance]  # which shrinking took away
+    found = dict.fromkeys([*breaches, *spoken, *needed, *rest])
+    return [flag for flag in found if smallest.dtype in ONLY_IN.get(flag, (smallest.dtype,))]
 
 
 def _breaches(failed):

@@ -58,7 +58,7 @@ def test_what_cannot_be_measured_any_more_is_drawn_from_its_record(tmp_path):
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no figure nonsense; there are: .*reproduce"):
         gallery.regenerate(["nonsense"])
-    with pytest.raises(FileNotFoundError, match="clone the repository"):
+    with pytest.raises(FileNotFoundError, match="clone it"):
         gallery.names(tmp_path / "absent")
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

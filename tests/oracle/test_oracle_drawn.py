@@ -1,5 +1,7 @@
 """Cases drawn from seeds: they are right, as the second source says; shrinking finds where a failure begins."""
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,8 @@ from asap_ref import cli, oracle
 from asap_ref.oracle import reference, ties
 from asap_ref.oracle.drawn import DrawnCase
 from asap_ref.oracle.fuzzing import edge
-from asap_ref.oracle.recipe import AXES, MASKS, OPTIONAL, SIDES, UNMASKED, Recipe
+from asap_ref.oracle.padding import UNMASKED
+from asap_ref.oracle.recipe import AXES, MASKS, OPTIONAL, SIDES, Recipe
 
 MAKING = Path(__file__).parent / "making"
 
@@ -142,6 +145,44 @@ def test_fuzzing_finds_it_and_says_how_to_draw_it_again(capsys):
     assert "passed" in capsys.readouterr().out
 
 
+def test_where_the_result_flips_is_said_first_and_sizes_that_do_not_matter_are_not_blamed():
+    ((report, _),) = oracle.fuzz(broken_after(32), rounds=1).smallest
+    assert report.case.note.startswith("fails from 33 keys on, not at 32; ")
+    assert report.case.flags[0] == "tile_edges"
+    assert not {"unequal_lengths", "head_size"} & set(report.case.flags)
+    fuzzed = oracle.fuzz(broken_after(32), rounds=1)
+    assert fuzzed.suspects()[0] == "tile_edges"
+    assert not {"unequal_lengths", "head_size", "half_gradients"} & set(fuzzed.suspects())
+
+
+def test_a_failure_at_partial_tiles_alone_is_told_with_the_sizes_that_pass():
+    def attend(q, k, v, key_dual, query_mask=None, key_mask=None, *, epsilon):
+        whole = max(k.shape[-2] // 16 * 16, 16)
+        return broken_after(whole).attend(q, k, v, key_dual, query_mask, key_mask, epsilon=epsilon)
+
+    module = SimpleNamespace(__name__="mine", attend=attend)
+    least = oracle.shrink(module, oracle.random_case("attend", n=5, m=70), seconds=60)
+    assert least.note.startswith("fails at 17 keys, not at 16, 32, 64; ")
+
+
+def test_a_width_is_named_where_it_takes_one():
+    def attention_scores(q, k):
+        return reference.attention_scores(q, k) + (1.0 if q.shape[-1] > 64 else 0.0)
+
+    module = SimpleNamespace(__name__="mine", attention_scores=attention_scores)
+    least = oracle.shrink(module, oracle.random_case("attention_scores", n=5, m=6, d=80), seconds=60)
+    assert least.note.startswith("fails from d = 65 on, not at 64; ") and least.flags[0] == "head_size"
+
+
+def test_fuzzing_at_a_tile_draws_sizes_around_it():
+    assert oracle.fuzz(broken_after(700), rounds=6).passed  # beyond the largest without
+    report = oracle.fuzz(broken_after(700), rounds=2, tile=700)
+    assert not report.passed and "fails from 701 keys on, not at 700" in str(report)
+    assert {1023, 1024, 1025, 2049} >= {edge("lse", i, 0, tile=1024).m for i in range(12)} - {7}
+    with pytest.raises(ValueError, match="tile must be at least 2, got 1"):
+        oracle.fuzz(reference, tile=1)
+
+
 def test_fuzzing_in_rounds_draws_the_same_cases_whatever_a_module_offers():
     whole = oracle.fuzz(reference, rounds=2, seed=4)
     part = oracle.fuzz(SimpleNamespace(__name__="mine", lse=reference.lse), rounds=2, seed=4)
@@ -214,6 +255,47 @@ def test_recipes_are_written_and_read():
     recipe = Recipe("sinkhorn", n=5, given=("init",), arguments={"epsilon": 0.5}, seed=9)
     assert Recipe.read(recipe.written()) == recipe
     assert set(recipe.written()) == {"operator", "n", "given", "arguments", "seed"}
+
+
+C_SOURCE = """#include <cmath>
+#include <cstdint>
+template <class T> void scores(const T* q, const T* k, T* out, int64_t problems, int64_t n, int64_t m, int64_t d) {
+    for (int64_t b = 0; b < problems; ++b)
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = 0; j < m; ++j) {
+                double sum = 0;
+                for (int64_t a = 0; a < d; ++a) sum += double(q[(b * n + i) * d + a]) * k[(b * m + j) * d + a];
+                out[(b * n + i) * m + j] = sum / std::sqrt(double(d));
+            }
+}
+extern "C" void attention_scores_float32(const float* q, const float* k, float* out, int64_t b, int64_t n, int64_t m,
+                                         int64_t d) { scores(q, k, out, b, n, m, d); }
+extern "C" void attention_scores_float64(const double* q, const double* k, double* out, int64_t b, int64_t n, int64_t m,
+                                         int64_t d) { scores(q, k, out, b, n, m, d); }
+"""
+
+
+def test_a_starter_for_a_library_in_c_gives_it_check_and_fuzz(tmp_path, capsys):
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    path, source = tmp_path / "mine_in_c.py", tmp_path / "mine_in_c.cpp"
+    source.write_text(C_SOURCE, encoding="utf-8")
+    library = path.with_suffix(".so")
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
+    assert cli.main(["oracle", "new", str(path), "--framework", "ctypes"]) == 0
+    for dtype in ("float32", "float64"):
+        assert cli.main(["oracle", "check", str(path), "--dtype", dtype]) == 0
+    assert cli.main(["oracle", "fuzz", str(path), "--rounds", "3", "--tile", "64"]) == 0
+    assert (
+        "attention_scores" not in capsys.readouterr().out.partition("not there, not checked:")[2].splitlines()[0]
+    )
+
+
+def test_the_starter_of_numpy_has_a_backward_pass(tmp_path, capsys):
+    path = tmp_path / "with_backward.py"
+    assert cli.main(["oracle", "new", str(path)]) == 0
+    assert cli.main(["oracle", "check", str(path), "--require-gradients"]) == 0
 
 
 @pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])

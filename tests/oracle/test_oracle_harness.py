@@ -101,7 +101,7 @@ def test_views_as_inputs_are_tried_and_told():
         adapter(attention_scores=attention_scores), operator="attention_scores", version=1
     )
     assert all(r.passed for r in report.reports)
-    assert len(report.layouts) == 2 and not report.passed
+    assert [r.passed for r in report.layouts] == [False, False, True]  # the last is the same once more
     assert report.suspects()[0] == "memory_layout"
     assert "the case passes; it does not when its inputs are views" in str(report)
 
@@ -208,3 +208,80 @@ def test_shell_stops_at_the_first_failure_and_speaks_json(tmp_path, capsys):
     right.write_text("from asap_ref import attention_scores\n")
     assert cli.main(["oracle", "check", str(right), "--version", "1", "--require-gradients"]) == 1
     assert cli.main(["oracle", "check", str(right), "--version", "1"]) == 0
+
+
+def test_a_result_that_is_another_the_second_time_fails():
+    calls = []
+
+    def attention_scores(q, k):
+        """The first call for a problem is right, and later ones add to what lies there."""
+        out, key = reference.attention_scores(q, k), q.tobytes()
+        calls.append(key)
+        return out * calls.count(key)
+
+    report = oracle.check_module(
+        adapter(attention_scores=attention_scores), operator="attention_scores", version=1
+    )
+    assert all(r.passed for r in report.reports)
+    again = report.layouts[-1]
+    assert not again.passed
+    assert again.breaches[0] == (
+        "not_repeatable",
+        "the case passes; it does not when it is asked for the same again",
+    )
+    assert "not_repeatable" in report.suspects()[:2] + report.suspects()[2:]
+
+
+def test_a_dtype_that_the_arrays_do_not_have_is_told(monkeypatch):
+    def without_bfloat16(x, dtype):  # NumPy, unless JAX has been imported
+        raise TypeError(f"data type {dtype!r} not understood")
+
+    module = adapter(attention_scores=reference.attention_scores)
+    with monkeypatch.context() as patch:
+        patch.setattr("asap_ref.oracle.adapter._numpy_array", without_bfloat16)
+        with pytest.raises(ValueError, match="NumPy has no bfloat16: give the module a to_array"):
+            oracle.check_module(module, dtype="bfloat16")
+    module.to_array = without_bfloat16
+    with pytest.raises(
+        ValueError, match=r"mine: to_array\(x, 'bfloat16'\) raised TypeError: data type 'bfloat16'"
+    ):
+        oracle.check_module(module, dtype="bfloat16")
+
+
+def wrong_family(weights_of):
+    """An amortizer that gets the features of one family wrong."""
+
+    def amortized_query_dual(q, k, directions, weights, basis=None, *, cumulants, **masks):
+        counts = (directions.shape[-1], 3 * cumulants)
+        part = {"slices": slice(0, counts[0]), "cumulants": slice(counts[0], sum(counts)),
+                "quadratic": slice(sum(counts), None)}[weights_of]  # fmt: skip
+        weights = weights.copy()
+        weights[:, part] *= 1.5
+        return reference.amortized_query_dual(q, k, directions, weights, basis=basis, cumulants=cumulants, **masks)
+
+    return adapter(amortized_query_dual=amortized_query_dual)
+
+
+@pytest.mark.parametrize(
+    ("family", "flag"), [("slices", "slice_scale"), ("cumulants", "cumulants"), ("quadratic", "quadratic")]
+)
+def test_the_family_of_features_that_is_wrong_is_named(family, flag):
+    report = oracle.check_module(wrong_family(family), version=1)
+    text = str(report)
+    assert (
+        f"with the weights of {family} alone it fails, with all weights zero it passes: look at {family}" in text
+    )
+    assert "you gave none of the operators below it: sliced_potentials would localise this" in text
+    fuzzed = oracle.fuzz(wrong_family(family), rounds=6, seed=2)
+    ((least, _),) = fuzzed.smallest
+    assert "sliced_potentials, cumulant_features, quadratic_features would localise this" in str(fuzzed)
+    assert least.case.recipe.only == family and f"weights of the {family} alone" in str(fuzzed)
+    assert flag in fuzzed.suspects()[:2]
+
+
+def test_a_prediction_that_is_right_is_not_suspected():
+    def asap_attention(q, k, v, directions, weights, basis=None, **settings):
+        return 2 * reference.asap_attention(q, k, v, directions, weights, basis, **settings)
+
+    report = oracle.check_module(adapter(asap_attention=asap_attention), version=1)
+    assert "with all weights of features zero it fails as well" in str(report)

@@ -11,7 +11,8 @@ import zlib
 from cases_v1 import Spec
 
 from asap_ref.oracle.drawn import describe, flags_of
-from asap_ref.oracle.recipe import AXES, OPTIONAL, UNMASKED, Recipe, arrays_of
+from asap_ref.oracle.padding import UNMASKED
+from asap_ref.oracle.recipe import AXES, OPTIONAL, Recipe, arrays_of
 
 SMALL = dict(n=6, m=4, d=5, p=3, batch=2, heads=2, n_slices=2, rank=2)
 SLOW = ("asap_attention", "sliced_attention", "dual_features", "amortized_query_dual")  # at 50 digits
