@@ -130,8 +130,8 @@ def _estimated(estimate):
         f"{MULTIPROCESSORS} multiprocessors, 128 lanes each, {HERTZ / 1e9:.2f} GHz, which make the 67 TFLOP/s of the "
         "data sheet; a slower clock takes longer in proportion. It is a lower bound: loading tiles, addresses, "
         "barriers, waits for memory, launches, and for ASAP the prediction, which goes through tokens only, come "
-        f"on top. Where Sinkhorn has more than {LAUNCH_BOUND} scores, as at n = {SIZES[-1]}, the array form is taken instead, "
-        "unless there is no room for it. Times on a card are outstanding.\n"
+        f"on top. Where Sinkhorn has more than {LAUNCH_BOUND} scores, as at n = {SIZES[-1]}, the array form is taken "
+        "instead, unless there is no room for it. Times on a card are outstanding.\n"
     )
 
 
