@@ -1,4 +1,4 @@
-"""When to use what: ASAP for long sequences of scores that are not sharp; elsewhere Sinkhorn, cut if scores are flat."""
+"""When to use what: ASAP for long sequences of scores that are not sharp; elsewhere Sinkhorn, cut if they are flat."""
 
 from dataclasses import replace
 from pathlib import Path
