@@ -19,7 +19,7 @@ PICTURES = {  # the end of a picture's name, and what it shows
     "accuracy": "Accuracy against the number of points; nothing is trained again for more of them.",
     "dual": "The query dual on an input: the teacher's, and what ASAP predicts.",
     "fidelity": "Each head of the compiled model: how far its output is from the teacher's.",
-    "matching": "Right and distinct matches, by what closes the matcher.",
+    "matching": "A cloud and its moved copy, matched three ways: right lines blue, wrong ones orange.",
     "reproduce": "What each replacement costs, and how near it comes to the teacher.",
 }
 FILES = {  # in the order in which they are listed
