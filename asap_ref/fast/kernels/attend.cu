@@ -5,7 +5,11 @@
 // Each row is kept relative to the maximum so far, and shrinks when a larger score comes (Milakov & Gimelshein 2018;
 // FlashAttention, Dao et al. 2022). Rows sum to one in any precision. With `own`, the dual of the rows, the plan is not
 // normalised but exp((q_i . k_j scale + own_i + dual_j) / epsilon): backward passes ask for its transpose times d_out.
-// Where an entry of out is not finite, *found becomes `code`; every thread that writes it writes the same.
+// Where an entry of out is not finite, *found becomes `code`; every thread that writes it writes the same. A row whose
+// scores are all -inf has no valid key, and is zero; or they overflowed, and 0 / 0 is NaN.
+//
+// attend<<<problems ceil(n / ROWS), THREADS>>> of q (problems, n, d), k (problems, m, d), v (problems, m, p), dual
+// (problems, m) or null, own (problems, n) or null, masks (rows, n) and (rows, m) or null -> out (problems, n, p)
 
 struct AttendShared {
     REAL Q[ROWS][D + 4], K[COLS][D + 4], V[COLS][P + 4], E[ROWS][COLS + 4], dual[COLS], row[ROWS][TX + 1];
@@ -83,7 +87,7 @@ attend(const STORE* __restrict__ all_q, const STORE* __restrict__ all_k, const S
         if (row >= n) break;
         REAL total = 0, share = 0;
         for (int t = 0; t < TX; t++) total += s.row[ty + TY * i][t];
-        if (q.has(row) && top[i] != -INF)
+        if (q.has(row) && (top[i] != -INF || k.any()))
             share = own ? exp2(top[i] + own[size_t(problem) * n + row] * LOG2E / epsilon) : 1 / total;
         fine = store_row(out + (size_t(problem) * n + row) * p, o[i], share, p, tx) && fine;
     }

@@ -2,7 +2,10 @@
 //
 //     f_i = sum_l phi_li + q_i G q_i^T + h q_i^T,    0 at padding, as phi is, and a tile's q
 //
-// G (d, d) and h (d) are those of the problem; both null where slices are all there is, and L is 0 where there are none.
+// G (d, d) and h (d) are those of the problem; both null where slices are all there is; L is 0 where there are none.
+//
+// dual<<<problems ceil(n / ROWS), THREADS>>> of phi (problems, L, n), q (problems, n, d), G (problems, d, d),
+// h (problems, d), mask (rows, n) or null -> f (problems, n)
 
 struct DualShared {
     REAL Q[ROWS][D + 4], G[COLS][D + 4], sum[ROWS][TX + 1];
@@ -46,6 +49,6 @@ dual(const REAL* __restrict__ phi, const STORE* __restrict__ all_q, const REAL* 
         REAL total = 0;
         for (int t = 0; t < TX; t++) total += s.sum[i][t];
         for (int l = 0; l < L; l++) total += phi[size_t(l) * n + start + i];
-        f[size_t(problem) * n + start + i] = total;
+        f[size_t(problem) * n + start + i] = finite_or_nan(total);
     }
 }

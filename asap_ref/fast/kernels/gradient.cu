@@ -9,6 +9,12 @@
 //               dq = scale dS k    or    dk = scale dS^T q                            tiles of dS made and used up
 //
 // P = H_2T. Each H is formed again from duals, which are kept: memory is O((n + m) T), and no exponent can overflow.
+// In both kernels n counts the tokens of a, the side that the result is of, and m those of b, queries or keys.
+//
+// pull<<<problems ceil(n / ROWS), THREADS>>> of a (problems, n, d), b (problems, m, d), own and begin (problems, n),
+// dual and x (problems, m), masks (rows, n) and (rows, m); dual, begin and masks: or null -> out (problems, n)
+// gradient<<<problems ceil(n / ROWS), THREADS>>> of a (problems, n, d), b (problems, m, d), x (problems, n, p),
+// y (problems, m, p), own and d_own (T + 1, problems, n), dual and d_dual (T + 1, problems, m), masks -> out, as a
 
 struct PullShared {
     REAL A[ROWS][D + 4], B[COLS][D + 4], dual[COLS], x[COLS], sum[ROWS][TX + 1];

@@ -5,6 +5,9 @@
 // With a = q, b = k it is onto queries, mass 1, and with no dual softmax's normaliser. With a = k, b = q it is onto
 // keys, mass n'/m'. Nothing that follows depends on that constant, but without it duals would drift, and cost digits.
 // Every thread keeps a running maximum and sum over its own columns of each of its rows; they are joined at the end.
+//
+// lse<<<problems ceil(n / ROWS), THREADS>>> of a (problems, n, d), b (problems, m, d), dual (problems, m) or null,
+// masks (rows, n) and (rows, m) or null -> out (problems, n).    n counts the tokens of a, m those of b.
 
 struct LseShared {
     REAL A[ROWS][D + 4], B[COLS][D + 4], dual[COLS], top[ROWS][TX + 1], sum[ROWS][TX + 1];
@@ -56,7 +59,8 @@ lse(const STORE* __restrict__ all_a, const STORE* __restrict__ all_b, const REAL
         REAL high = -INF, total = 0;
         for (int t = 0; t < TX; t++) high = larger(high, s.top[i][t]);
         for (int t = 0; t < TX; t++) total += s.sum[i][t] * exp2(s.top[i][t] - base_of(high));
-        const bool some = a.has(start + i) && high != -INF;
-        out[size_t(problem) * n + start + i] = some ? epsilon * LN2 * (log_mass - (high + log2(total))) : REAL(0);
+        const bool some = a.has(start + i) && (high != -INF || b.any());
+        const REAL f = finite_or_nan(epsilon * LN2 * (log_mass - (high + log2(total))));
+        out[size_t(problem) * n + start + i] = some ? f : REAL(0);
     }
 }

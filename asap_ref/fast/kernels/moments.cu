@@ -7,6 +7,11 @@
 // The constants are those of quadratic_form.py, into which families of features fold; R is null if nothing is lifted.
 // A tile of tokens is summed up to its count, mean and centred products, (1 + d + d d) numbers; tiles are joined
 // by what their means differ in (Chan, Golub & LeVeque 1979), in order, so that results have the same bits each time.
+//
+// moments<<<problems (ceil(n / ROWS), if R is given, + ceil(m / ROWS)), THREADS>>> of q (problems, n, d),
+// k (problems, m, d), masks (rows, n) and (rows, m) or null -> of_q, of_k: (problems, tiles, 1 + d + d d)
+// form<<<problems, THREADS>>> of of_q, of_k, constants of each head: a (), A and B (d, d), c (d), R (d, r), F_k and F_q
+// (r, r), Z (3r, r) -> G (problems, d, d), h (problems, d)
 
 struct MomentsShared {
     REAL tokens[ROWS][D + 4], mean[D];

@@ -4,7 +4,15 @@
 //     phi_(i) = w_l sum_{i' <= i} (y_below + y_above) (x_(i') - x_(i'-1)),    in the order of x; put back; 0 at padding
 //
 // w holds the -1/2 of the mean of the two keys that are met; which these are is a matter of the counts alone (the
-// staircase rule). Nothing is centred: the dual has a free constant.
+// staircase rule). Nothing is centred: the dual has a free constant. A token that is not finite on a slice is -inf
+// there, so that it is first in the order, and phi becomes NaN.
+//
+// The sort is not stable, and need not be: between equal x the step is (...) * 0, so that each of them gets the same
+// potential in any order; and of equal y only the value is read.
+//
+// project<<<problems (ceil(n / COLS) + ceil(m / COLS)), THREADS>>> of q (problems, n, d), k (problems, m, d), theta
+// (heads or 1, d, L), masks (rows, n) and (rows, m) or null -> x (problems, L, n), y (problems, L, m)
+// slices<<<problems L, half of `size`, 32 to 1024>>> of x, y, w (heads or 1, L) -> phi (problems, L, n)
 
 struct ProjectShared {
     REAL slices[ROWS][D + 4], tokens[COLS][D + 4];
@@ -44,10 +52,13 @@ project(const STORE* __restrict__ q, const STORE* __restrict__ k, const REAL* __
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 const int l = first + ty + TY * i, token = start + tx + TX * j;
-                if (l < L && token < count) out[size_t(l) * count + token] = tokens.has(token) ? on_slice[i][j] : INF;
+                const REAL s = on_slice[i][j], value = s + s * 0;  // NaN where it is not finite
+                if (l < L && token < count) out[size_t(l) * count + token] = tokens.has(token) ? value : INF;
             }
     }
 }
+
+__device__ REAL first_if_nan(REAL x) { return x == x ? x : -INF; }
 
 struct Entry {
     REAL value;
@@ -70,11 +81,10 @@ slices(const REAL* __restrict__ all_x, const REAL* __restrict__ all_y, const REA
     REAL* total = y + size;                                // [threads]
     int* count = reinterpret_cast<int*>(total + threads);  // [2]: n' and m'
     all_x += size_t(blockIdx.x) * n, all_y += size_t(blockIdx.x) * m, phi += size_t(blockIdx.x) * n;
-    const REAL weight = w[problem % heads * L + l];
 
     for (int i = t; i < size; i += threads) {
-        x[i] = Entry{i < n ? all_x[i] : INF, i};
-        y[i] = i < m ? all_y[i] : INF;
+        x[i] = Entry{i < n ? first_if_nan(all_x[i]) : INF, i};
+        y[i] = i < m ? first_if_nan(all_y[i]) : INF;
     }
     if (t < 2) count[t] = 0;
     for (int span = 2; span <= size; span *= 2)  // bitonic sort (Batcher 1968)
@@ -94,6 +104,8 @@ slices(const REAL* __restrict__ all_x, const REAL* __restrict__ all_y, const REA
     }
     __syncthreads();
     const int n_ = count[0], m_ = count[1], chunk = (size + threads - 1) / threads, first = t * chunk;
+    const bool fine = x[0].value != -INF && y[0] != -INF;
+    const REAL weight = fine ? w[problem % heads * L + l] : INF - INF;
     auto step = [&](int i) {  // from sorted query i - 1 to i: who is met before and after level i/n'
         if (i == 0 || i >= n_ || m_ == 0) return REAL(0);
         return weight * (y[(i * m_ - 1) / n_] + y[i * m_ / n_]) * (x[i].value - x[i - 1].value);

@@ -6,7 +6,11 @@
 // Fixed when compiled (build.py): REAL that is computed in, STORE that tokens are kept in, D and P, the dimensions of
 // queries and of values rounded up to a multiple of 8, and the tile. EXACT says that nothing had to be rounded up.
 //
-// Exponents are kept over log 2, so that exp2 is one instruction: exp(s / epsilon) = exp2(s LOG2E / epsilon).
+// Exponents are kept over log 2: exp(s / epsilon) = exp2(s LOG2E / epsilon). exp2 of a float is one instruction of PTX,
+// ex2.approx.f32. Denormals are kept (no --ftz), so that ptxas makes four of it: the card's own, a comparison, and two
+// products that scale; with --ftz=true it would be one. exp2 of a double is a polynomial of some eighty instructions.
+//
+// An infinite dual is a NaN, so that it is reported in the end: -inf would be a token that nobody attends to.
 
 #define M 4  // rows of scores that one thread holds
 #define N 4  // and columns
@@ -42,6 +46,7 @@ __device__ void operator+=(Four& a, const Four& b) { a.x += b.x, a.y += b.y, a.z
 __device__ REAL larger(REAL a, REAL b) { return b > a ? b : a; }
 __device__ REAL base_of(REAL top) { return top == -INF ? REAL(0) : top; }  // what exponents are measured from
 __device__ bool is_finite(REAL x) { return x - x == 0; }
+__device__ REAL finite_or_nan(REAL x) { return is_finite(x) ? x : INF - INF; }
 
 // The tokens of one problem: x (count, width), and which of them are valid. A null mask masks nothing.
 template <class T>
@@ -50,6 +55,11 @@ struct Tokens {
     const bool* mask;
     int count, width;
     __device__ bool has(int i) const { return i < count && (!mask || mask[i]); }
+    __device__ bool any() const {
+        int i = 0;
+        while (mask && i < count && !mask[i]) i++;
+        return i < count;
+    }
 };
 
 // Of problem b: b / every % rows is the row of the mask, so that heads, or sequences, can share one.

@@ -7,7 +7,7 @@ relative to the largest entry; a result that is not finite, or of another shape 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -216,6 +216,8 @@ def checks(place):
     huge = Case(place, 66, 70, queries="holes", scale=60.0)
     yield "sinkhorn of scores of ten thousand", lambda: sinkhorn(huge, 2)
     yield "flag", lambda: flagged(place)
+    for name in OVERFLOWS:
+        yield f"overflow: {name}", lambda name=name: overflow(place, name)
 
 
 def flagged(place):
@@ -223,6 +225,56 @@ def flagged(place):
     case = Case(place, 5, 5)
     case.placed[2] = place(np.where(np.arange(5)[:, None] == 4, np.inf, case.wide[2]))
     fast.softmax_attention(*case.placed)
+    try:
+        kernels.raise_if_not_finite()
+    except FloatingPointError:
+        return 0.0
+    return 1.0
+
+
+# Finite tokens, 2 queries and 40 keys, of so large a scale that all scores overflow, or those of one key do; or, where
+# the other side is so small that scores do not, one token on a slice, or one query times itself.
+OVERFLOWS = {
+    "softmax of scores": (fast.softmax_attention, 1e200, -1e200, {}),
+    "sinkhorn of scores": (fast.sinkhorn_attention, 1e200, -1e200, {"n_iter": 2}),
+    "sinkhorn of scores from softmax's start": (fast.sinkhorn_attention, 1e200, -1e200, {"n_iter": 0}),
+    "sinkhorn of the scores of one key": (fast.sinkhorn_attention, 1e200, "far", {"n_iter": 2}),
+    "a query on a slice": (fast.asap_attention, "a query", 1e-308, {}),
+    "a key on a slice": (fast.asap_attention, 1e-308, "a key", {}),
+    "a query's square": (fast.asap_attention, "an axis", 1e-160, {"sign": 1.0}),
+    "a query's square, negative": (fast.asap_attention, "an axis", 1e-160, {"sign": -1.0}),
+}
+
+
+def overflowing(name):
+    """Function, tokens and settings of an overflow of float64."""
+    function, *scales, settings = OVERFLOWS[name]
+    settings, map_ = dict(settings), amortizer(5, 1, cumulants=False)
+    if "sign" in settings:
+        map_ = amortizer(5, 1, cumulants=False, quadratic=3)
+        map_ = replace(map_, weights=settings.pop("sign") * map_.weights)
+    if function is fast.asap_attention:
+        settings["amortizer"] = map_
+    tokens = []
+    for scale, n in zip(scales, (2, 40), strict=True):
+        x = np.random.default_rng(n).standard_normal((1, H, n, 5))
+        if not isinstance(scale, str):
+            x = scale * np.abs(x)
+        elif scale == "far":
+            x = 1e-200 * x
+            x[..., 1, :] = -1e200
+        elif scale == "an axis":
+            x[..., 1, :] = 1e160 * np.eye(5)[0]
+        else:
+            x[..., 1, :] = 1.7e308 * np.sign(np.asarray(map_.families[0].directions)[:, 0])
+        tokens.append(x)
+    return function, [*tokens, np.ones((1, H, 40, 3))], settings
+
+
+def overflow(place, name):
+    """0 if an overflow is found, 1 if not."""
+    function, tokens, settings = overflowing(name)
+    function(*map(place, tokens), **settings)
     try:
         kernels.raise_if_not_finite()
     except FloatingPointError:

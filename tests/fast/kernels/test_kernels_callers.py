@@ -121,6 +121,56 @@ def test_lengths_in_any_order(device):
         assert battery.error(found - found.mean(-1, keepdims=True), expected) <= 5e-6  # of float32, as ever
 
 
+# -------------------------------------------------------------------------------------------------------- overflows
+
+
+@pytest.mark.parametrize("name", battery.OVERFLOWS)
+def test_finite_inputs_that_overflow_are_found(device, name):
+    assert battery.overflow(device.asarray, name) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in battery.OVERFLOWS if name.startswith("sinkhorn of scores")])
+def test_numpy_raises_where_all_scores_overflow(name):
+    """In Sinkhorn; what overflows beside finite numbers it may leave out of sums, where the kernels report it."""
+    function, tokens, settings = battery.overflowing(name)
+    with pytest.raises(FloatingPointError):
+        function(*tokens, **settings)
+
+
+def test_float32_scores_that_overflow(device):
+    for n_iter in (0, 1, 20):
+        q, k = (device.asarray(np.full((1, 70, 4), x, np.float32)) for x in (1e25, -1e25))
+        fast.sinkhorn_attention(q, k, k, n_iter=n_iter)
+        with pytest.raises(FloatingPointError, match="sinkhorn_attention"):
+            kernels.raise_if_not_finite()
+
+
+def test_padding_beside_overflows_stays_zero(device):
+    """A query whose scores all overflow, among others and beside padding: its own row is reported, and no other."""
+    q, k = np.ones((3, 4)), np.full((5, 4), -1e200)
+    q[1] = 1e200
+    mask = np.array([True, True, False])
+    out = to_numpy_unchecked(
+        fast.softmax_attention(*map(device.asarray, (q, k, k)), query_mask=device.asarray(mask))
+    )
+    np.testing.assert_array_equal(np.isnan(out).all(-1), [False, True, False])
+    np.testing.assert_array_equal(out[2], 0)
+
+
+def test_without_keys_the_result_is_zero_and_nothing_is_reported(device):
+    q = device.asarray(np.full((3, 4), 1e200))
+    none = device.asarray(np.zeros(3, bool))
+    for out in (fast.softmax_attention(q, q, q, key_mask=none), fast.sinkhorn_attention(q, q, q, key_mask=none)):
+        np.testing.assert_array_equal(to_numpy(out), 0)
+
+
+def to_numpy_unchecked(x):
+    """Copy x to the host, whatever was reported."""
+    with pytest.raises(FloatingPointError):
+        to_numpy(x)
+    return to_numpy(x)
+
+
 # ---------------------------------------------------------------------------------------------------------- devices
 
 
