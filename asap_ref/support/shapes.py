@@ -99,7 +99,10 @@ def kind_of(xp, dtype):
     """Say what kind of dtype it is: asked for every argument of every call, so remembered."""
     if is_half(dtype):
         return "half"
-    if str(dtype).rpartition(".")[-1] in ("float32", "float64"):  # there are others: longdouble, torch's float8
+    name = (
+        getattr(dtype, "name", None) or str(dtype).rpartition(".")[-1]
+    )  # NumPy's says nothing of the order of bytes
+    if name in ("float32", "float64"):  # there are others: longdouble, torch's float8
         return "float"
     return next((kind for kind in KINDS if xp.isdtype(dtype, KINDS[kind])), "other")
 
