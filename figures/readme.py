@@ -17,7 +17,7 @@ FOLDERS = {
     "claims": "What the paper claims, and what is seen here.",
     "choices": "What each choice buys: features, slices, calibrations, refining.",
     "speed": "What it takes: time and memory, beside other libraries, on a GPU, on several workers. "
-    "`bench` writes its table of goals by itself too: [bars.md](speed/bars.md).",
+    "`bars` has the goals alone, measured anew more often than all of `bench`.",
     "behaviour": "How it behaves: by depth, between sets of different sizes, when data drift, when trained on.",
     "tests_quality": "What the checks are worth: what they catch, which lines they run, and where they ran.",
 }

@@ -21,7 +21,7 @@ spec.loader.exec_module(execute)
 NOTEBOOKS = execute.notebooks()
 LESSONS = [path for path in NOTEBOOKS if path.parent.name == "tutorials"]
 NEEDS = {"10_": ("torch", "peers"), "11_": ("distributed", "distributed")}  # a module, and the extra it comes with
-DRAWN_ANEW = [path for path in NOTEBOOKS if path.name[:2] not in ("07", "08", "10")]
+DRAWN_ANEW = [path for path in NOTEBOOKS if path.name[:2] not in ("07", "08")]
 WITH_THE_EXTRA = {"asap_ref", "numpy", "scipy", "matplotlib", "sklearn", "ipywidgets", "IPython"}
 WITH_THE_EXTRA |= {"array_api_strict", "dask"}
 MACHINE = re.compile(r"(/home/|/root/|/Users/|/tmp/|/work/|/opt/|site-packages|[A-Z]:\\)")

@@ -13,6 +13,7 @@ missing. Both are written here, from the repository's address in pyproject.toml.
 
 import argparse
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 from urllib.parse import quote
@@ -53,24 +54,26 @@ def notebooks(beginnings=()):
 
 
 def execute(path, *, last=False):
-    """Run a notebook from its committed source in a new kernel; an error in a cell is raised.
+    """Run a notebook from its committed source in a new kernel and an empty folder; an error in a cell is raised.
 
+    So none can come to need a file that stands beside it in the repository.
     A kernel that dies or falls silent (a message between two processes was lost) is given one more chance.
     """
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_TIMEOUT,
-        kernel_name=KERNEL["name"],
-        resources={"metadata": {"path": str(path.parent)}},
-        record_timing=False,
-        coalesce_streams=True,
-    )
     try:
-        return normalise(client.execute(), path)
+        with tempfile.TemporaryDirectory() as folder:
+            client = NotebookClient(
+                notebook,
+                timeout=CELL_TIMEOUT,
+                kernel_name=KERNEL["name"],
+                resources={"metadata": {"path": folder}},
+                record_timing=False,
+                coalesce_streams=True,
+            )
+            return normalise(client.execute(), path)
     except (
         CellTimeoutError,
         RuntimeError,

@@ -23,6 +23,7 @@ import numpy as np
 from asap_ref.calibration.batch import OBJECTIVES, check_batches, statistics_of_batch, with_masks
 from asap_ref.calibration.cluster import on_cluster
 from asap_ref.calibration.omega import fitted_omega
+from asap_ref.calibration.penalty import penalties
 from asap_ref.calibration.slice_choice import select
 from asap_ref.calibration.sources import in_process
 from asap_ref.fast.threads import blas_on_one_thread
@@ -49,7 +50,7 @@ def fit_amortizer(
     epsilon=1.0,
     objective="regression",
     candidates=None,
-    ridge=1e-3,
+    ridge=None,
     refine=0,
     seed=0,
     client=None,
@@ -76,8 +77,9 @@ def fit_amortizer(
     candidates : int, optional
         Draw that many slices and keep for each head the n_slices that explain most of its dual (derived): a better
         map at the same inference cost.
-    ridge : float
-        Penalty, relative to each feature's second moment (ours).
+    ridge : float, optional
+        Penalty, relative to each feature's second moment (ours); when not given, 1e-3 and the more, the fewer tokens
+        there are for the features of a family, as penalty.py derives it.
     refine : int
         Over-relaxed Sinkhorn iterations between the prediction and the two-sided transform, kept with the amortizer.
         How far they go, a number a head, is found on the first batch (omega.py).
@@ -123,7 +125,8 @@ def fit_amortizer(
     seed = check_seed(seed, "fit_amortizer")
     progress = check_flag(progress, "progress", "fit_amortizer")
     check_choice(objective, "objective", "fit_amortizer", tuple(OBJECTIVES))
-    ridge = check_positive(ridge, "ridge", "fit_amortizer", or_zero=True)
+    if ridge is not None:
+        ridge = check_positive(ridge, "ridge", "fit_amortizer", or_zero=True)
     n_slices = check_count(n_slices, "n_slices", "fit_amortizer", least=1)
     if candidates is not None:
         candidates = check_count(candidates, "candidates", "fit_amortizer", least=n_slices)
@@ -136,10 +139,12 @@ def fit_amortizer(
     statistics = source.total(partial(statistics_of_batch, objective, (drawn, *others), n_iter, epsilon))
     if statistics.count == 0:
         raise ValueError("fit_amortizer: batches hold no valid token")
-    slices = drawn
+    slices = Slices(drawn.directions[..., :n_slices])
     with blas_on_one_thread():
+        if ridge is None:
+            ridge = penalties((slices, *others), statistics.count)
         if candidates is not None:  # each head has its own: (H, d, L)
-            picked = select(statistics, candidates, n_slices)
+            picked = select(statistics, candidates, n_slices, ridge)
             slices = Slices(np.take_along_axis(drawn.directions[None], picked[:, None, :], axis=-1))
             statistics = statistics.of_slices(picked, candidates)
         weights = statistics.ridge(ridge)

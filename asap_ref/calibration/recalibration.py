@@ -10,12 +10,13 @@ from dataclasses import replace
 from functools import partial
 
 from asap_ref.calibration.batch import check_batches, statistics_of_batch
+from asap_ref.calibration.penalty import penalties
 from asap_ref.calibration.sources import in_process
 from asap_ref.method.amortizer import Amortizer
 from asap_ref.support.settings import check_positive
 
 
-def recalibrate(amortizer, batches, *, ridge=1e-3, forget=1.0):
+def recalibrate(amortizer, batches, *, ridge=None, forget=1.0):
     """Fit the weights of an amortizer again, on its earlier calibration data and new data together.
 
     Parameters
@@ -24,7 +25,7 @@ def recalibrate(amortizer, batches, *, ridge=1e-3, forget=1.0):
         As from `fit_amortizer`, of either objective. Its families of features stay as they are.
     batches
         New data, as in `fit_amortizer`; gone through once.
-    ridge : float
+    ridge : float, optional
         As in `fit_amortizer`.
     forget : float
         Weight of the earlier data, from 0 (the new data alone) to 1.
@@ -61,7 +62,8 @@ def recalibrate(amortizer, batches, *, ridge=1e-3, forget=1.0):
             f"recalibrate: amortizer must be an Amortizer, as from fit_amortizer, got {type(amortizer).__name__}"
         )
     check_batches(batches, "recalibrate")
-    ridge = check_positive(ridge, "ridge", "recalibrate", or_zero=True)
+    if ridge is not None:
+        ridge = check_positive(ridge, "ridge", "recalibrate", or_zero=True)
     forget = check_positive(forget, "forget", "recalibrate", or_zero=True)
     if amortizer.statistics is None:
         raise ValueError("recalibrate: the amortizer keeps no statistics of its calibration; fit it anew")
@@ -72,5 +74,5 @@ def recalibrate(amortizer, batches, *, ridge=1e-3, forget=1.0):
     if new is None or new.count == 0:
         raise ValueError("recalibrate: batches is empty; give at least one (q, k)")
     merged = new if forget == 0 else amortizer.statistics.scaled(forget) + new
-    weights = merged.ridge(ridge)
+    weights = merged.ridge(penalties(amortizer.families, merged.count) if ridge is None else ridge)
     return replace(amortizer, weights=weights, r_squared=merged.r_squared(weights), statistics=merged)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import numpy as np
 
 
-def select(statistics, candidates, n_slices):
+def select(statistics, candidates, n_slices, penalty=0.0):
     """Choose slices greedily, head by head: (H, n_slices) indices into the first ``candidates`` features.
 
     The features behind the candidates (cumulants, quadratic) are there whatever is chosen. Each step takes the slice
     that lowers the residual of the regression most, and sweeps it out of the others: orthogonal matching pursuit, on
-    the sums alone (Pati et al. 1993). O(H L F²).
+    the sums alone (Pati et al. 1993). With few tokens many features explain everything, whatever the slices: hence the
+    penalty of the ridge regression to come, a number or one for each of its n_slices and other features. O(H L F²).
 
     Examples
     --------
@@ -23,10 +24,13 @@ def select(statistics, candidates, n_slices):
     >>> select(SufficientStatistics.of(features, 3 * features[:, 2] + features[:, 0]), 4, 2)
     array([[2, 0]])
     """
-    chosen = []
+    chosen, others = [], statistics.gram.shape[-1] - candidates
+    penalty = np.broadcast_to(penalty, n_slices + others)
+    penalty = np.concatenate([np.full(candidates, penalty[0]), penalty[n_slices:]])
     for gram, cross in zip(statistics.gram, statistics.cross, strict=True):
         size = np.sqrt(np.maximum(np.diagonal(gram), np.finfo(float).tiny))
-        joint = np.block([[gram / size / size[:, None], (cross / size)[:, None]], [cross / size, 0.0]])
+        correlation = gram / size / size[:, None] + np.diag(penalty)
+        joint = np.block([[correlation, (cross / size)[:, None]], [cross / size, 0.0]])
         for always in range(candidates, len(gram)):
             _sweep(joint, always)
         left = list(range(candidates))

@@ -8,6 +8,9 @@ would have been zero is then 1e-38 (1e-308 in float64), nothing beside the sums 
 Not all processors have that price: an AMD EPYC (Zen 4) takes 0.46 ns wherever the result lies, and there the cut gains
 nothing. It is a pass, a fifth to a third of what normal exponentials take, and is made only where every sixteenth row,
 which is looked at first, has an exponent below the floor: where scores are not sharp, the price is that look.
+
+The kernel of the scaling form has no such cut: its exponentials are made once for all iterations, and on that EPYC,
+where products with denormal numbers cost no more than others either (51 and 55 µs, 1024 x 1024), it could only lose.
 """
 
 from __future__ import annotations

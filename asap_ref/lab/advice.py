@@ -20,7 +20,7 @@ import numpy as np
 
 from asap_ref.fidelity.report import teacher_of
 from asap_ref.lab.layers_alone import race_layer
-from asap_ref.lab.replacements import geometric_mean, over_relaxed, truncated, without_learning
+from asap_ref.lab.replacements import geometric_mean, in_every_layer, truncated, without_learning
 from asap_ref.model.batching import lengths
 from asap_ref.model.compilation import compile_model, head_by_head
 from asap_ref.model.mechanism import Attention
@@ -186,10 +186,9 @@ def candidates(teacher, calibration, **settings):
     asap = [Attention("asap", {"amortizer": replace(amortizer, refine=0)}) for amortizer in amortizers]
     return {
         "softmax": teacher.with_attention(Attention("softmax")),
-        "dual-softmax": without_learning(teacher, "dual-softmax"),
         "sinkhorn": teacher,
         **truncated(teacher, cuts),
-        **over_relaxed(teacher),
+        **in_every_layer(teacher, without_learning),
         "asap": teacher.with_attention(*asap),
         "asap-refined": refined,
     }

@@ -10,6 +10,7 @@ Shapes: q, k, v (heads, n, d).
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.slices import sorted_with_places
 from asap_ref.fast.threads import over_problems, spread
 from asap_ref.method import attention as readable
+from asap_ref.model.compilation import compile_model
 from asap_ref.rivals.dual_softmax import fast_dual_softmax_attention
 from asap_ref.rivals.initial_duals import fast_initial_attention
 from asap_ref.rivals.one_sided import fast_one_sided_attention
@@ -31,6 +33,10 @@ from asap_ref.rivals.sliced_attention import sliced_attention
 from asap_ref.support.arrays import array_namespace, to_numpy, transpose
 
 HEADS, WIDTH, N_ITER = 8, 64, 20
+MAP = {  # the default one of compile_model
+    name: inspect.signature(compile_model).parameters[name].default
+    for name in ("n_slices", "candidates", "quadratic", "moments")
+}
 TOKENS = 8192  # to calibrate on
 SHARPNESS = {"recorded-like": 3.0, "sharp": 20.0, "near-uniform": 0.5}  # standard deviation of the scores
 
@@ -51,7 +57,7 @@ def layer(n, kind="recorded-like", *, heads=HEADS, d=WIDTH, seed=0):
 
     Tokens are a vector of their position, the same in every sequence, plus one of a word, drawn by Zipf's law (the
     seed draws the words): as in trained layers, keys vary less from sequence to sequence than within one. Projections
-    have a decaying spectrum. Scores have the standard deviation of the kind.
+    have a decaying spectrum. Scores have the standard deviation of the kind, or one that is given as a number.
     """
     fixed, drawn = np.random.default_rng(7), np.random.default_rng(seed)
     width, words = 2 * d, 500
@@ -66,20 +72,20 @@ def layer(n, kind="recorded-like", *, heads=HEADS, d=WIDTH, seed=0):
     q, k, v = x @ wq, x @ wk, x @ wv
     sample = slice(None, None, max(n // 512, 1))
     S = q[:, sample] @ transpose(k[:, sample]) / math.sqrt(d)
-    size = SHARPNESS[kind] / S.std((-2, -1), keepdims=True)
+    size = SHARPNESS.get(kind, kind) / S.std((-2, -1), keepdims=True)
     return tuple(x.astype(np.float32) for x in (q * size, k, v / v.std()))
 
 
 @functools.cache
-def amortizer(n, kind, heads, n_slices, *, of_keys=False):
-    """Fit to other sequences than the benchmark's, TOKENS a head, of the same length up to 1024.
+def amortizer(n, kind, heads, *, of_keys=False, **options):
+    """Fit the default map to other sequences than the benchmark's, TOKENS a head, of the same length up to 1024.
 
     With ``of_keys`` queries and keys are exchanged, as the one-sided form takes it.
     """
     n = min(n, 1024)
     sequences = [layer(n, kind, heads=heads, seed=seed)[:2] for seed in range(1, 1 + max(TOKENS // n, 1))]
     batches = [(k[None], q[None]) if of_keys else (q[None], k[None]) for q, k in sequences]
-    return fit_amortizer(batches, n_slices=n_slices, n_iter=N_ITER, quadratic=8)
+    return fit_amortizer(batches, n_iter=N_ITER, **MAP | options)
 
 
 # --------------------------------------------------------------------------------------------------------- floor
@@ -192,11 +198,9 @@ def steps(function_vjp, **settings):
     return prepare
 
 
-def asap(n, kind, heads, n_slices, **settings):
+def asap(n, kind, heads, **options):
     """ASAP attention with an amortizer for that kind of layer; our arrays have no batch axis."""
-    return Competitor(
-        "asap", calls(fast.asap_attention, amortizer=amortizer(n, kind, heads, n_slices), **settings)
-    )
+    return Competitor("asap", calls(fast.asap_attention, amortizer=amortizer(n, kind, heads, **options)))
 
 
 def sinkhorn(n_iter=N_ITER):
@@ -204,21 +208,21 @@ def sinkhorn(n_iter=N_ITER):
     return Competitor("sinkhorn", calls(fast.sinkhorn_attention, n_iter=n_iter))
 
 
-def one_sided(n, kind, n_slices):
+def one_sided(n, kind):
     """ASAP on the key side alone: a softmax with a bias."""
-    fitted = amortizer(n, kind, HEADS, n_slices, of_keys=True)
+    fitted = amortizer(n, kind, HEADS, of_keys=True)
     return Competitor("asap", calls(fast_one_sided_attention, amortizer=fitted))
 
 
-def prediction(n, kind, heads, n_slices):
+def prediction(n, kind, heads):
     """Only the prediction of the query dual."""
-    fitted = amortizer(n, kind, heads, n_slices)
+    fitted = amortizer(n, kind, heads)
     return Competitor("other", lambda q, k, v: lambda: predicted_dual(q, k, fitted))
 
 
-def sorts(n, kind, heads, n_slices):
+def sorts(n, kind, heads):
     """Only the sorts of the prediction: projected queries with their places, projected keys without. NumPy."""
-    theta = transpose(amortizer(n, kind, heads, n_slices).family("slices").directions)
+    theta = transpose(amortizer(n, kind, heads).family("slices").directions)
 
     def prepare(q, k, v):
         x, y = theta @ transpose(q), theta @ transpose(k)  # (heads, L, n)
@@ -232,11 +236,11 @@ def sorts(n, kind, heads, n_slices):
     return Competitor("other", prepare)
 
 
-def from_dual(n, kind, heads, n_slices):
+def from_dual(n, kind, heads):
     """ASAP without its prediction, which is made beforehand. NumPy."""
 
     def prepare(q, k, v):
-        f_hat = predicted_dual(q, k, amortizer(n, kind, heads, n_slices))
+        f_hat = predicted_dual(q, k, amortizer(n, kind, heads))
 
         def part(q, k, v, f_hat):
             return attention_from_dual(q, k, v, f_hat[..., 0], None, None, epsilon=1.0)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from asap_ref.calibration.fit import fit_amortizer
+from asap_ref.fast import attention as fast
 from asap_ref.lab import competitors as ours
-from asap_ref.lab.bars import ASAP, SCALING, TORCH_LOG
+from asap_ref.lab.bars import ASAP, SCALING, TEACHER, TORCH_LOG
 from asap_ref.lab.competitors import HEADS, Competitor, Teacher
 from asap_ref.lab.races import KINDS, TRUNCATIONS
 from asap_ref.lab.readable import ReadableAttention
@@ -29,13 +31,23 @@ TRAINED = (SCALING, TORCH_LOG)  # whose training step's memory is measured
 
 
 def compile_layer(track):
-    """Seconds to calibrate one layer of eight heads."""
+    """Calibration of one layer of eight heads, beside the teacher's forward pass on the same sequences."""
     track.say("compile: one layer")
-    ours.amortizer.cache_clear()
-    found = {"n": track.extent.compile, "tokens": ours.TOKENS}
-    with timed(found, "seconds"):
-        ours.amortizer(track.extent.compile, KINDS["frozen"], HEADS, 16)
-    return found
+    n = track.extent.compile
+    drawn = [ours.layer(n, KINDS["frozen"], seed=seed) for seed in range(1, 5)]
+    q, k, v = track.place(tuple(np.stack(arrays) for arrays in zip(*drawn, strict=True)))
+    calls = {TEACHER: functools.partial(fast.sinkhorn_attention, q, k, v, n_iter=ours.N_ITER)}
+    fit = functools.partial(fit_amortizer, [(q, k)], n_iter=ours.N_ITER)
+    for objective in ("regression", "kl"):
+        calls[objective] = _weights(functools.partial(fit, objective=objective))
+    calls["regression, the default map"] = _weights(functools.partial(fit, **ours.MAP))
+    times = interleaved(calls, **track.pace)
+    rows = [{"name": name, "median": float(np.median(each)), "seconds": each} for name, each in times.items()]
+    return {"n": n, "sequences": len(q), "rows": rows}
+
+
+def _weights(fit):
+    return lambda: fit().weights
 
 
 def memory(track):
@@ -70,7 +82,7 @@ def memory_job(what, name, n, heads):
     else:
         racers = {**ours.SOFTMAX, SCALING: ours.sinkhorn()}
         if name == ASAP:
-            racers[ASAP] = ours.asap(n, KINDS["frozen"], heads, 16)
+            racers[ASAP] = ours.asap(n, KINDS["frozen"], heads)
     call = racers[name].prepare(*ours.layer(n, heads=heads))
     return racers[name].prepare(*ours.layer(64, heads=heads)), call
 

@@ -2,7 +2,8 @@
 
 Not a measurement. Of each thread's work on one tile of scores it counts fused multiply-adds, exponentials and reads of
 shared memory in the PTX, each of which takes an issue slot whatever else happens. Loading tiles, addresses, barriers,
-waits for memory and the launch itself are left out, so that the true time is longer.
+waits for memory and the launch itself are left out, and what ptxas puts around an exponential so that it keeps
+denormals, three instructions, so that the true time is longer.
 """
 
 from __future__ import annotations

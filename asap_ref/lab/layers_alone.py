@@ -25,8 +25,9 @@ def race_layer(given, attentions, call, **pace):
     masks = {"query_mask": query_mask, "key_mask": key_mask}
     calls = {name: partial(attention, *arrays, **masks) for name, attention in attentions.items()}
     seconds = interleaved(calls, **pace)
+    out = given(*arrays, **masks)  # once for all
     return {
-        name: (output_error(given, attention, [call]), 1e3 * float(np.median(seconds[name])))
+        name: (output_error(lambda *_, **masks: out, attention, [call]), 1e3 * float(np.median(seconds[name])))
         for name, attention in attentions.items()
     }
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from asap_ref.support import files
 
 PICTURES = {  # the end of a picture's name, and what it shows
-    "two_plans": "The same, softmax and ASAP alone.",
+    "two_plans": "A test input under softmax and under ASAP: the size of a token is what it receives.",
     "plans": "A test input, and the plan of one head between its tokens: softmax beside Sinkhorn and ASAP.",
     "accuracy": "Accuracy against the number of points; nothing is trained again for more of them.",
     "dual": "The query dual on an input: the teacher's, and what ASAP predicts.",
     "fidelity": "Each head of the compiled model: how far its output is from the teacher's.",
-    "matching": "Right and distinct matches, by what closes the matcher.",
+    "matching": "A cloud and its moved copy, matched three ways: right lines blue, wrong ones orange.",
     "reproduce": "What each replacement costs, and how near it comes to the teacher.",
 }
 FILES = {  # in the order in which they are listed

@@ -1,4 +1,4 @@
-"""Pictures of what attention does between points: a plan as lines, a dual as colour, error against time.
+"""Pictures of what attention does between points: a plan or a match as lines, a dual as colour, error against time.
 
 Each function takes your own arrays and draws on the axis it is given, or on a new figure, which it returns; `show`
 puts a figure into a notebook, with a text for those who do not see it. Colours say what a thing is, and are the same
@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 
+from asap_ref.model.matching import partners_of
 from asap_ref.support import presentation
 
 COLOURS = presentation.COLOURS
@@ -238,6 +239,68 @@ def plot_dual(duals, points, *, difference=None, label="f, centred", figsize=Non
         bare(axis, title)
     fig.colorbar(shown, ax=axes[0], label=label)
     return fig
+
+
+# ------------------------------------------------------------------------------------------------------ matches
+
+
+def plot_matches(matches, first, second, partners=None, *, axes=None, apart=None, figsize=None):
+    """Draw in a row what each attention matches two clouds by: a line from each point to the one that it names.
+
+    A point that nobody names is a hollow square; one that several name is a larger one. Under each title stands how
+    many different points are named, and how many matches are right where that is known.
+
+    Parameters
+    ----------
+    matches : dict of str -> plan (n, m), or integer array (n)
+        By title. A plan names the largest entry of each row; -1 names none.
+    first, second : arrays (n, 2) and (m, 2)
+    partners : integer array (n), optional
+        The true ones, negative where there is none: right matches are drawn blue, wrong ones orange and on top.
+    axes : list of matplotlib axes, optional
+        One for each of the matches, to draw on.
+    apart : float, optional
+        How far the second cloud is moved to the right, as in `plot_plan`.
+
+    Examples
+    --------
+    >>> points = np.random.default_rng(0).standard_normal((3, 2))
+    >>> fig = plot_matches({"softmax": [0, 0, 2], "Sinkhorn": np.eye(3)}, points, points, partners=[0, 1, 2])
+    >>> print(fig.axes[0].get_title())
+    softmax
+    2 of 3 right, 2 named
+    """
+    if axes is None:
+        figsize = figsize or (3.4 * len(matches) + 0.2, 2.7)
+        axes = presentation.subplots(1, len(matches), figsize=figsize, squeeze=False)[1][0]
+    first, second = placed(first, second, apart)
+    partners = None if partners is None else np.asarray(partners)
+    for axis, (title, found) in zip(axes, matches.items(), strict=True):
+        _plot_match(axis, title, _named_by(found), first, second, partners)
+    return axes[0].figure
+
+
+def _named_by(found):
+    """Integers as they are, a plan's rows by their largest entry: (n,)."""
+    found = np.asarray(found)
+    return found if found.ndim == 1 else partners_of(found[None])[0]
+
+
+def _plot_match(axis, title, named, first, second, partners):
+    i = np.nonzero(named >= 0)[0]
+    right = np.ones(len(i), bool) if partners is None else named[i] == partners[i]
+    for kind, colour, width in ((right, "sinkhorn", 0.9), (~right, "warm", 1.5)):
+        ends = np.stack([first[i[kind]], second[named[i[kind]]]], axis=1)
+        axis.add_collection(LineCollection(ends, colors=COLOURS[colour], linewidths=width, alpha=0.85))
+    axis.scatter(*first.T, s=9, color=COLOURS["query"], zorder=3)
+    times = np.bincount(named[i], minlength=len(second))  # how often each of the second is named
+    once = times > 0
+    axis.scatter(*second[once].T, s=12 * times[once], marker="s", color=COLOURS["key"], zorder=3, linewidths=0)
+    axis.scatter(*second[~once].T, s=14, marker="s", facecolor="white", edgecolor=COLOURS["key"], zorder=3, lw=0.9)
+    counted = f"{once.sum()} named"
+    if partners is not None:
+        counted = f"{np.sum(named == partners)} of {len(partners)} right, {counted}"
+    bare(axis, f"{title}\n{counted}")
 
 
 # -------------------------------------------------------------------------------------------------------- time

@@ -10,14 +10,14 @@ import numpy as np
 from asap_ref.calibration.fit import fit_amortizer
 from asap_ref.fast import attention as fast
 from asap_ref.lab import competitors as ours
-from asap_ref.lab.bars import ASAP, FROM_DUAL, SCALING, SDPA, TILES
+from asap_ref.lab.bars import ASAP, FROM_DUAL, REFINED, SCALING, SDPA, TILES
 from asap_ref.lab.competitors import HEADS, N_ITER, Competitor, Teacher
 from asap_ref.method import attention as readable
 from asap_ref.support.arrays import to_numpy
 
 PARETO = 1024  # tokens at which slice counts are compared
 TRUNCATIONS = (1, 2, 3, 5, 7)
-SLICES = (4, 8, 16, 32, 64)
+SLICES = (4, 16, 32)  # beside the default
 KINDS = {"frozen": "recorded-like", "sharp": "sharp", "uniform": "near-uniform"}
 
 
@@ -38,12 +38,13 @@ def racers_of(track, section, n, kind):
     racers[SCALING] = ours.sinkhorn()
     racers |= {f"Sinkhorn, T = {t}": ours.sinkhorn(t) for t in TRUNCATIONS}
     racers |= ours.RELAXED | ours.DUAL_SOFTMAX
-    for count in SLICES if n == PARETO else (16, 32):
-        racers[f"ASAP, {count} slices"] = ours.asap(n, kind, HEADS, count)
+    racers |= {ASAP: ours.asap(n, kind, HEADS), REFINED: ours.asap(n, kind, HEADS, refine=1)}
+    for count in SLICES if n == PARETO else ():
+        racers[f"ASAP, {count} slices"] = ours.asap(n, kind, HEADS, n_slices=count)
     if section != "frozen":
         return racers
     if n <= track.extent.log_domain:
-        racers |= ours.LOG_DOMAIN | ours.INITIAL | {"one-sided ASAP": ours.one_sided(n, kind, 16)}
+        racers |= ours.LOG_DOMAIN | ours.INITIAL | {"one-sided ASAP": ours.one_sided(n, kind)}
     if n <= track.extent.sliced:
         racers |= ours.SLICED
     limit = {"softmax": np.inf, "sinkhorn": track.extent.log_domain, "sliced": track.extent.sliced}
@@ -54,7 +55,7 @@ def racers_of(track, section, n, kind):
 def parts(track):
     """Time of what ASAP consists of, beside softmax and its floor."""
     n, kind = track.extent.parts, KINDS["frozen"]
-    which = (n, kind, HEADS, 16)
+    which = (n, kind, HEADS)
     racers = {**ours.FLOORS, **ours.SOFTMAX, "prediction": ours.prediction(*which), ASAP: ours.asap(*which)}
     if track.backend == "numpy":
         racers |= {
@@ -81,7 +82,7 @@ def small(track):
     races = []
     for n in track.extent.small:
         q, k, v = track.place(tuple(x.reshape(32, 8, n, 16) for x in ours.layer(n, heads=256, d=16)))
-        fitted = fit_amortizer([(to_numpy(q), to_numpy(k))], n_slices=16, n_iter=N_ITER)
+        fitted = fit_amortizer([(to_numpy(q), to_numpy(k))], n_iter=N_ITER, **ours.MAP)
         racers = {}
         for form, home in (("default", fast), ("readable", readable)):
             asap = {"amortizer": fitted}
@@ -104,7 +105,7 @@ def long(track):
         return []
     races = []
     for n in track.extent.long:
-        racers = {**ours.SOFTMAX, ASAP: ours.asap(n, KINDS["frozen"], 2, 16)}
+        racers = {**ours.SOFTMAX, ASAP: ours.asap(n, KINDS["frozen"], 2)}
         if n <= 4096:
             racers[SCALING] = ours.sinkhorn()
         racers[TILES] = Competitor("sinkhorn", ours.calls(ours.sinkhorn_in_tiles))

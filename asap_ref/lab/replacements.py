@@ -30,28 +30,35 @@ def variants(models, data, run):
 
 def truncated(teacher, iterations):
     """Cut the teacher to fewer iterations: {name: model}."""
-    return {
-        f"sinkhorn-{t}": teacher.with_attention(
-            *(Attention("sinkhorn", {**attention.settings, "n_iter": t}) for attention in teacher.attentions)
-        )
-        for t in iterations
-    }
+    return in_every_layer(teacher, lambda attention: cut_short(attention, iterations))
 
 
-def over_relaxed(teacher):
-    """Cut it short with a few over-relaxed iterations, from softmax and from the Gaussian dual: {name: model}."""
+def in_every_layer(teacher, make):
+    """Models from what takes the place of a layer's attention: ``make(attention) -> {name: attention}``."""
+    layers = [make(attention) for attention in teacher.attentions]
+    return {name: teacher.with_attention(*(layer[name] for layer in layers)) for name in layers[0]}
+
+
+def cut_short(attention, iterations):
+    """Sinkhorn of fewer iterations: {name: attention}."""
+    return {f"sinkhorn-{t}": Attention("sinkhorn", {**attention.settings, "n_iter": t}) for t in iterations}
+
+
+def without_learning(attention):
+    """A few over-relaxed iterations, from softmax and from the Gaussian dual, and dual softmax: {name: attention}."""
+    epsilon = attention.setting("epsilon")
     found = {}
     for initial, counts in (("softmax", RELAXED), ("gaussian", RELAXED[:2])):
         for t in counts:
-            settings = {"n_iter": t, "omega": OMEGA, "initial": initial}
-            found[f"over-relaxed-{initial}-{t}"] = without_learning(teacher, "over-relaxed", **settings)
-    return found
+            settings = {"n_iter": t, "omega": OMEGA, "initial": initial, "epsilon": epsilon}
+            found[f"over-relaxed-{initial}-{t}"] = Attention("over-relaxed", settings)
+    return found | {"dual-softmax": Attention("dual-softmax", {"epsilon": epsilon})}
 
 
-def without_learning(teacher, name, **settings):
-    """Replace the teacher's attention by one that has nothing to learn, at the teacher's epsilon."""
-    epsilons = [attention.setting("epsilon") for attention in teacher.attentions]
-    return teacher.with_attention(*(Attention(name, {**settings, "epsilon": epsilon}) for epsilon in epsilons))
+def from_initial_duals(attention):
+    """Three duals that nobody learned, each with the two-sided transform of ASAP: {name: attention}."""
+    epsilon = attention.setting("epsilon")
+    return {f"initial-{start}": Attention("initial", {"start": start, "epsilon": epsilon}) for start in STARTS}
 
 
 def rivals(teacher, data, run):
@@ -60,9 +67,7 @@ def rivals(teacher, data, run):
     Three duals that nobody learned, each with the two-sided transform of ASAP; a few over-relaxed iterations; dual
     softmax; ASAP refined, with features of one pass, and on the key side, each compiled by itself.
     """
-    found = {f"initial-{start}": without_learning(teacher, "initial", start=start) for start in STARTS}
-    found |= over_relaxed(teacher)
-    found["dual-softmax"] = without_learning(teacher, "dual-softmax")
+    found = in_every_layer(teacher, from_initial_duals) | in_every_layer(teacher, without_learning)
     compiled = {
         "asap-refined": {"refine": 1},
         "asap-one-pass": {"one_pass": run.teacher.get("epsilon", 1.0)},

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info
 
 from asap_ref.fast.threads import worker_count
 from asap_ref.lab import gallery
-from asap_ref.lab.competitors import HEADS, N_ITER, WIDTH
+from asap_ref.lab.competitors import HEADS, MAP, N_ITER, WIDTH
 from asap_ref.lab.machine import card, machine
 from asap_ref.lab.stopwatch import BUDGET, LEAST, ROUNDS, interleaved
 from asap_ref.support.arrays import array_module
@@ -35,7 +35,7 @@ class Extent:
     small: tuple = (16, 32, 64)
     long: tuple = (1024, 4096, 16384)  # on two heads
     memory: tuple = (1024, 4096, 16384, 65536)
-    compile: int = 256
+    compile: int = 1024
     reproduce: bool = True
 
 
@@ -43,6 +43,7 @@ EXTENTS = {
     "quick": Extent(
         lengths={"frozen": (256,), "sharp": (), "uniform": ()},
         parts=256,
+        compile=256,
         training=(256,),
         small=(16,),
         long=(),
@@ -83,6 +84,7 @@ class Track:
                 "heads": HEADS,
                 "d": WIDTH,
                 "n_iter": N_ITER,
+                "map": MAP,
                 **self.pace,
             },
             "extent": asdict(self.extent),

@@ -102,19 +102,19 @@ class SufficientStatistics(EqualByValue, SavedArrays):
         return SufficientStatistics(self.gram[heads], self.cross[heads], self.square[heads], self.count)
 
     def ridge(self, strength):
-        """Weights (H, F) that minimise ``|f - Phiᵀ w|² + strength * sum_a (Phi Phiᵀ)_aa w_a²``.
+        """Weights (H, F) that minimise ``|f - Phiᵀ w|² + sum_a strength_a (Phi Phiᵀ)_aa w_a²``.
 
-        The penalty is relative to each feature's own size, so it does not depend on units.
+        The penalty, one number or (F,), is relative to each feature's own size, so it does not depend on units.
         """
         size = np.diagonal(self.gram, axis1=-2, axis2=-1)  # (H, F)
         size = np.where(size > 0, size, 1.0)  # a feature that never varies gets weight 0, by the penalty
         scale = np.sqrt(size)
         correlation = self.gram / (scale[..., :, None] * scale[..., None, :])
         right = (self.cross / scale)[..., None]  # (H, F, 1)
-        if strength == 0:  # features may depend on each other: of all the best weights, the smallest
+        if not np.any(strength):  # features may depend on each other: of all the best weights, the smallest
             solution = np.linalg.pinv(correlation, hermitian=True) @ right
         else:
-            solution = np.linalg.solve(correlation + strength * np.eye(size.shape[-1]), right)
+            solution = np.linalg.solve(correlation + np.eye(size.shape[-1]) * strength, right)
         return solution[..., 0] / scale
 
     def r_squared(self, weights):

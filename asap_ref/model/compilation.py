@@ -48,9 +48,9 @@ def compile_model(
     into : str
         The mechanism that takes the place of Sinkhorn's; "one-sided" is an ablation, which predicts the key dual.
     n_slices, candidates, quadratic, moments, **settings
-        As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer. The defaults are a map for
-        whole data sets: of few slices, well chosen, and of quadratic features and moments of low rank, which cost
-        next to nothing at inference. With less than some ten tokens a feature, leave the last two out (zero).
+        As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer. The defaults are a map of few
+        slices, well chosen, and of quadratic features and moments of low rank, which cost next to nothing at inference;
+        where tokens are few for so many features, the penalty holds them back.
     fallback : float, optional
         Heads whose attention output is off by more than this (relative to the teacher's, on every tenth example
         of a batch, or the last of fewer, which then do not calibrate) stay with Sinkhorn. The report names them.

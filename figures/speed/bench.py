@@ -5,13 +5,12 @@ from asap_ref.lab.bars import (
     ASAP,
     LOG,
     MIB,
+    REFINED,
     SCALING,
     SDPA,
     TILES,
     TORCH_LOG,
-    bars_table,
     markdown,
-    measured_on,
     memory,
 )
 from asap_ref.support import files, presentation
@@ -34,16 +33,15 @@ def measure():
 
 
 def draw(record, folder):
-    """Write all tables, the one of the bars again by itself, and the figure."""
-    whole, short = folder / "bench.md", folder / "bars.md"
+    """Write all tables and the figure."""
+    whole = folder / "bench.md"
     files.save_text(whole, markdown(record))
-    files.save_text(short, "\n".join([bars_table(record), *measured_on(record)]))
     fig, axes = presentation.subplots(2, 2, figsize=(10.0, 7.6))
     _against_length(axes[0, 0], record["frozen"], "Attention forward, 8 heads")
     _pareto(axes[0, 1], record["frozen"])
     _memory(axes[1, 0], record)
     _against_length(axes[1, 1], record["training"], "Training step, 8 heads")
-    return [whole, short, *presentation.save(fig, folder / "bench")]
+    return [whole, *presentation.save(fig, folder / "bench")]
 
 
 def _against_length(axis, found, title):
@@ -62,7 +60,10 @@ def _pareto(axis, found):
     rows = [row for race in found if race["n"] == races.PARETO for row in race["rows"]]
     families = {
         "Sinkhorn, T = 1, 2, 3, 5, 7": ("sinkhorn", [f"Sinkhorn, T = {t}" for t in races.TRUNCATIONS]),
-        "ASAP, 4 to 64 slices": ("asap", [f"ASAP, {count} slices" for count in races.SLICES]),
+        "ASAP, 4 to 32 slices, and refined": (
+            "asap",
+            [ASAP, REFINED, *(f"ASAP, {count} slices" for count in races.SLICES)],
+        ),
         "softmax": ("softmax", ["softmax"]),
     }
     for label, (mechanism, names) in families.items():

@@ -9,8 +9,11 @@ import numpy as np
 from peers import torch_log_domain
 
 import asap_ref as ar
+from asap_ref.fast.kernels.attention import LAUNCH_BOUND
+from asap_ref.fast.kernels.build import longest_slice
 from asap_ref.fast.prediction import predicted_dual
 from asap_ref.lab.machine import card
+from asap_ref.lab.nvrtc import CARDS
 from asap_ref.method import attention as readable
 from asap_ref.support import files, presentation
 from asap_ref.support.tables import markdown_table
@@ -122,9 +125,13 @@ def draw(record, folder):
         "where the time went: 16 times the tokens, and ASAP takes "
         f"{record['ms']['1024']['asap'] / record['ms']['64']['asap']:.1f} times as long. The [CUDA kernels]"
         "(../../asap_ref/fast/kernels/__init__.py), which CuPy arrays now take, make 7 launches for ASAP, 5 where "
-        "slices are its only features, one for softmax and 2T + 1 for Sinkhorn, with no wait between them; tests "
-        "count them. No card has run the kernels yet: their times here are outstanding, and [kernels.md](kernels.md) "
-        "has what the compiler lets one estimate.\n"
+        f"slices are its only features (up to {longest_slice('float32', CARDS['sm_90']):,} tokens in float32 on this "
+        "card; longer ones are [predicted in the array form](kernels.md)), one for softmax, and 2T + 1 for Sinkhorn, "
+        f"which beyond {LAUNCH_BOUND:,} scores (heads x n x m) takes the array form as long as there is room for it. "
+        "There is no wait between them; tests count them. softmax_attention_vjp and sinkhorn_attention_vjp are "
+        "kernels, forward and backward; asap_attention_vjp is the array form. No card has run the kernels yet: their "
+        "times here are outstanding, and [kernels.md](kernels.md) has what the "
+        "compiler lets one estimate.\n"
     )
     table = Path(folder) / "gpu.md"
     files.save_text(table, text)

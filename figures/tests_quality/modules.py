@@ -10,6 +10,7 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
+from asap_ref.fast.kernels.attention import LAUNCH_BOUND
 from asap_ref.lab.gallery import ROOT, importable
 from asap_ref.lab.machine import card, machine
 from asap_ref.support import files
@@ -107,8 +108,12 @@ def draw(record, folder):
         "What a GPU would do, counted on the strict module: kernels launched, times the host waits for the device "
         "(one, to make sure that the result is finite; Sinkhorn looks at its scalings besides), and arrays that "
         "move between host and device. These are the array forms. CuPy arrays take CUDA kernels: forward, one launch "
-        "for softmax, 2T + 1 for Sinkhorn and 7 for ASAP (5 where slices are its only features), with neither wait nor "
-        "transfer, counted in tests/fast/kernels; they have not run on a card yet.\n\n"
+        f"for softmax, 2T + 1 for Sinkhorn (up to {LAUNCH_BOUND:,} scores, beyond which it takes the array form as "
+        "long as there is room) and 7 for ASAP (5 where slices are its only features; up to the "
+        "[length](../speed/kernels.md) that a card can sort), with neither wait nor transfer, counted in "
+        "tests/fast/kernels. The rows of CuPy above were run on a card before there were kernels, which have not run "
+        "on a card yet. Errors about what is not finite come from kernels when results are brought to the host by "
+        "`to_numpy`, not by `x.get()`.\n\n"
         f"{markdown_table(of_dtypes)}\n"
         "Public callables that give the numbers of float64 within the rounding of the dtype, and those that refuse it "
         "by name (integers and what is not real: all but `to_numpy`, which takes what NumPy has). Nothing else is "

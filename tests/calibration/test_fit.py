@@ -26,6 +26,8 @@ from asap_ref import (
 )
 from asap_ref.calibration.fit import principal_directions
 from asap_ref.calibration.objectives import dual_loss_and_gradient, kl_loss_and_gradient
+from asap_ref.calibration.penalty import penalties
+from asap_ref.calibration.recalibration import recalibrate
 from asap_ref.calibration.slice_choice import select
 from asap_ref.extensions.moments import _of_projected_vjp
 from asap_ref.fast import prediction
@@ -288,6 +290,58 @@ def test_selection_finds_the_slices_that_made_the_target():
     assert set(select(statistics, 8, 2)[0]) == {1, 5}
     kept = statistics.of_features(np.asarray([[5, 1, 8]]))
     np.testing.assert_allclose(kept.ridge(0.0), [[2, -1, 0.5]], atol=1e-10)
+
+
+def test_with_fewer_tokens_than_features_the_penalty_keeps_selection_from_seeing_only_the_others():
+    features = rng.standard_normal((1, 1, 8 + 60, 40))  # 60 features that are always there explain 40 tokens
+    statistics = SufficientStatistics.of(features, features[:, :, 3])
+    held_back = np.repeat([1e-3, 1.0], [1, 60])
+    assert select(statistics, 8, 1, held_back).tolist() == [[3]]
+
+
+def test_the_penalty_grows_with_the_features_of_a_family_a_token():
+    families = [Slices(PLACES[0, 0]), Cumulants(), Quadratic(np.eye(4))]
+    counts = [family.count for family in families]
+    found = penalties(families, 90)
+    np.testing.assert_allclose(found, np.repeat([1e-3 + count / 270 for count in counts], counts))
+    np.testing.assert_allclose(penalties(families, 10**9), 1e-3, rtol=1e-3)  # with many tokens the floor is left
+
+
+def test_ridge_takes_a_penalty_for_each_feature():
+    features, target = rng.standard_normal((2, 1, 3, 50)), rng.standard_normal((2, 1, 50))
+    statistics, penalty = SufficientStatistics.of(features, target), np.asarray([0.0, 0.1, 3.0])
+    gram, cross = statistics.gram[0], statistics.cross[0]
+    expected = np.linalg.solve(gram + np.diag(penalty * np.diagonal(gram)), cross)
+    np.testing.assert_allclose(statistics.ridge(penalty)[0], expected, rtol=1e-10)
+    np.testing.assert_array_equal(statistics.ridge(np.full(3, 0.1)), statistics.ridge(0.1))
+
+
+def test_the_default_penalty_is_that_of_the_families_and_tokens():
+    places = qkv(6, 2, n=7, d=3)[:2]
+    amortizer = fit_amortizer([places], n_slices=3, n_iter=3)
+    expected = amortizer.statistics.ridge(penalties(amortizer.families, 6 * 7))
+    np.testing.assert_array_equal(amortizer.weights, expected)
+    np.testing.assert_array_equal(recalibrate(amortizer, [places], forget=0).weights, expected)
+
+
+@pytest.mark.parametrize("sequences", [8, 16])
+def test_few_sequences_spoil_a_large_map_less_by_the_default_penalty_than_by_a_fixed_one(sequences):
+    mixture = rng.standard_normal((4, 8))  # tokens are near one of four places
+
+    def draw(count):
+        return mixture[rng.integers(0, 4, (2, count, 1, 24))] + rng.standard_normal((2, count, 1, 24, 8))
+
+    few, (q, k) = draw(sequences), draw(64)
+    S = attention_scores(q, k)
+    target = centred(sinkhorn(S, n_iter=9).query, None)
+    error = {
+        ridge: np.mean(
+            (fit_amortizer([tuple(few)], n_slices=4, n_iter=10, quadratic=8, ridge=ridge).predict(q, k) - target)
+            ** 2
+        )
+        for ridge in (None, 1e-3)
+    }
+    assert error[None] < 0.8 * error[1e-3]
 
 
 def test_principal_directions_are_scikit_learns():

@@ -8,8 +8,9 @@ import pytest
 
 from asap_ref.cli import main
 from asap_ref.lab.matching import (
+    VARIANTS,
     MatchingRun,
-    draw_matches,
+    judge,
     judged_pairs,
     measures,
     plans,
@@ -17,7 +18,6 @@ from asap_ref.lab.matching import (
     train_matcher,
 )
 from asap_ref.model.matching import Matcher, MatcherArchitecture, Pairs
-from asap_ref.support import presentation
 from asap_ref.support.trees import leaves
 
 
@@ -56,6 +56,11 @@ def test_the_whole_task(small, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["rows"]
     rows = {(row["trained"], row["attention"]): row for row in report["rows"]}
     assert rows["softmax", "softmax"]["plan_error"] == rows["sinkhorn", "sinkhorn"]["plan_error"] == 0
+    assert {
+        ("softmax", "dual-softmax"),
+        ("sinkhorn", "over-relaxed-1"),
+        *(("sinkhorn", name) for name in VARIANTS),
+    } <= {*rows}
     assert rows["sinkhorn", "asap"]["column_error"] < rows["sinkhorn", "softmax"]["column_error"]
     assert {path.name for path in tmp_path.iterdir()} >= {"report.md", "matching.png", "asap.npz", "sinkhorn.npz"}
     loaded = Matcher.load(tmp_path / "asap.npz")
@@ -66,6 +71,15 @@ def test_the_whole_task(small, tmp_path):
         reproduce_matching(shorter, tmp_path, resume=True, say=lambda text: None)
 
 
+def test_a_run_without_rounds_is_judged_and_not_timed(small):
+    model = train_matcher(small, "sinkhorn")
+    (timed,), (untimed,) = (
+        judge({("sinkhorn", "sinkhorn"): model}, run, 10) for run in (small, replace(small, rounds=0))
+    )
+    assert timed.pop("ms") > 0
+    assert timed == untimed
+
+
 def test_resumed_training_ends_with_the_same_numbers(small, tmp_path):
     whole = train_matcher(small, "sinkhorn")
     longer = train_matcher(small, "sinkhorn", checkpoint=tmp_path / "c.npz")
@@ -73,14 +87,6 @@ def test_resumed_training_ends_with_the_same_numbers(small, tmp_path):
     for one, two, three in zip(leaves(whole.params), leaves(longer.params), leaves(resumed.params), strict=True):
         np.testing.assert_array_equal(one, two)
         np.testing.assert_array_equal(one, three)
-
-
-def test_lines_are_blue_where_right_and_orange_where_wrong():
-    _, axis = presentation.subplots()
-    points = np.random.default_rng(0).standard_normal((3, 2))
-    draw_matches(axis, points, points, [0, 2, -1], [0, 1, 2])
-    colours = [line.get_color() for line in axis.get_lines()]
-    assert colours == [presentation.COLOURS["sinkhorn"], presentation.COLOURS["asap"]]
 
 
 def test_the_command_runs_the_task(tmp_path, capsys):

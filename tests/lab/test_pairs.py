@@ -1,9 +1,9 @@
-"""A moved copy is the same cloud: shuffled, turned, sheared, shifted, a little noisy, and partners say who is who."""
+"""A moved copy is the same cloud: shuffled, turned, sheared, shifted, bent, a little noisy; partners say who is who."""
 
 import numpy as np
 import pytest
 
-from asap_ref.lab.pairs import NOISE, draw_pairs
+from asap_ref.lab.pairs import BEND, NOISE, draw_bends, draw_pairs
 
 INK = np.random.default_rng(0).random((5, 8, 8))
 
@@ -13,7 +13,7 @@ def draw(n=40, **settings):
 
 
 def test_partners_are_an_affine_image_of_each_point():
-    pairs, partners = draw()
+    pairs, partners = draw(bend=0.0)
     assert np.all(np.sort(partners, axis=1) == np.arange(40))
     for first, second, partner in zip(pairs.first, pairs.second, partners, strict=True):
         points = np.concatenate([first, np.ones((40, 1))], axis=1)
@@ -22,6 +22,24 @@ def test_partners_are_an_affine_image_of_each_point():
         assert np.std(second[partner] - points @ moved) == pytest.approx(NOISE, rel=0.25)
         wrong, *_ = np.linalg.lstsq(points, second, rcond=None)
         assert np.std(second - points @ wrong) > 5 * NOISE  # unshuffled they do not fit
+
+
+def test_a_bend_has_unit_variance_and_moves_near_points_alike():
+    points = np.random.default_rng(2).standard_normal((400, 50, 2))
+    near = points + 1e-3
+    bends, beside = (draw_bends(at, np.random.default_rng(3)) for at in (points, near))
+    # of 400 fields, each with a few independent values: a standard deviation within a few percent
+    assert np.std(bends) == pytest.approx(1.0, rel=0.1)
+    assert np.abs(bends - beside).max() < 0.03  # a slope of at most a few standard deviations, times 1e-3
+    assert np.std(bends.mean(axis=1)) > 0.3  # most of it is common to a cloud: it is smooth
+
+
+def test_without_a_bend_the_copies_differ_by_it_alone():
+    bent, partners = draw()
+    rigid, same = draw(bend=0.0)
+    np.testing.assert_array_equal(partners, same)
+    np.testing.assert_array_equal(bent.first, rigid.first)
+    assert np.std(bent.second - rigid.second) == pytest.approx(BEND, rel=0.5)  # of five fields
 
 
 def test_missing_points_have_no_partner():

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from asap_ref import attention_scores, sinkhorn, transport_plan
@@ -87,3 +88,20 @@ def test_an_animation_is_one_png_of_all_its_frames(clouds, monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda data, metadata, raw: shown.append(data["image/png"]))
     pictures.show(diagrams.turning_slice(clouds[0][:6], clouds[1], n_frames=3), alt="a slice turns")
     assert Image.open(io.BytesIO(shown[0])).n_frames == 3
+
+
+def test_matches_are_blue_where_right_orange_where_wrong_and_hollow_where_nobody_names():
+    points = np.random.default_rng(0).standard_normal((4, 2))
+    plan = np.eye(4)[[0, 0, 2, 3]]
+    fig = pictures.plot_matches({"a plan": plan, "numbers": [0, -1, 2, 3]}, points, points, [0, 1, 2, 3])
+    right, wrong, first, named, hollow = fig.axes[0].collections
+    assert [len(part.get_segments()) for part in (right, wrong)] == [3, 1]
+    for part, colour in ((right, "sinkhorn"), (wrong, "warm")):
+        assert to_hex(part.get_colors()[0]) == pictures.COLOURS[colour].lower()
+    assert len(first.get_offsets()) == 4 and len(named.get_offsets()) == 3 and len(hollow.get_offsets()) == 1
+    assert named.get_sizes().argmax() == 0  # two name it
+    titles = [axis.get_title() for axis in fig.axes]
+    assert titles == ["a plan\n3 of 4 right, 3 named", "numbers\n3 of 4 right, 3 named"]
+    unknown = pictures.plot_matches({"softmax": plan}, points, points)
+    assert unknown.axes[0].get_title() == "softmax\n3 named"
+    assert not unknown.axes[0].collections[1].get_segments()

@@ -210,11 +210,8 @@ def figure_pages():
         pages[str(page)] = figure_page(name, script)
         by_folder.setdefault(page.parent.name, []).append(str(page.with_suffix("")))
     index = (FIGURES / "README.md").read_text()
-    entries = [entry for folder in by_folder.values() for entry in folder] + ["figures/speed/bars"]
+    entries = [entry for folder in by_folder.values() for entry in folder]
     pages["figures/README.md"] = index + toctree(entries)
-    pages["figures/speed/bars.md"] = (
-        f"# Goals of speed, and what was measured\n\n{(FIGURES / 'speed' / 'bars.md').read_text()}"
-    )
     solutions = [
         str(path.relative_to(ROOT).with_suffix(""))
         for path in notebooks()

@@ -1,4 +1,15 @@
-"""The attentions as CUDA kernels, for CuPy: read a .cu file beside the module of ``method`` whose formula it states."""
+"""The attentions as CUDA kernels, for CuPy: read a .cu file beside the module of ``method`` whose formula it states.
+
+Forward, softmax, Sinkhorn and ASAP are kernels; backward, softmax and Sinkhorn are, and `asap_attention_vjp` is the
+array form. figures/speed/kernels.md says up to which sizes, and how long the first call compiles.
+
+To run them without a card, in a clone: tests/fast/kernels/stand_in.py is an array module whose kernels g++ compiles.
+With that folder on the path, ``from stand_in import NAMESPACE as xp``; then ``softmax_attention(q, k, v)`` of arrays
+from ``xp.asarray`` launches them on the CPU. ``python -m asap_ref.lab.card --rehearse`` runs all of them so.
+
+CuPy needs the headers of the CUDA toolkit to compile for float16: a toolkit, or CuPy's extra of them (``pip install
+"cupy-cuda12x[ctk]"``). In a clone the package installs with CuPy by ``pip install '.[cuda12]'``.
+"""
 
 from asap_ref.fast.kernels.attention import (
     attention_from_key_dual,

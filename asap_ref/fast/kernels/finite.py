@@ -2,8 +2,8 @@
 
 The last kernel of an attention sets the flag of its device where an entry of its result is not finite. The host looks
 at it when results are brought there (`support.arrays.to_numpy`), or when asked (`raise_if_not_finite`). Who takes
-results off the device in another way, and does not ask, finds the NaN there. Inside another operator nothing is
-flagged: the outermost one looks at its own result.
+results off the device in another way, by CuPy's ``x.get()`` say, and does not ask, finds the NaN there. Inside another
+operator nothing is flagged: the outermost one looks at its own result.
 """
 
 from __future__ import annotations
