@@ -65,4 +65,6 @@ def _called(name, n_iter):
     kind, _, rest = name.partition("-")
     if kind == "sinkhorn":
         return f"Sinkhorn with T = {rest or n_iter}"
-    return f"over-relaxed Sinkhorn (the row {name})"
+    start, count = rest.removeprefix("relaxed-").split("-")
+    start = "softmax" if start == "softmax" else "the Gaussian dual"
+    return f"Sinkhorn, T = {count}, over-relaxed from {start}"

@@ -85,6 +85,18 @@ def test_a_slow_one_has_fewer_turns(monkeypatch):
     assert found == pytest.approx({name: 1e3 * seconds for name, seconds in times.items()})
 
 
+def test_what_has_run_often_enough_when_time_is_over_is_not_left_out():
+    clock, turns = card.Clock(60.0), []
+
+    def work():
+        turns.append(len(turns))
+        if len(turns) == 5:
+            clock.end = 0.0
+
+    assert card.timed({"work": work}, lambda: None, clock, 11, "here")["work"] >= 0
+    assert len(turns) == 5 and clock.left_out == []
+
+
 def test_all_that_fail_of_the_tests_are_named():
     code = "print('FAILED one\\nFAILED two\\n' + 'more\\n' * 9)"
     found = card._run([sys.executable, "-c", code + "; raise SystemExit(1)"], 60.0)

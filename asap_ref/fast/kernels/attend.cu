@@ -80,14 +80,17 @@ attend(const STORE* __restrict__ all_q, const STORE* __restrict__ all_k, const S
 #pragma unroll
     for (int i = 0; i < M; i++) s.row[ty + TY * i][tx] = sum[i];
     __syncthreads();
-    bool fine = true;
+    bool fine = true, some = true;  // whether there is a key: asked for only where that is in doubt
+#pragma unroll
+    for (int i = 0; i < M; i++) some = some && top[i] != -INF;
+    some = some || k.any();
 #pragma unroll
     for (int i = 0; i < M; i++) {
         const int row = start + ty + TY * i;
         if (row >= n) break;
         REAL total = 0, share = 0;
         for (int t = 0; t < TX; t++) total += s.row[ty + TY * i][t];
-        if (q.has(row) && (top[i] != -INF || k.any()))
+        if (q.has(row) && some)
             share = own ? exp2(top[i] + own[size_t(problem) * n + row] * LOG2E / epsilon) : 1 / total;
         fine = store_row(out + (size_t(problem) * n + row) * p, o[i], share, p, tx) && fine;
     }

@@ -36,8 +36,8 @@ FAULTS = [
     ("attend", "the sum is not rescaled", "sum[i] * shrink + more", "sum[i] + more"),
     ("attend", "the maximum is that of a thread's own columns", "high = larger(high, s.row[ty + TY * i][t]);", ";"),
     ("attend", "the bias is left out", "score[i][j] += s.dual[tx + TX * j];", ";"),
-    ("attend", "padded queries attend", "if (q.has(row) && (top", "if ((top"),
-    ("attend", "a row of overflows is taken for one without keys", " || k.any()", ""),
+    ("attend", "padded queries attend", "if (q.has(row) && some)", "if (some)"),
+    ("attend", "a row of overflows is taken for one without keys", "some = some || k.any();", ""),
     ("attend", "what is not finite is not reported", "if (!fine && found)", "if (false)"),
     ("attend", "values are weighed by the mask of queries", "all_v, m, p, k_mask, k_every, k_rows", "all_v, m, p, nullptr, 1, 1"),
     # slices
