@@ -15,6 +15,7 @@ import io
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from asap_ref.model.matching import partners_of
 from asap_ref.support import presentation
@@ -328,5 +329,17 @@ def plot_front(curves, *, axis=None, title="", unit="ms", figsize=(5.2, 3.8)):
             axis.annotate(label, (t, e), xytext=(7, 3), textcoords="offset points", fontsize=8.5)
     axis.set(xscale="log", yscale="log", xlabel=f"time ({unit})", ylabel="error (relative)", title=title)
     axis.margins(x=0.2, y=0.12)
+    _few_times(axis.xaxis)
     axis.legend(fontsize=9)
     return fig
+
+
+def _few_times(xaxis):
+    """Label a logarithmic axis by few plain numbers, whatever it spans: 1, 10, 100; or 1, 2, 5, 10; or 2, 4."""
+    low, high = sorted(xaxis.get_view_interval())
+    if high / low < 7:  # too short to be sure of two of 1, 2, 5
+        xaxis.set_major_locator(MaxNLocator(3))
+    else:
+        xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 50 else (1,)))
+    xaxis.set_major_formatter("{x:g}")
+    xaxis.set_minor_formatter(NullFormatter())

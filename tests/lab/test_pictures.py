@@ -1,6 +1,7 @@
 """Pictures take a reader's own arrays, draw what the arrays say, and carry a text for those who do not see them."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -105,3 +106,18 @@ def test_matches_are_blue_where_right_orange_where_wrong_and_hollow_where_nobody
     unknown = pictures.plot_matches({"softmax": plan}, points, points)
     assert unknown.axes[0].get_title() == "softmax\n3 named"
     assert not unknown.axes[0].collections[1].get_segments()
+
+
+@pytest.mark.parametrize("slowest", [1.3, 3.0, 8.0, 30.0, 400.0, 20000.0])
+@pytest.mark.parametrize("fastest", [0.037, 1.0, 640.0])
+def test_the_times_of_a_front_are_apart_from_each_other_however_far_they_reach(fastest, slowest):
+    points = [(fastest * t, 1 / t, "") for t in np.geomspace(1, slowest, 5)]
+    fig = pictures.plot_front({"Sinkhorn": points}, figsize=(3.1, 3.4))  # one of three in a row
+    fig.draw_without_rendering()
+    (axis,) = fig.axes
+    low, high = axis.get_xlim()
+    ticks = [*axis.xaxis.get_major_ticks(), *axis.xaxis.get_minor_ticks()]
+    labels = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+    assert len(boxes) >= 2
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
