@@ -21,7 +21,6 @@ spec.loader.exec_module(execute)
 NOTEBOOKS = execute.notebooks()
 LESSONS = [path for path in NOTEBOOKS if path.parent.name == "tutorials"]
 NEEDS = {"10_": ("torch", "peers"), "11_": ("distributed", "distributed")}  # a module, and the extra it comes with
-DRAWN_ANEW = [path for path in NOTEBOOKS if path.name[:2] != "08"]
 WITH_THE_EXTRA = {"asap_ref", "numpy", "scipy", "matplotlib", "sklearn", "ipywidgets", "IPython"}
 WITH_THE_EXTRA |= {"array_api_strict", "dask"}
 MACHINE = re.compile(r"(/home/|/root/|/Users/|/tmp/|/work/|/opt/|site-packages|[A-Z]:\\)")
@@ -86,7 +85,7 @@ def test_committed_outputs_are_complete_and_carry_no_error_and_no_machine(path):
     assert notebook == execute.normalise(read(path), path), "commit what python tutorials/execute.py writes"
 
 
-@pytest.mark.parametrize("path", DRAWN_ANEW, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@every_notebook
 def test_each_picture_is_sharp_and_has_a_text_for_those_who_do_not_see_it(path):
     for cell in read(path).cells:
         for output in cell.get("outputs", []):
@@ -99,7 +98,7 @@ def test_each_picture_is_sharp_and_has_a_text_for_those_who_do_not_see_it(path):
                 assert about["alt"] in cell.metadata["mystnb"]["image"]["alt"] and width > 1.2 * about["width"]
 
 
-@pytest.mark.parametrize("path", DRAWN_ANEW, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@every_notebook
 def test_a_notebook_imports_what_its_extra_brings(path):
     code = "\n".join(cell.source for cell in read(path).cells[2:] if cell.cell_type == "code")
     imported = {
