@@ -138,6 +138,7 @@ def test_heads_are_compiled_left_to_sinkhorn_and_reported(short_run, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_model_can_be_trained_with_any_other_mechanism(tmp_path):
     shared = ["--epochs", "12", "--n-iter", "2", "--slices", "4", "--out", str(tmp_path)]
     done = asap_ref("reproduce", *DIGITS, "--attention", "sliced", "initial", *shared)
@@ -184,6 +185,7 @@ def test_advice_is_a_table_a_sentence_and_a_model_that_keeps_to_it(short_run, tm
     assert refused.returncode == 2 and "--length: the model reads images, of 17 tokens each" in refused.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_models(short_run, tmp_path):
     out, _ = short_run
     arguments = ["reproduce", *DIGITS, "--epochs", "2", "--n-iter", "6", "--slices", "8", "--out", str(tmp_path)]
