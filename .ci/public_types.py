@@ -189,7 +189,7 @@ def formatted(text):
     """Text of a stub in the house's format."""
     import subprocess
 
-    command = ["ruff", "format", "-q", "--stdin-filename", str(STUB), "-"]
+    command = [sys.executable, "-m", "ruff", "format", "-q", "--stdin-filename", str(STUB), "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
 
 

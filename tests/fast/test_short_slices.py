@@ -7,7 +7,7 @@ import pytest
 from problems import qkv
 
 from asap_ref.fast.packing import packed_with_places, unpacked
-from asap_ref.fast.short_slices import SHORT, merge_exchange, pays, sorted_columns, weighted_sum
+from asap_ref.fast.short_slices import MANY, SHORT, merge_exchange, pays, sorted_columns, weighted_sum
 from asap_ref.method.slices import slice_directions, sliced_potentials
 
 
@@ -18,7 +18,7 @@ def test_the_network_sorts_every_sequence_of_zeros_and_ones(n):
     np.testing.assert_array_equal(sorted_columns(x.copy()), np.sort(x, axis=0))
 
 
-@pytest.mark.parametrize("n", [17, 31, 48, SHORT])
+@pytest.mark.parametrize("n", [SHORT, 17, 31, 48, 64])
 def test_the_network_sorts_longer_ones(n):
     x = np.random.default_rng(n).standard_normal((n, 4, 50)).astype(np.float32)
     np.testing.assert_array_equal(sorted_columns(x.copy()), np.sort(x, axis=0))
@@ -39,7 +39,6 @@ def test_the_sum_is_that_of_the_potentials(n, m, rounded):
     if rounded:
         q, k = np.round(q), np.round(k)
     theta, w = slice_directions(4, 5).astype(np.float32), np.asarray([[1.0], [-2], [0.5], [3], [1]], np.float32)
-    assert pays(q, k, theta, None, None)
     found = weighted_sum(q, k, theta * 4**-0.25, -0.5 * w)
     phi, _ = sliced_potentials(*(x.astype(np.float64) for x in (q, k, theta)))
     expected = np.sum(phi * w, axis=-2)
@@ -47,10 +46,11 @@ def test_the_sum_is_that_of_the_potentials(n, m, rounded):
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * max(np.abs(expected).max(), 1e-3))
 
 
-def test_it_is_for_short_sequences_of_float32_without_padding():
-    q, theta, mask = np.zeros((2, 9, 4), np.float32), np.eye(4, dtype=np.float32), np.ones((2, 9), bool)
+def test_it_is_for_many_short_sequences_of_float32_without_padding():
+    q, theta, mask = np.zeros((MANY // 4, 9, 4), np.float32), np.eye(4, dtype=np.float32), np.ones((2, 9), bool)
     assert pays(q, q, theta, None, None)
     assert not pays(q, q, theta, mask, None) and not pays(q, q, theta, None, mask)
     assert not pays(q.astype(np.float64), q, theta, None, None)
-    assert not pays(np.zeros((2, SHORT + 1, 4), np.float32), q, theta, None, None)
+    assert not pays(q[1:], q[1:], theta, None, None)
+    assert not pays(np.zeros((MANY, SHORT + 1, 4), np.float32), q, theta, None, None)
     assert not pays(q, q, np.stack([theta] * 2), None, None)

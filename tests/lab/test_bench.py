@@ -60,6 +60,7 @@ def record(tmp_path_factory):
         return found
 
 
+@pytest.mark.slow
 def test_the_record_holds_every_raw_time_and_what_it_was_measured_on(record):
     about = record["about"]
     assert {"processor", "python", "numpy"} <= set(about["machine"]) and about["threads"]["workers"] >= 1
@@ -75,6 +76,7 @@ def test_the_record_holds_every_raw_time_and_what_it_was_measured_on(record):
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
+@pytest.mark.slow
 def test_fidelity_is_zero_for_the_teacher_and_not_for_softmax(record):
     rows = {row["name"]: row for row in record["frozen"][0]["rows"]}
     for name in (bars.SCALING, bars.LOG):
@@ -82,6 +84,7 @@ def test_fidelity_is_zero_for_the_teacher_and_not_for_softmax(record):
     assert rows["softmax"]["output_error"] > 0.1 and rows["softmax"]["column_error"] > 0.1
 
 
+@pytest.mark.slow
 def test_bars_are_read_off_the_record_and_judged(record):
     judged = [*bars.judged(record), *bars.judged(record, bars.FORMS)]
     told = {bar.work: (value, bar.met(value)) for bar, value, _ in judged}
@@ -91,6 +94,7 @@ def test_bars_are_read_off_the_record_and_judged(record):
     assert not any("torch" in work for work in told)  # not measured, not judged
 
 
+@pytest.mark.slow
 def test_the_figure_draws_from_a_run_without_the_other_libraries(record, tmp_path):
     paths = gallery.load("bench").draw(record, tmp_path)
     assert {path.name for path in paths} == {"bench.md", "bench.svg", "bench.png"}

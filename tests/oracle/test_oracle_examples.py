@@ -128,6 +128,7 @@ def test_jax_example_passes_the_ordinary_cases(jax_layer):
                 assert report.passed, report
 
 
+@pytest.mark.slow
 def test_jax_layer_loads_a_compiled_amortizer_and_is_differentiated(jax_layer, compiled, tmp_path):
     import jax
 

@@ -372,7 +372,7 @@ def test_a_handler_of_signals_may_call_what_it_interrupts():
 # ---------------------------------------------------------------------------------------------------------- processes
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow), "spawn"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # of fork, from Python 3.12 on
 def test_a_process_started_in_any_way_gives_the_same_numbers(method, expected, monkeypatch):
     """The parent has threads of its own meanwhile, and may hold BLAS."""
