@@ -108,8 +108,6 @@ def sinkhorn_attention(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_
         )
         return scaled_attention(segments, v)
 
-    if not _on_numpy(q):
-        return part(q, k, v, query_mask, key_mask)
     return over_problems(part, [q, k, v], [query_mask, key_mask])
 
 
@@ -135,8 +133,6 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
         settings = {"n_iter": n_iter, "epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
         if made := kernels.sinkhorn_attention_vjp(q, k, v, **settings):
             return made
-    if not _on_numpy(q):
-        return part(q, k, v, query_mask, key_mask)
     return over_problems_vjp(part, [q, k, v], [query_mask, key_mask])
 
 

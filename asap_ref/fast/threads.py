@@ -1,4 +1,4 @@
-"""Independent problems (a batch and head each) spread over threads, a cache-sized chunk at a time. NumPy only.
+"""Independent problems (a batch and head each) spread over threads, a cache-sized chunk at a time, on NumPy.
 
 NumPy's loops and BLAS let go of the interpreter while they run, so threads help. BLAS itself is held to one
 thread meanwhile: small products gain nothing from more, and ours are already in parallel.
@@ -100,16 +100,20 @@ def _started(own, pieces):
 
 
 def over_problems(function, arrays, masks):
-    """Apply ``function(*arrays, *masks)`` chunk by chunk, the leading axes flattened to one.
+    """Apply ``function(*arrays, *masks)`` chunk by chunk, the leading axes flattened to one; on NumPy, else at once.
 
     Arrays are (*leading, tokens, ...), masks (..., tokens) or None. Returns (*leading, ...).
     """
+    if not isinstance(arrays[0], np.ndarray):
+        return function(*arrays, *masks)
     leading, _, pieces, part = _cut(arrays, masks)
     return _join(spread(lambda piece: function(*part(piece)), pieces), leading)
 
 
 def over_problems_vjp(function_vjp, arrays, masks):
     """Like `over_problems`, for a function that returns (value, vjp)."""
+    if not isinstance(arrays[0], np.ndarray):
+        return function_vjp(*arrays, *masks)
     leading, count, pieces, part = _cut(arrays, masks)
     results = spread(lambda piece: function_vjp(*part(piece)), pieces)
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from asap_ref.fast.attention import softmax_attention
 from asap_ref.fast.threads import over_problems
 from asap_ref.method.masks import at_valid_pairs, keep, without_padding
@@ -85,8 +83,6 @@ def fast_dual_softmax_attention(q, k, v, *, epsilon=1.0, query_mask=None, key_ma
     def part(q, k, v, query_mask, key_mask):
         return _through_softmax(q, k, v, epsilon, query_mask, key_mask)
 
-    if not isinstance(q, np.ndarray):
-        return part(q, k, v, query_mask, key_mask)
     return over_problems(part, [q, k, v], [query_mask, key_mask])
 
 

@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from asap_ref.fast.from_dual import attention_from_dual
 from asap_ref.fast.threads import over_problems
 from asap_ref.method import attention as readable
@@ -249,6 +247,4 @@ def fast_initial_attention(q, k, v, *, start="gaussian", epsilon=1.0, query_mask
         f = initial_dual(q, k, start=start, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
         return attention_from_dual(q, k, v, f, query_mask, key_mask, epsilon=epsilon)
 
-    if not isinstance(q, np.ndarray):
-        return part(q, k, v, query_mask, key_mask)
     return over_problems(part, [q, k, v], [query_mask, key_mask])

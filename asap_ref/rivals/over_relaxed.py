@@ -12,8 +12,6 @@ Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> (..., n, p).
 
 from __future__ import annotations
 
-import numpy as np
-
 from asap_ref.fast.attention import fast_attention_from_dual
 from asap_ref.fast.scaling import BIG, softmax_start
 from asap_ref.fast.threads import over_problems
@@ -130,8 +128,6 @@ def fast_over_relaxed_attention(
     def part(q, k, v, query_mask, key_mask):
         return _in_scaling_form(q, k, v, n_iter, omega, epsilon, query_mask, key_mask)
 
-    if not isinstance(q, np.ndarray):
-        return part(q, k, v, query_mask, key_mask)
     return over_problems(part, [q, k, v], [query_mask, key_mask])
 
 

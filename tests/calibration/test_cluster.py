@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clusters import cluster
 
 from asap_ref import Attention, fit_amortizer
 from asap_ref.calibration import fit as calibration
@@ -18,7 +19,7 @@ from asap_ref.model.architecture import Architecture
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.transformer import Transformer
 
-distributed = pytest.importorskip("distributed", reason="needs Dask: pip install asap-ref[distributed]")
+pytest.importorskip("distributed", reason="needs Dask: pip install asap-ref[distributed]")
 zarr = pytest.importorskip("zarr", reason="needs zarr: pip install asap-ref[distributed]")
 import dask.array as da  # noqa: E402 - only where Dask is
 
@@ -38,22 +39,14 @@ BATCHES = [sequences(seed) for seed in range(7)]
 @pytest.fixture(scope="module")
 def threads():
     """Give a cluster that is a thread of this process: quick to start."""
-    with (
-        distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
-        ) as made,
-        distributed.Client(made) as client,
-    ):
+    with cluster(n_workers=1, threads_per_worker=1, processes=False) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def processes():
     """Give a cluster of two processes, as in earnest."""
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as made,
-        distributed.Client(made) as client,
-    ):
+    with cluster(n_workers=2, threads_per_worker=1) as client:
         yield client
 
 

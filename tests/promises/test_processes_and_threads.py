@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clusters import cluster
 from operators import OPERATORS, convert, map_arrays, outputs, random_like, vjp_of
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -455,13 +456,7 @@ print(len(history))
 
 @pytest.fixture(scope="module")
 def client():
-    distributed = pytest.importorskip("distributed", reason="needs Dask: pip install asap-ref[distributed]")
-    with (
-        distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
-        ) as made,
-        distributed.Client(made) as found,
-    ):
+    with cluster(n_workers=1, threads_per_worker=2, processes=False) as found:
         yield found
 
 
@@ -502,13 +497,9 @@ def test_threads_of_a_caller_share_a_client(client):
 
 @pytest.mark.slow
 def test_workers_that_are_processes_do_it_too(expected, monkeypatch):
-    distributed = pytest.importorskip("distributed", reason="needs Dask: pip install asap-ref[distributed]")
     helpers = os.pathsep.join([*map(str, (Path(__file__).parent, Path(__file__).parents[1] / "helpers"))])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [helpers, os.environ.get("PYTHONPATH")])))
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=":0") as made,
-        distributed.Client(made) as client,
-    ):
+    with cluster(n_workers=2, threads_per_worker=2) as client:
         for job in [client.submit(on_a_thread, whole_job, pure=False) for _ in range(4)]:
             close(job.result(), expected)
 
