@@ -115,3 +115,18 @@ def test_what_was_left_out_is_told_with_the_numbers_of_its_record():
             for seeds in (row["without"], row["with"]):
                 assert f"{sum(seeds) / len(seeds):.{digits}f}" in told, row
     assert record["rows"][2]["times_as_long"] > 9  # "ten times the time"
+
+
+def test_what_it_says_of_matching_is_in_the_record():
+    seeds = json.loads((CLAIMS / "matching.json").read_text())["seeds"]
+
+    def right(trained, closed):
+        rows = [
+            r for s in seeds for r in s["rows"] if (r["trained"], r["attention"], r["n"]) == (trained, closed, 48)
+        ]
+        return 100 * sum(row["right"] for row in rows) / len(rows)
+
+    gains = [right("sinkhorn", "sinkhorn"), right("softmax", "sinkhorn-50")]
+    told = "{:.1f} to {:.1f} points".format(*(gain - right("softmax", "softmax") for gain in gains))
+    assert told in README
+    assert abs(right("sinkhorn", "asap") - right("sinkhorn", "sinkhorn-1")) < 1  # "is worth one iteration"

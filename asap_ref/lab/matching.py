@@ -304,7 +304,9 @@ def reproduce_matching(run, out, *, resume=False, say=print):
     files.save_json(out / "report.json", "report", report)
     files.save_text(out / "report.md", markdown(report))
     presentation.save(draw_picture(drawn_pair(models, run)), out / "matching")
-    steps = [("The plan that a matcher gives for a pair of clouds:", f'Matcher.load("{out / "asap.npz"}")(pairs)')]
+    line = "from asap_ref.model.matching import Matcher, Pairs; "
+    line += f'Matcher.load("{out / "asap.npz"}")(Pairs(first, second))  # float32, (B, n, 2) and (B, m, 2)'
+    steps = [("The plan that a matcher gives for pairs of clouds:", line)]
     write_page(out, title="Matching clouds: softmax, Sinkhorn and ASAP", next_steps=steps)
     say(markdown(report))
     say(f"Report, figure and models are in {out}; {out / 'index.html'} shows them on one page")

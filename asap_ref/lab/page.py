@@ -29,7 +29,7 @@ FILES = {  # in the order in which they are listed
     "fidelity.md": "how faithful each head is",
     "fidelity.npz": "the same for each sequence: asap_ref.FidelityReport.load",
     "*.checkpoint.npz": "where --resume goes on from",
-    "*.npz": "models: asap_ref.load_model",
+    "*.npz": "models: asap_ref.load_model; of matching: asap_ref.model.matching.Matcher.load",
     "*.svg": "pictures, sharp at any size",
     "*.png": "the same, for slides",
 }

@@ -254,7 +254,8 @@ def plot_matches(matches, first, second, partners=None, *, axes=None, apart=None
     Parameters
     ----------
     matches : dict of str -> plan (n, m), or integer array (n)
-        By title. A plan names the largest entry of each row; -1 names none.
+        By title. A plan, whose rows sum to one or have the rest in bins that are left out, names the largest entry of
+        each row, if that is larger than the rest; -1 names none.
     first, second : arrays (n, 2) and (m, 2)
     partners : integer array (n), optional
         The true ones, negative where there is none: right matches are drawn blue, wrong ones orange and on top.
@@ -277,13 +278,17 @@ def plot_matches(matches, first, second, partners=None, *, axes=None, apart=None
     first, second = placed(first, second, apart)
     partners = None if partners is None else np.asarray(partners)
     for axis, (title, found) in zip(axes, matches.items(), strict=True):
-        _plot_match(axis, title, _named_by(found), first, second, partners)
+        _plot_match(axis, title, _named_by(found, (len(first), len(second))), first, second, partners)
     return axes[0].figure
 
 
-def _named_by(found):
+def _named_by(found, shape):
     """Integers as they are, a plan's rows by their largest entry: (n,)."""
     found = np.asarray(found)
+    if found.shape not in (shape, shape[:1]):
+        raise ValueError(
+            f"plot_matches: a plan must be {shape}, without bins, or {shape[:1]} integers, got {found.shape}"
+        )
     return found if found.ndim == 1 else partners_of(found[None])[0]
 
 

@@ -311,7 +311,8 @@ class Matcher(trees.EqualByValue):
     """A matcher with its parameters, the attention of its encoder, and the one that closes it.
 
     Calling it with `Pairs` gives the plan (B, n, m). ``attentions`` holds the closing one alone, which `compile_model`
-    replaces. It trains where that is Sinkhorn's, of which ``n_iter=0`` is the row softmax.
+    replaces. It trains where that is Sinkhorn's, of which ``n_iter=0`` is the row softmax: with `optimiser.descend`,
+    on batches of pairs and partners, as the example does.
 
     Examples
     --------
@@ -321,6 +322,23 @@ class Matcher(trees.EqualByValue):
     array([1., 1., 1., 1., 1.], dtype=float32)
     >>> model
     <Matcher of vectors of 2 features: 1 x 4 heads, width 48, 26256 parameters, closed by sinkhorn attention>
+
+    With bins points may have no partner, -1: here the last of five, whose copy is missing.
+
+    >>> from asap_ref.model.optimiser import TrainingSettings, descend
+    >>> model = Matcher.create(MatcherArchitecture(n_layers=1, bins=True), Attention("sinkhorn", {"n_iter": 5}))
+    >>> def batches(rng):
+    ...     for _ in range(4):
+    ...         first = rng.standard_normal((16, 5, 2))
+    ...         yield (model.place(Pairs(first, first[:, :4])), np.tile([0, 1, 2, 3, -1], (16, 1))), 16
+    >>> settings = TrainingSettings(epochs=8)
+    >>> trained, history = descend(
+    ...     model, batches, lambda model, batch: model.loss_and_gradients(*batch), settings, steps=4, made_by={}
+    ... )
+    >>> history[-1]["loss"] < history[0]["loss"]
+    True
+    >>> partners_of(trained(trained.place(Pairs(points, points[:, :4])))).shape
+    (3, 5)
     """
 
     architecture: MatcherArchitecture
@@ -396,6 +414,8 @@ class Matcher(trees.EqualByValue):
 
 def partners_of(plan):
     """Who each point of the first goes to: plan (B, n, m) -> integers (B, n), -1 where most of its row is in bins.
+
+    Rows sum to one, but for what bins hold, which are left out of the plan.
 
     Examples
     --------

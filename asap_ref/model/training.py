@@ -106,6 +106,11 @@ def train(
     if not isinstance(settings, TrainingSettings):
         raise TypeError(f"train: settings must be TrainingSettings, got {type(settings).__name__}")
     check_model(model, "model", "train")
+    if not hasattr(model.architecture, "n_classes"):
+        raise TypeError(
+            f"train: model must be a Transformer, got {type(model).__name__}; a matcher is trained by "
+            "asap_ref.model.optimiser.descend, as the example of asap_ref.model.matching.Matcher shows"
+        )
     seen = inputs if augment is None else augment(inputs[:1], np.random.default_rng(0))
     check_host_inputs(seen, model.architecture, "train")
     check_labels(labels, len(inputs), model.architecture.n_classes, "train")

@@ -201,10 +201,17 @@ def draw(record, folder):
 
 
 def markdown(record):
-    """Write the table, with what each map keeps of the teacher's right matches."""
+    """Write the table, with right matches beside the number of the teacher's."""
     rows, run, made_on = record["rows"], MatchingRun(), record["machine"]
     lines = [
-        ["map", "passes before the closing one", "R² of the dual", "plan error", "right matches", "of teacher's"]
+        [
+            "map",
+            "passes before the closing one",
+            "R² of the dual",
+            "plan error",
+            "right matches",
+            "right / teacher's right",
+        ]
     ]
     for row in rows:
         explained = "" if row["r_squared"] is None else f"{row['r_squared']:.2f}"

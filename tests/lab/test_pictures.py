@@ -121,3 +121,10 @@ def test_the_times_of_a_front_are_apart_from_each_other_however_far_they_reach(f
     boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
     assert len(boxes) >= 2
     assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+
+
+def test_a_plan_of_another_shape_is_refused_before_it_is_drawn():
+    points = np.random.default_rng(0).standard_normal((4, 2))
+    for wrong in (np.eye(4)[:, :3], np.eye(5)):  # turned, as of 3 and 4 points; with its bins
+        with pytest.raises(ValueError, match=r"a plan must be \(4, 4\), without bins"):
+            pictures.plot_matches({"plan": wrong}, points, points)
