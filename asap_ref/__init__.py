@@ -1,11 +1,11 @@
 """ASAP: amortized doubly-stochastic attention via sliced dual projection, a readable reference.
 
-The method is the folder `asap_ref.method`, read in this order: masks, transport, sinkhorn, potentials, slices,
-features, amortizer, regression, attention (staircase, for samples of unequal size, and relaxation, ours, may be
-skipped). Whoever has read it has read the paper. The rest, from the bottom up; each folder imports only from those
+The method is the folder `asap_ref.method`, read in this order: transport, sinkhorn, potentials, slices, features,
+amortizer, regression, attention. Whoever has read it has read the paper. The rest, from the bottom up; each folder imports only from those
 before it:
 
-    support      array modules, the contracts of arguments, files, tables
+    support      array modules, masks, the contracts of arguments, files, tables
+    staircase    potentials on the line of samples of unequal size, with weights or padded
     method       the paper
     fast         the same names in less time
     extensions   ours beyond the paper: more families of features, heads with mechanisms of their own

@@ -29,9 +29,9 @@ from asap_ref.calibration.sources import in_process
 from asap_ref.fast.threads import blas_on_one_thread
 from asap_ref.method.amortizer import Amortizer
 from asap_ref.method.features import FAMILIES, Slices
-from asap_ref.method.masks import keep_tokens
 from asap_ref.method.slices import slice_directions
 from asap_ref.support.arrays import to_numpy
+from asap_ref.support.masks import keep_tokens
 from asap_ref.support.settings import (
     check_choice,
     check_count,

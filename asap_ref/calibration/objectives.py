@@ -20,10 +20,10 @@ Shapes: S (..., n, m), f_hat (..., n) -> loss (...,), gradient (..., n).
 
 from __future__ import annotations
 
-from asap_ref.method.masks import column_mass, keep, queries_with_a_key, token_count
 from asap_ref.method.transport import entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, matvec
 from asap_ref.support.contracts import operator
+from asap_ref.support.masks import column_mass, keep, queries_with_a_key, token_count
 
 
 @operator

@@ -19,10 +19,10 @@ from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.scaling import scale, scaled_attention, scaled_attention_vjp
 from asap_ref.fast.threads import over_problems, over_problems_vjp, within_a_chunk
 from asap_ref.method import attention as readable
-from asap_ref.method.masks import column_mass, keep_tokens, valid_pairs, without_padding
 from asap_ref.method.transport import attention_scores, attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, one_pass, transpose
 from asap_ref.support.contracts import fast_form_of
+from asap_ref.support.masks import column_mass, keep_tokens, valid_pairs, without_padding
 
 
 def _on_numpy(x):

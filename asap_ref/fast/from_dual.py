@@ -31,10 +31,10 @@ import math
 import numpy as np
 
 from asap_ref.fast.exponential import exp_in_place
-from asap_ref.method.masks import keep, keep_tokens
 from asap_ref.method.relaxation import over_relaxed_dual
 from asap_ref.method.transport import attention_scores, entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, one_pass, transpose
+from asap_ref.support.masks import keep, keep_tokens
 
 TILE = 2**18  # entries of a tile of scores: 1 MiB in float32
 KEPT = 2**21  # entries of scores of a problem that are kept between iterations: 8 MiB in float32

@@ -12,13 +12,13 @@ Shapes: plan P and scores S (..., n, m), tokens X (..., n, w); results have one 
 
 from __future__ import annotations
 
-from asap_ref.method.masks import column_mass
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import transport_plan
 from asap_ref.model.blocks import block
 from asap_ref.model.embedding import embed_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator
+from asap_ref.support.masks import column_mass
 from asap_ref.support.settings import check_count
 
 

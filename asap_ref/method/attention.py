@@ -9,12 +9,12 @@ Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading 
 
 from __future__ import annotations
 
-from asap_ref.method.masks import at_valid_pairs, without_padding
 from asap_ref.method.relaxation import over_relaxed_dual, over_relaxed_dual_vjp
 from asap_ref.method.sinkhorn import sinkhorn, sinkhorn_vjp
 from asap_ref.method.transport import attention_scores, attention_scores_vjp, transport_plan, transport_plan_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import at_valid_pairs, without_padding
 
 
 @operator

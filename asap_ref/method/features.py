@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from asap_ref.method.masks import keep, of_features, queries_with_a_key
 from asap_ref.method.slices import sliced_potentials, sliced_potentials_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import keep, of_features, queries_with_a_key
 from asap_ref.support.printing import shapes_of_fields
 from asap_ref.support.settings import check_directions
 from asap_ref.support.trees import EqualByValue, map_leaves

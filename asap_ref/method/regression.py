@@ -29,10 +29,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from asap_ref.method.features import dual_features
-from asap_ref.method.masks import centred, column_mass, keep_tokens
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import Duals, attention_scores, transport_plan, two_sided_c_transform
 from asap_ref.support.arrays import array_namespace, to_numpy, transpose
+from asap_ref.support.masks import centred, column_mass, keep_tokens
 from asap_ref.support.printing import in_short
 from asap_ref.support.saved import SavedArrays
 from asap_ref.support.trees import EqualByValue

@@ -24,10 +24,10 @@ Shapes: S (..., n, m), f (..., n), omega one number or one for each leading axis
 
 from __future__ import annotations
 
-from asap_ref.method.masks import keep
 from asap_ref.method.transport import Duals, two_sided_c_transform, two_sided_c_transform_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import keep
 
 
 @operator

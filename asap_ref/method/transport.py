@@ -19,9 +19,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from asap_ref.method.masks import at_valid_pairs, column_mass, keep, valid_pairs
 from asap_ref.support.arrays import array_namespace, logsumexp, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import at_valid_pairs, column_mass, keep, valid_pairs
 from asap_ref.support.printing import values_if_short
 
 

@@ -16,11 +16,11 @@ from asap_ref.fast.attention import fast_attention_from_dual
 from asap_ref.fast.scaling import BIG, softmax_start
 from asap_ref.fast.threads import over_problems
 from asap_ref.method.attention import attention_from_dual, attention_from_dual_vjp
-from asap_ref.method.masks import column_mass, valid_pairs, without_padding
 from asap_ref.method.transport import attention_scores, attention_scores_vjp, entropic_c_transform_vjp
 from asap_ref.rivals.initial_duals import STARTS, initial_dual_vjp
 from asap_ref.support.arrays import array_namespace, matvec, vecmat
 from asap_ref.support.contracts import fast_form_of, operator, vjp_of
+from asap_ref.support.masks import column_mass, valid_pairs, without_padding
 from asap_ref.support.settings import check_choice, check_positive
 
 

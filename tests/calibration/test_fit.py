@@ -33,8 +33,8 @@ from asap_ref.extensions.moments import _of_projected_vjp
 from asap_ref.fast import prediction
 from asap_ref.method import attention as readable
 from asap_ref.method.features import dual_features as features_of
-from asap_ref.method.masks import centred, keep_tokens
 from asap_ref.method.regression import kl_statistics
+from asap_ref.support.masks import centred, keep_tokens
 
 rng = np.random.default_rng(0)
 PLACES = rng.standard_normal((2, 3, 12, 4))

@@ -21,10 +21,10 @@ from asap_ref.fast.prediction import predicted_dual
 from asap_ref.method import attention as readable
 from asap_ref.method.amortizer import Amortizer
 from asap_ref.method.features import FAMILIES, Family, Slices
-from asap_ref.method.masks import centred
 from asap_ref.rivals.one_sided import fast_one_sided_attention
 from asap_ref.support.arrays import array_namespace, to_numpy
 from asap_ref.support.contracts import operator
+from asap_ref.support.masks import centred
 
 # float64: a few hundred roundings of 1e-16. float32: the same of 6e-8, over the largest entry.
 TOLERANCE = {"float64": 1e-12, "float32": 5e-6}
