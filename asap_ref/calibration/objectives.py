@@ -1,6 +1,6 @@
 """Two losses of a predicted dual, gradients by hand: for those who train a map of their own by descent.
 
-The linear map needs no descent: `fit_amortizer` solves for it, for kl to second order (method/regression.py), and a
+The linear map needs no descent: `fit_amortizer` solves for it, for kl to second order (kl.py), and a
 teacher of more iterations takes the place of the semi-dual (figures/choices/left_out.md).
 
 With C the plan of (f_hat, its c-transform onto keys), divided by n'/m' so that its columns sum to one, and c* and c_hat

@@ -1,4 +1,4 @@
-"""Ours beyond the paper, a file each: more families of features, and heads with mechanisms of their own.
+"""Ours beyond the paper, a file each: more families of features, over-relaxation, heads of mixed mechanisms.
 
 A new family is a file here and a line below. One of a single feature, |q|², which may then be asked for by name, as in
 ``fit_amortizer(batches, length=True)``:

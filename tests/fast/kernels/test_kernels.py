@@ -13,13 +13,13 @@ import pytest
 import stand_in
 from battery import MASKS, PAIRS, amortizer
 
+from asap_ref.calibration.amortizer import Amortizer
 from asap_ref.fast import attention as fast
 from asap_ref.fast import kernels
 from asap_ref.fast.kernels import attention as of_attention
 from asap_ref.fast.kernels import build, launch
 from asap_ref.fast.prediction import predicted_dual
 from asap_ref.method import attention as readable
-from asap_ref.method.amortizer import Amortizer
 from asap_ref.method.features import FAMILIES, Family, Slices
 from asap_ref.rivals.one_sided import fast_one_sided_attention
 from asap_ref.support.arrays import array_namespace, to_numpy
