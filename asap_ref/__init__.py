@@ -36,6 +36,7 @@ from asap_ref.fast.attention import (
     softmax_attention,
     softmax_attention_vjp,
 )
+from asap_ref.fidelity.diagnostics import marginal_error
 from asap_ref.fidelity.drift import Drift, detect_drift
 from asap_ref.fidelity.report import FidelityReport, fidelity_report
 from asap_ref.method.amortizer import amortized_query_dual, amortized_query_dual_vjp
@@ -50,7 +51,6 @@ from asap_ref.method.transport import (
     attention_scores_vjp,
     entropic_c_transform,
     entropic_c_transform_vjp,
-    marginal_error,
     transport_plan,
     transport_plan_vjp,
     two_sided_c_transform,

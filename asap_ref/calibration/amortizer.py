@@ -18,13 +18,13 @@ import numpy as np
 
 from asap_ref.extensions.relaxation import OverRelaxation
 from asap_ref.method.amortizer import amortized_query_dual, amortized_query_dual_vjp
-from asap_ref.method.features import FAMILIES, of_heads
+from asap_ref.method.features import FAMILIES
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.support import files
 from asap_ref.support.arrays import array_namespace, check_values_are_known, is_made_under_a_mode
 from asap_ref.support.printing import extent, in_short
 from asap_ref.support.tables import html_table
-from asap_ref.support.trees import EqualByValue, map_leaves, named_leaves, place_like, read_only
+from asap_ref.support.trees import EqualByValue, map_leaves, named_leaves, of_heads, place_like, read_only
 
 SETTINGS = ("epsilon", "n_iter", "objective", "refine")  # in files, beside the arrays
 MEASURED = ("r_squared", "omega")  # arrays that may be missing

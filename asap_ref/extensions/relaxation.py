@@ -115,8 +115,9 @@ class OverRelaxation:
     Examples
     --------
     >>> import numpy as np
-    >>> OverRelaxation(2, 1.5)(np.zeros((2, 2)), np.asarray([1.0, -1.0])).round(3)
-    array([ 0.401, -0.099])
+    >>> f = OverRelaxation(1, np.asarray(1.5))(np.zeros((2, 2)), np.asarray([1.0, -1.0]))
+    >>> f.round(3)
+    array([0.151, 1.151])
     """
 
     n_iter: int

@@ -20,12 +20,13 @@ from asap_ref.fast.from_dual import cut
 from asap_ref.fast.scaling import scale, scaled_duals
 from asap_ref.fast.threads import CHUNK, spread
 from asap_ref.method import regression as readable
-from asap_ref.method.features import check_families, dual_features, of_heads
+from asap_ref.method.features import check_families, dual_features
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.method.transport import attention_scores
 from asap_ref.support.arrays import array_namespace, is_half, to_numpy
 from asap_ref.support.contracts import inside
 from asap_ref.support.masks import centred, keep_tokens
+from asap_ref.support.trees import of_heads
 
 PARTS = 64  # sums in memory at once, at the most, but for one a head
 

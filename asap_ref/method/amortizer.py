@@ -34,6 +34,7 @@ def amortized_query_dual(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from asap_ref import Slices
     >>> q, k = np.random.default_rng(0).standard_normal((2, 1, 2, 5, 4))
     >>> amortized_query_dual(q, k, [Slices(np.eye(4))], np.ones((2, 4))).shape
@@ -52,6 +53,7 @@ def amortized_query_dual_vjp(q, k, families, weights, *, query_mask=None, key_ma
 
     Examples
     --------
+    >>> import numpy as np
     >>> from asap_ref import Slices
     >>> q, k = np.random.default_rng(0).standard_normal((2, 1, 2, 5, 4))
     >>> dual, vjp = amortized_query_dual_vjp(q, k, [Slices(np.eye(4))], np.ones((2, 4)))
