@@ -200,7 +200,7 @@ def attention_from_dual(q, k, v, f_hat, *, refinement=None, epsilon=1.0, query_m
 def attention_from_dual_vjp(
     q, k, v, f_hat, dual_vjp, *, refinement=None, epsilon=1.0, query_mask=None, key_mask=None
 ):
-    """The same and its VJP, where ``dual_vjp(df_hat) -> (dq, dk)`` is that of the query dual.
+    """The same and its VJP, where ``dual_vjp(df) -> (dq, dk)`` is that of the query dual.
 
     Gradients reach the scores three times: from the plan itself, through its duals, and through a refinement; and q
     and k once more through the prediction. The two-sided transform is one iteration of `sinkhorn` from f, whose VJP
@@ -208,16 +208,19 @@ def attention_from_dual_vjp(
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
-    f, refinement_vjp = refinement.vjp(S, f_hat, **settings) if refinement else (f_hat, lambda df: (0.0, df))
+    f, refinement_vjp = (f_hat, None) if refinement is None else refinement.vjp(S, f_hat, **settings)
     duals, duals_vjp = sinkhorn_vjp(S, n_iter=1, init=f, **settings)
     P, plan_vjp = transport_plan_vjp(S, duals, **settings)
 
     def vjp(d_out):
         dS_direct, d_duals = plan_vjp(d_out @ transpose(v))
         dS_through_duals, df = duals_vjp(d_duals)
-        dS_through_refinement, df_hat = refinement_vjp(df)
-        dq, dk = scores_vjp(dS_direct + dS_through_duals + dS_through_refinement)
-        dq_dual, dk_dual = dual_vjp(df_hat)
+        dS = dS_direct + dS_through_duals
+        if refinement is not None:
+            dS_through_refinement, df = refinement_vjp(df)
+            dS = dS + dS_through_refinement
+        dq, dk = scores_vjp(dS)
+        dq_dual, dk_dual = dual_vjp(df)
         return dq + dq_dual, dk + dk_dual, transpose(P) @ d_out
 
     return P @ v, vjp

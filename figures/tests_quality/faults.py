@@ -226,8 +226,8 @@ FAULTS = [
         ("method/attention.py", "return dq + dq_dual,", "return dq,"),
         (
             "method/attention.py",
-            "dS_through_duals + dS_through_refinement",
-            "dS_through_duals",
+            "dS = dS + dS_through_refinement",
+            "pass",
         ),
         ("extensions/relaxation.py", "(1 - step) * df + keep", "df + keep"),
         ("extensions/relaxation.py", "(transformed - f) * df", "transformed * df"),
