@@ -100,7 +100,8 @@ def told(report):
         f"(mean of a head), and to bring every column sum within 0.05 a head needs {needed.min()} to "
         f"{needed.max()} iterations. ASAP: {slices} slices{on}. Attention output error: relative, on "
         "the teacher's q, k, v, geometric mean over heads; softmax was trained on its own and has none. Column "
-        f"error: mean distance of the plan's column sums from 1, of inputs with {SUMMED:,} scores or of one. {rivals}. {_on_how_many(data)} "
+        f"error: mean distance of the plan's column sums from 1, of inputs with {SUMMED:,} scores or of one. {rivals}. "
+        f"{_on_how_many(data)} "
         f"{made_on['processor']}, Python {made_on['python']}, NumPy {made_on['numpy']}, array module "
         f"{settings['backend']}.{whole_run}{_how_busy(report)}"
     )
