@@ -12,12 +12,12 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from asap_ref.lab.pictures import plot_dual, plot_plan
 from asap_ref.lab.replacements import geometric_mean
-from asap_ref.method.masks import centred
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores
 from asap_ref.model.measures import output_error, plan_of
 from asap_ref.model.recording import record
 from asap_ref.support import presentation
+from asap_ref.support.masks import centred
 
 ENOUGH = 100  # test clouds from which an accuracy is drawn
 DRAWN = {"softmax": "softmax", "sinkhorn-1": "Sinkhorn, T = 1", "asap": "ASAP", "sinkhorn": "teacher"}

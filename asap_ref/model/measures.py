@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from asap_ref.method.masks import keep, token_count
 from asap_ref.support.arrays import array_namespace, to_numpy
+from asap_ref.support.masks import keep, token_count
 
 
 def output_error(expected, found, calls):
