@@ -21,6 +21,12 @@ def output_error(expected, found, calls):
     return np.sqrt(difference / size)
 
 
+def relative_error(expected, found):
+    """Relative error of outputs (B, H, n, p) against others, NumPy float64, head by head: (H,)."""
+    axes = (0, 2, 3)  # all but the head
+    return np.sqrt(np.sum((found - expected) ** 2, axes) / np.sum(expected**2, axes))
+
+
 def plan_of(attention, q, k, *, query_mask=None, key_mask=None):
     """Plan of any attention, NumPy float64 (..., n, m): what it gives when the values are the identity."""
     xp = array_namespace(q, k)
@@ -45,6 +51,15 @@ def column_distance(sums, n, *, query_mask=None, key_mask=None):
     keys = token_count(sums, key_mask)
     distance = np.sum(keep(np.abs(sums - queries / keys), key_mask), axis=-1, keepdims=True) / keys
     return np.where(queries > 0, distance, 0.0)[..., 0]
+
+
+def column_error(model, calls):
+    """Mean distance of column sums from n'/m', over layers, heads and sequences, where each layer is given its call."""
+    found = []
+    for attention, (q, k, _, query_mask, key_mask) in zip(model.attentions, calls, strict=True):
+        masks = {"query_mask": query_mask, "key_mask": key_mask}
+        found.append(np.mean(column_distance(column_sums(attention, q, k, **masks), q.shape[-2], **masks)))
+    return float(np.mean(found))
 
 
 def valid_tokens(x, mask):
