@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from asap_ref.fast.scaling import scaled_sinkhorn_vjp
-from asap_ref.method.masks import valid_pairs
 from asap_ref.method.transport import attention_scores_vjp
 from asap_ref.model.blocks import block_vjp
 from asap_ref.model.embedding import check_vectors
@@ -35,6 +34,7 @@ from asap_ref.model.sequences import Sequences, vectors_and_mask
 from asap_ref.support import files, trees
 from asap_ref.support.arrays import array_module, array_namespace, to_numpy
 from asap_ref.support.contracts import operator
+from asap_ref.support.masks import valid_pairs
 from asap_ref.support.settings import check_count, check_positive
 from asap_ref.support.trees import tree_map
 
