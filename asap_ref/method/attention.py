@@ -153,7 +153,7 @@ def asap_attention(q: "... H n d", k: "... H m d", v: "... H m p", amortizer, *,
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> from asap_ref import fit_amortizer
     >>> q, k, v = np.random.default_rng(0).standard_normal((3, 64, 1, 8, 4))
     >>> teacher, compiled = sinkhorn_attention(q, k, v), asap_attention(q, k, v, fit_amortizer([(q, k)], n_slices=4))
     >>> bool(np.abs(compiled - teacher).max() < 0.1 * np.abs(teacher).max())
@@ -176,7 +176,7 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> from asap_ref import fit_amortizer
     >>> q, k, v = np.random.default_rng(0).standard_normal((3, 8, 1, 5, 4))
     >>> out, vjp = asap_attention_vjp(q, k, v, fit_amortizer([(q, k)], n_slices=4))
     >>> [d.shape for d in vjp(out)]

@@ -260,7 +260,7 @@ def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.method.sinkhorn import sinkhorn
+    >>> from asap_ref import sinkhorn
     >>> S = np.asarray([[3.0, 0.0], [1.0, 2.0]])
     >>> np.allclose(two_sided_c_transform(S, sinkhorn(S, n_iter=4).query), sinkhorn(S, n_iter=5))
     True
