@@ -19,26 +19,17 @@ from asap_ref.support.contracts import operator, vjp_of
 def mixed_attention(q: "... H n d", k: "... H m d", v: "... H m p", parts, *, query_mask=None, key_mask=None):
     """Attend head by head with the mechanism that each head was given.
 
+    The cost is that of the parts, and a copy of q, k and v. Ours (derived).
+
     Parameters
     ----------
-    q, k, v : arrays (..., H, n, d), (..., H, m, d), (..., H, m, p)
     parts : sequence of (attention, heads)
         An `Attention` (or another callable with a ``vjp``) and the indices of the heads it attends for; every head
-        is in one part.
-    query_mask, key_mask
+        is in one part, or it is a ValueError.
 
     Returns
     -------
     array (..., H, n, p)
-
-    Raises
-    ------
-    TypeError, ValueError
-        On wrong shapes or non-finite input, or if a head is in no part, or in two.
-
-    Notes
-    -----
-    The cost is that of the parts, and a copy of q, k and v. Ours (derived).
 
     Examples
     --------

@@ -31,22 +31,16 @@ def one_sided_attention(
 ):
     """Softmax attention with a predicted key dual as bias.
 
+    O(n m (d + p) + L m (d + log m)). Source: asap_ref/oracle/README.md, "Two-sided entropic c-transform" (derived).
+
     Parameters
     ----------
-    q, k, v
-        Queries, keys and values of H heads.
     amortizer : Amortizer
         Of as many heads, fitted on exchanged pairs (k, q).
-    query_mask, key_mask
-        True at valid tokens.
 
     Returns
     -------
     array (..., H, n, p)
-
-    Notes
-    -----
-    O(n m (d + p) + L m (d + log m)). Source: asap_ref/oracle/README.md, "Two-sided entropic c-transform" (derived).
 
     Examples
     --------
