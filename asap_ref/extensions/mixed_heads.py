@@ -42,7 +42,7 @@ def mixed_attention(q: "... H n d", k: "... H m d", v: "... H m p", parts, *, qu
 
     Examples
     --------
-    >>> from asap_ref.model.mechanism import Attention
+    >>> from asap_ref import Attention
     >>> q = np.random.default_rng(0).standard_normal((3, 4, 2))
     >>> parts = [(Attention("softmax"), [0, 2]), (Attention("sinkhorn", {"n_iter": 3}), [1])]
     >>> mixed_attention(q, q, q, parts).shape
@@ -62,7 +62,7 @@ def mixed_attention_vjp(q, k, v, parts, *, query_mask=None, key_mask=None):
 
     Examples
     --------
-    >>> from asap_ref.model.mechanism import Attention
+    >>> from asap_ref import Attention
     >>> q = np.random.default_rng(0).standard_normal((2, 4, 2))
     >>> out, vjp = mixed_attention_vjp(q, q, q, [(Attention("softmax"), [1]), (Attention("sinkhorn"), [0])])
     >>> [d.shape for d in vjp(out)]

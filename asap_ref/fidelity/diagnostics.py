@@ -167,9 +167,7 @@ def rank_residual_by_depth(model, inputs):
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.model.mechanism import Attention
-    >>> from asap_ref.model.architecture import Architecture
-    >>> from asap_ref.model.transformer import Transformer
+    >>> from asap_ref import Architecture, Attention, Transformer
     >>> model = Transformer.create(Architecture(n_layers=3), Attention("softmax"))
     >>> [r.shape for r in rank_residual_by_depth(model, np.zeros((2, 8, 8)))]
     [(2,), (2,), (2,), (2,)]

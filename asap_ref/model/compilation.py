@@ -82,8 +82,7 @@ def compile_model(
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.model.architecture import Architecture
-    >>> from asap_ref.model.transformer import Transformer
+    >>> from asap_ref import Architecture, Transformer
     >>> teacher = Transformer.create(Architecture(), Attention("sinkhorn", {"n_iter": 5}))
     >>> images = np.random.default_rng(0).standard_normal((32, 8, 8))
     >>> compiled, report = compile_model(teacher, [images], n_slices=8)

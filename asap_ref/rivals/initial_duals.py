@@ -65,8 +65,7 @@ def initial_dual(q: "... n d", k: "... m d", *, start="gaussian", epsilon=1.0, q
     --------
     >>> import numpy as np
     >>> q, k = np.random.default_rng(0).standard_normal((2, 500, 1))
-    >>> from asap_ref.method.sinkhorn import sinkhorn
-    >>> from asap_ref.method.transport import attention_scores
+    >>> from asap_ref import attention_scores, sinkhorn
     >>> exact = sinkhorn(attention_scores(q, k), n_iter=200).query
     >>> bool(np.corrcoef(initial_dual(q, k), exact)[0, 1] > 0.999)
     True

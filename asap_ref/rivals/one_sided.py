@@ -51,7 +51,7 @@ def one_sided_attention(
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> from asap_ref import fit_amortizer
     >>> q, k = np.random.default_rng(0).standard_normal((2, 64, 1, 8, 4))
     >>> amortizer = fit_amortizer([(k, q)], n_slices=4)
     >>> plan = one_sided_attention(q, k, np.broadcast_to(np.eye(8), (64, 1, 8, 8)), amortizer)
@@ -70,7 +70,7 @@ def one_sided_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=Non
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> from asap_ref import fit_amortizer
     >>> q, k = np.random.default_rng(0).standard_normal((2, 8, 1, 5, 4))
     >>> out, vjp = one_sided_attention_vjp(q, k, k, fit_amortizer([(k, q)], n_slices=4))
     >>> [d.shape for d in vjp(out)]

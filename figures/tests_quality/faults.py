@@ -50,7 +50,7 @@ TESTS = {
     "fast/quadratic_form.py": ["fast/test_fast_attention.py", "calibration/test_fit.py", "promises/test_masks.py"],
     "fast/scaling.py": ["fast/test_fast_attention.py", "promises/test_masks.py"],
     "calibration/recalibration.py": ["fidelity/test_drift.py"],
-    "fidelity/diagnostics.py": ["method/test_transport.py"],
+    "fidelity/diagnostics.py": ["fidelity/test_diagnostics.py", "method/test_transport.py"],
     "fidelity/drift.py": ["fidelity/test_drift.py"],
     "extensions/mixed_heads.py": ["extensions/test_mixed_heads.py", "promises/test_masks.py"],
 }
