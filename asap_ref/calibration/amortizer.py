@@ -100,9 +100,7 @@ class Amortizer(EqualByValue):
         return self._placed[key]
 
     def refinement(self, q):
-        """What goes between prediction and two-sided transform: None, or over-relaxed iterations, placed like q."""
-        if not self.refine:
-            return None
+        """Over-relaxed iterations, placed like q: between prediction and transform, where ``refine`` is not 0."""
         omega = 1.0 if self.omega is None else self.placed(q, "omega", lambda: self.omega)
         return OverRelaxation(self.refine, omega)
 

@@ -5,8 +5,8 @@
     out = P v
 
     softmax     P = softmax_j(S_ij)
-    Sinkhorn    f, g = T iterations on S,                   P = exp((f + g + S) / epsilon)
-    ASAP        f_hat = Phiᵀ w,  g, f = its two-sided c-transform,      the same P
+    Sinkhorn    P = exp((f + g + S) / epsilon),    f and g from T iterations
+    ASAP        P = exp((f + g + S) / epsilon),    g and f from f_hat = Phiᵀ w by two half steps
 
 Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading axes are batch and head.
 """
