@@ -22,22 +22,22 @@ from asap_ref.support.arrays import array_namespace, one_pass, times, transpose
 
 @dataclass(frozen=True)
 class Lifted:
-    """A form made on r directions R from the covariances there, then lifted: see the top of the module."""
+    """A form made on r directions R from the covariances there, then lifted to all: see the top of the module."""
 
     R: Any  # (H, d, r)
     F_k: Any  # (H, r, r)
     F_q: Any  # (H, r, r)
     Z: Any  # (H, 3r, r): [b, a] weighs u_a s_b
 
-    def __call__(self, q, spread_k, count_k, query_mask):
-        """Value at every query: (..., n, d) and the keys less their mean (..., m, d) -> (..., n), on the directions."""
-        xp = array_namespace(q, self.R)
-        u, w = times(q, self.R), times(spread_k, self.R)  # (..., n, r), (..., m, r)
-        mean_u, _, Cu, _ = mean_and_covariance(u, query_mask)
-        Cw = transpose(w) @ w / count_k
+    def __call__(self, q, cov_k, query_mask):
+        """Parts of G (..., d, d) and h (..., 1, d), for queries (..., n, d) and the keys' covariance (..., d, d)."""
+        xp, Rt = array_namespace(q, self.R), transpose(self.R)
+        mean_u, _, Cu, _ = mean_and_covariance(times(q, self.R), query_mask)  # (..., 1, r), (..., r, r)
+        Cw = Rt @ times(cov_k, self.R)
         diagonals = (xp.linalg.diagonal(C)[..., None, :] for C in (Cw, Cu))
         s = xp.concat([mean_u, *diagonals], axis=-1)  # (..., 1, 3r)
-        return _sum_of_products(u, u @ (self.F_k * Cw + self.F_q * Cu)) + (u @ transpose(times(s, self.Z)))[..., 0]
+        G = self.R @ times(self.F_k * Cw + self.F_q * Cu, Rt)
+        return G, times(times(s, self.Z), Rt)
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,13 @@ class QuadraticForm:
         return self.a, self.A, self.B, self.c
 
     def __call__(self, q, k, query_mask, key_mask):
-        """(..., n, d), (..., m, d) -> qᵀ G q, h·q and each lifted form's value; padding is zero in q and k."""
-        mean_k, spread_k, cov_k, count_k = mean_and_covariance(k, key_mask)
+        """(..., n, d), (..., m, d) -> one of (..., n); padding is zero in q and k."""
+        mean_k, _, cov_k, _ = mean_and_covariance(k, key_mask)
         G, h = _scaled_sum(self.a, cov_k, self.A), times(mean_k, self.B) + self.c
-        lifted = [form(q, spread_k, count_k, query_mask) for form in self.lifted]
-        return _sum_of_products(q, q @ G), (q @ transpose(h))[..., 0], *lifted
+        for form in self.lifted:
+            more_G, more_h = form(q, cov_k, query_mask)
+            G, h = G + more_G, h + more_h
+        return (_sum_of_products(q, q @ G + h),)
 
 
 def _sum_of_products(x, y):

@@ -38,9 +38,11 @@ def weighted_sum(q, k, theta, w):
     xs, places = unpacked(sorted_columns(packed_with_places(x, places)))
     level = m * np.arange(1, n)  # staircase.py
     before, after = (y[:-1], y[1:]) if n == m else (y[(level - 1) // n], y[np.minimum(level // n, m - 1)])
-    steps = (before + after) * (xs[1:] - xs[:-1])
+    steps = before + after
+    steps *= xs[1:] - xs[:-1]
     steps *= w
-    phi = np.zeros(xs.shape)  # float64, as bincount takes it
+    phi = np.empty(xs.shape)  # float64, as bincount takes it
+    phi[0] = 0
     for i in range(n - 1):  # along the first axis NumPy's own cumulative sum is slow
         np.add(phi[i], steps[i], out=phi[i + 1])
     # back to their places, and summed over the slices there
@@ -48,9 +50,8 @@ def weighted_sum(q, k, theta, w):
 
 
 def _projected(x, theta):
-    """One product for all sequences, tokens then in front: (b, n, d) -> (n, L, b)."""
-    b, n, d = x.shape
-    return np.ascontiguousarray((x.reshape(b * n, d) @ theta).reshape(b, n, -1).transpose(1, 2, 0))
+    """One product a token, of all sequences, so that tokens come out in front: (b, n, d) -> (n, L, b)."""
+    return np.matmul(theta.T, x.transpose(1, 2, 0))
 
 
 def sorted_columns(x):
@@ -60,7 +61,7 @@ def sorted_columns(x):
         np.minimum(rows[i], rows[j], out=spare)
         np.maximum(rows[i], rows[j], out=rows[j])
         rows[i], spare = spare, rows[i]
-    return np.stack(rows)
+    return np.concatenate(rows).reshape(x.shape)  # which np.stack does at twice the price
 
 
 @functools.cache
