@@ -1,14 +1,14 @@
 """ASAP: amortized doubly-stochastic attention via sliced dual projection, a readable reference.
 
-The method is the folder `asap_ref.method`, read in this order: masks, transport, sinkhorn, potentials, slices,
-features, amortizer, regression, attention (staircase, for samples of unequal size, and relaxation, ours, may be
-skipped). Whoever has read it has read the paper. The rest, from the bottom up; each folder imports only from those
-before it:
+The method is the folder `asap_ref.method`, read in this order: transport, sinkhorn, potentials, slices, features,
+amortizer, regression, attention. Whoever has read it has read the paper. The rest, from the bottom up; each folder
+imports only from those before it:
 
-    support      array modules, the contracts of arguments, files, tables
+    support      array modules, masks, the contracts of arguments, files, tables
+    staircase    potentials on the line of samples of unequal size, with weights or padded
     method       the paper
     fast         the same names in less time
-    extensions   ours beyond the paper: more families of features, heads with mechanisms of their own
+    extensions   ours beyond the paper: more families of features, over-relaxation, heads of mixed mechanisms
     rivals       other people's attentions and duals
     calibration  the weights of an amortizer from data
     model        a Transformer without autograd, trained with one attention and compiled into another
@@ -22,10 +22,12 @@ returns such arrays. What an operator f promises about its arguments stands on i
 (value, vjp). The attentions are the fast forms; `help` names the plain definition that each is tested against.
 """
 
+from asap_ref.calibration.amortizer import Amortizer
 from asap_ref.calibration.fit import fit_amortizer
 from asap_ref.calibration.recalibration import recalibrate
 from asap_ref.extensions import Cumulants, Moments, OnePass, Quadratic
 from asap_ref.extensions.mixed_heads import mixed_attention, mixed_attention_vjp
+from asap_ref.extensions.relaxation import over_relaxed_dual, over_relaxed_dual_vjp
 from asap_ref.fast.attention import (
     asap_attention,
     asap_attention_vjp,
@@ -34,13 +36,13 @@ from asap_ref.fast.attention import (
     softmax_attention,
     softmax_attention_vjp,
 )
+from asap_ref.fidelity.diagnostics import marginal_error
 from asap_ref.fidelity.drift import Drift, detect_drift
 from asap_ref.fidelity.report import FidelityReport, fidelity_report
-from asap_ref.method.amortizer import Amortizer, amortized_query_dual, amortized_query_dual_vjp
+from asap_ref.method.amortizer import amortized_query_dual, amortized_query_dual_vjp
 from asap_ref.method.features import Family, Slices, dual_features, dual_features_vjp
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.method.regression import SufficientStatistics
-from asap_ref.method.relaxation import over_relaxed_dual, over_relaxed_dual_vjp
 from asap_ref.method.sinkhorn import sinkhorn, sinkhorn_vjp
 from asap_ref.method.slices import slice_directions, sliced_potentials, sliced_potentials_vjp
 from asap_ref.method.transport import (
@@ -49,7 +51,6 @@ from asap_ref.method.transport import (
     attention_scores_vjp,
     entropic_c_transform,
     entropic_c_transform_vjp,
-    marginal_error,
     transport_plan,
     transport_plan_vjp,
     two_sided_c_transform,

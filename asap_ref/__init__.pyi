@@ -7,13 +7,13 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from asap_ref.calibration.amortizer import Amortizer as Amortizer
 from asap_ref.extensions.cumulants import Cumulants as Cumulants
 from asap_ref.extensions.moments import Moments as Moments
 from asap_ref.extensions.one_pass import OnePass as OnePass
 from asap_ref.extensions.quadratic import Quadratic as Quadratic
 from asap_ref.fidelity.drift import Drift as Drift
 from asap_ref.fidelity.report import FidelityReport as FidelityReport
-from asap_ref.method.amortizer import Amortizer as Amortizer
 from asap_ref.method.features import Family as Family
 from asap_ref.method.features import Slices as Slices
 from asap_ref.method.regression import SufficientStatistics as SufficientStatistics

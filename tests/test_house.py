@@ -8,7 +8,8 @@ import asap_ref
 HOUSE = Path(asap_ref.__file__).parent
 # From the ground up. The door is asap_ref/__init__.py, and what only commands need stands above everything.
 FLOORS = [
-    *("support", "method", "fast", "extensions", "rivals", "calibration", "model", "fidelity", "__init__"),
+    *("support", "staircase", "method", "fast", "extensions", "rivals", "calibration", "model", "fidelity"),
+    "__init__",
     *("lab", "oracle", "cli", "__main__"),
 ]
 

@@ -1,6 +1,6 @@
 """Calibration: the weights of the amortizer, from queries and keys and a Sinkhorn teacher.
 
-Two objectives, on the same features, each a linear system that is solved once (method/regression.py):
+Two objectives, on the same features, each a linear system that is solved once (method/regression.py, kl.py):
 
     regression   ridge regression to the closure-ready dual f^(T-1), whose two-sided c-transform is exactly the plan of
                  a teacher of T iterations (paper)
@@ -20,6 +20,7 @@ from functools import partial
 
 import numpy as np
 
+from asap_ref.calibration.amortizer import Amortizer
 from asap_ref.calibration.batch import OBJECTIVES, check_batches, statistics_of_batch, with_masks
 from asap_ref.calibration.cluster import on_cluster
 from asap_ref.calibration.omega import fitted_omega
@@ -27,11 +28,10 @@ from asap_ref.calibration.penalty import penalties
 from asap_ref.calibration.slice_choice import select
 from asap_ref.calibration.sources import in_process
 from asap_ref.fast.threads import blas_on_one_thread
-from asap_ref.method.amortizer import Amortizer
 from asap_ref.method.features import FAMILIES, Slices
-from asap_ref.method.masks import keep_tokens
 from asap_ref.method.slices import slice_directions
 from asap_ref.support.arrays import to_numpy
+from asap_ref.support.masks import keep_tokens
 from asap_ref.support.settings import (
     check_choice,
     check_count,

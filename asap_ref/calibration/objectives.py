@@ -1,6 +1,6 @@
 """Two losses of a predicted dual, gradients by hand: for those who train a map of their own by descent.
 
-The linear map needs no descent: `fit_amortizer` solves for it, for kl to second order (method/regression.py), and a
+The linear map needs no descent: `fit_amortizer` solves for it, for kl to second order (kl.py), and a
 teacher of more iterations takes the place of the semi-dual (figures/choices/left_out.md).
 
 With C the plan of (f_hat, its c-transform onto keys), divided by n'/m' so that its columns sum to one, and c* and c_hat
@@ -20,10 +20,10 @@ Shapes: S (..., n, m), f_hat (..., n) -> loss (...,), gradient (..., n).
 
 from __future__ import annotations
 
-from asap_ref.method.masks import column_mass, keep, queries_with_a_key, token_count
 from asap_ref.method.transport import entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, matvec
 from asap_ref.support.contracts import operator
+from asap_ref.support.masks import column_mass, keep, queries_with_a_key, token_count
 
 
 @operator

@@ -20,14 +20,14 @@ import math
 
 import numpy as np
 
+from asap_ref.extensions.relaxation import over_relaxed_dual
 from asap_ref.fast.scaling import scale, scaled_duals
-from asap_ref.method.masks import keep
-from asap_ref.method.relaxation import over_relaxed_dual
 from asap_ref.method.transport import Duals, attention_scores, transport_plan, two_sided_c_transform
 from asap_ref.support.arrays import array_namespace, to_numpy
 from asap_ref.support.contracts import inside
+from asap_ref.support.masks import keep
 
-TRIED = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8)  # stable between 0 and 2 (method/relaxation.py)
+TRIED = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8)  # stable between 0 and 2 (extensions/relaxation.py)
 ENOUGH = 2**22  # entries of scores, of the first sequences
 
 

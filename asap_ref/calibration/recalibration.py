@@ -1,6 +1,6 @@
 """Recalibration: new data is merged with what an amortizer was fitted from, instead of starting over.
 
-The sufficient statistics of ridge regression add up (method/regression.py), and an amortizer keeps its own, so
+The sufficient statistics of ridge regression add up (support/sums.py), and an amortizer keeps its own, so
 calibrating on one half and then on the other gives what the whole gives.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from asap_ref.calibration.amortizer import Amortizer
 from asap_ref.calibration.batch import check_batches, statistics_of_batch
 from asap_ref.calibration.penalty import penalties
 from asap_ref.calibration.sources import in_process
-from asap_ref.method.amortizer import Amortizer
 from asap_ref.support.settings import check_positive
 
 

@@ -1,4 +1,4 @@
-"""Ours beyond the paper, a file each: more families of features, and heads with mechanisms of their own.
+"""Ours beyond the paper, a file each: more families of features, over-relaxation, heads of mixed mechanisms.
 
 A new family is a file here and a line below. One of a single feature, |q|², which may then be asked for by name, as in
 ``fit_amortizer(batches, length=True)``:
@@ -6,7 +6,7 @@ A new family is a file here and a line below. One of a single feature, |q|², wh
 >>> import numpy as np
 >>> from dataclasses import dataclass
 >>> from asap_ref.method.features import FAMILIES, Family, dual_features
->>> from asap_ref.method.masks import centred, keep_tokens, of_features
+>>> from asap_ref.support.masks import centred, keep_tokens, of_features
 >>> from asap_ref.support.arrays import array_namespace
 >>> @dataclass(frozen=True)
 ... class Length(Family, name="length"):

@@ -17,8 +17,8 @@ import numpy as np
 from asap_ref.fast.form import fast_form
 from asap_ref.fast.quadratic_form import QuadraticForm, mean_and_covariance
 from asap_ref.method.features import Family
-from asap_ref.method.masks import centred, keep_tokens, of_features
 from asap_ref.support.arrays import array_namespace, transpose
+from asap_ref.support.masks import centred, keep_tokens, of_features
 from asap_ref.support.settings import check_flag
 
 

@@ -23,8 +23,8 @@ from asap_ref.extensions.quadratic import OnBasis
 from asap_ref.fast.form import fast_form
 from asap_ref.fast.quadratic_form import Lifted, QuadraticForm, mean_and_covariance
 from asap_ref.method.features import Family
-from asap_ref.method.masks import centred, keep, of_features
 from asap_ref.support.arrays import array_namespace, transpose
+from asap_ref.support.masks import centred, keep, of_features
 
 
 @dataclass(frozen=True)

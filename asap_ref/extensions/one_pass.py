@@ -20,9 +20,9 @@ import numpy as np
 
 from asap_ref.fast.form import Weighted, fast_form
 from asap_ref.method.features import Family
-from asap_ref.method.masks import at_valid_pairs, centred, keep, keep_tokens, of_features
 from asap_ref.method.transport import attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, logsumexp, matvec, softmax, vecmat
+from asap_ref.support.masks import at_valid_pairs, centred, keep, keep_tokens, of_features
 from asap_ref.support.settings import check_positive
 
 

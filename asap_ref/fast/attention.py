@@ -19,10 +19,10 @@ from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.scaling import scale, scaled_attention, scaled_attention_vjp
 from asap_ref.fast.threads import over_problems, over_problems_vjp, within_a_chunk
 from asap_ref.method import attention as readable
-from asap_ref.method.masks import column_mass, keep_tokens, valid_pairs, without_padding
 from asap_ref.method.transport import attention_scores, attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, one_pass, transpose
 from asap_ref.support.contracts import fast_form_of
+from asap_ref.support.masks import column_mass, keep_tokens, valid_pairs, without_padding
 
 
 def _on_numpy(x):
@@ -142,8 +142,12 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 def _asap_from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, found=None):
     masks = {"query_mask": query_mask, "key_mask": key_mask}
     f_hat = predicted_dual(q, k, amortizer, p=v.shape[-1], **masks)
-    settings = {"epsilon": amortizer.epsilon, **readable.refinement(amortizer, f_hat), "found": found}
-    return kernels.attention_from_query_dual(q, k, v, f_hat, **settings, **masks)
+    iterations = {}
+    if amortizer.refine:
+        refinement = amortizer.refinement(f_hat)
+        iterations = {"refine": refinement.n_iter, "omega": refinement.omega}
+    settings = {"epsilon": amortizer.epsilon, "found": found}
+    return kernels.attention_from_query_dual(q, k, v, f_hat, **settings, **iterations, **masks)
 
 
 @kernels.on_device(_asap_from_kernels)
@@ -152,13 +156,14 @@ def asap_attention(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """Product, exponential, product, in O(n) memory (from_dual.py), from a prediction in the fewest passes."""
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     f_hat = predicted_dual(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)
-    return fast_attention_from_dual(
-        q, k, v, f_hat, query_mask, key_mask, epsilon=amortizer.epsilon, **readable.refinement(amortizer, q)
-    )
+    refinement = amortizer.refinement(q) if amortizer.refine else None
+    masks = (query_mask, key_mask)
+    return fast_attention_from_dual(q, k, v, f_hat, *masks, epsilon=amortizer.epsilon, refinement=refinement)
 
 
-def fast_attention_from_dual(q, k, v, f_hat, query_mask, key_mask, *, epsilon=1.0, refine=0, omega=1.0):
-    """`method.attention.attention_from_dual` in tiles (from_dual.py), on threads; omega a number or (H,)."""
+def fast_attention_from_dual(q, k, v, f_hat, query_mask, key_mask, *, epsilon=1.0, refinement=None):
+    """`method.attention.attention_from_dual` in tiles (from_dual.py), on threads; only over-relaxation refines here."""
+    refine, omega = (refinement.n_iter, refinement.omega) if refinement else (0, 1.0)
 
     def part(q, k, v, f_hat, omega, query_mask, key_mask):
         settings = {"epsilon": epsilon, "refine": refine, "omega": omega}

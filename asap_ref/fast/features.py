@@ -11,8 +11,8 @@ import functools
 
 from asap_ref.fast.slices import WeightedSlices
 from asap_ref.method.features import Family, Slices
-from asap_ref.method.masks import centred, of_features
 from asap_ref.support.arrays import array_namespace
+from asap_ref.support.masks import centred, of_features
 
 
 @functools.singledispatch

@@ -11,10 +11,10 @@ columns at a time, and both normalisations are folded into the second product (d
 
 Memory is O(n |J|), and nothing is formed twice.
 
-Further, over-relaxed iterations (relaxation.py) end a pass early: with the rows' sums total = E [1 / s], they go from
-f_hat to f = f_hat - omega epsilon log total, which scales the rows of E by a = total^-omega. Where all blocks of E are
-kept, the next pass has them: two matrix-vector products, a E and E [1 / s]. Where they would be too large, they are
-formed again from f.
+Further, over-relaxed iterations (extensions/relaxation.py) end a pass early: with the rows' sums total = E [1 / s],
+they go from f_hat to f = f_hat - omega epsilon log total, which scales the rows of E by a = total^-omega. Where all
+blocks of E are kept, the next pass has them: two matrix-vector products, a E and E [1 / s]. Where they would be too
+large, they are formed again from f.
 
 Padding costs a mask and no pass: masked queries do not count in s,
 and masked keys have 1 / s = 0. No stabiliser is needed where the dual is any good, since f_hat brings the exponents
@@ -31,10 +31,9 @@ import math
 import numpy as np
 
 from asap_ref.fast.exponential import exp_in_place
-from asap_ref.method.masks import keep, keep_tokens
-from asap_ref.method.relaxation import over_relaxed_dual
-from asap_ref.method.transport import attention_scores, entropic_c_transform, half_step_plan
+from asap_ref.method.transport import attention_scores, entropic_c_transform, half_step_plan, two_sided_c_transform
 from asap_ref.support.arrays import array_namespace, one_pass, transpose
+from asap_ref.support.masks import keep, keep_tokens
 
 TILE = 2**18  # entries of a tile of scores: 1 MiB in float32
 KEPT = 2**21  # entries of scores of a problem that are kept between iterations: 8 MiB in float32
@@ -207,8 +206,7 @@ def _in_log_domain(q, k, v, f_hat, query_mask, key_mask, *, epsilon, refine, ome
     The plan is a row softmax, whose rows are exact: of duals that are rounded they would be off by 6e-8 of the scores.
     """
     settings = {"epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
-    S = attention_scores(q, k)
-    f = over_relaxed_dual(
-        S, f_hat, omega if isinstance(omega, float) else omega[..., 0, 0], n_iter=refine, **settings
-    )
+    S, f, step = attention_scores(q, k), f_hat, omega if isinstance(omega, float) else omega[..., 0]
+    for _ in range(refine):
+        f = (1 - step) * f + step * two_sided_c_transform(S, f, **settings).query
     return half_step_plan(S, entropic_c_transform(S, f, onto="key", **settings), onto="query", **settings) @ v

@@ -21,9 +21,9 @@ from asap_ref.fast.quadratic_form import QuadraticForm
 from asap_ref.fast.slices import WeightedSlices
 from asap_ref.fast.threads import spread, worker_count
 from asap_ref.method.amortizer import check_weights
-from asap_ref.method.features import of_heads
-from asap_ref.method.masks import keep, keep_tokens, queries_with_a_key
 from asap_ref.support.arrays import one_pass
+from asap_ref.support.masks import keep, keep_tokens, queries_with_a_key
+from asap_ref.support.trees import of_heads
 
 
 def fast_forms(amortizer, d):

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from asap_ref.method.masks import keep_tokens, token_count
 from asap_ref.support.arrays import array_namespace, one_pass, times, transpose
+from asap_ref.support.masks import keep_tokens, token_count
 
 
 @dataclass(frozen=True)

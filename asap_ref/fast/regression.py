@@ -1,10 +1,10 @@
 """The sums of calibration made fast: the same names as in method/regression.py.
 
-The closure-ready dual, and for KL the plans on either side of it, come from the scaling form (scaling.py), which goes
-back to the log domain where it has to; features come in the fewest passes (features.py). Features and dual together
-are one matrix X, and one product X Xᵀ in float64 has all sums. On NumPy heads are spread over threads, and a thread
-takes so few sequences at a time that what it makes of them stays in the cache. How the work is cut depends on its size
-alone, so that the number of threads changes no bit of the result.
+The closure-ready dual comes from the scaling form (scaling.py), which goes back to the log domain where it has to;
+features come in the fewest passes (features.py). Features and dual together are one matrix X, and one product X Xᵀ in
+float64 has all sums; another metric is another product (calibration/kl.py). On NumPy heads are spread over threads, and
+a thread takes so few sequences at a time that what it makes of them stays in the cache. How the work is cut depends on
+its size alone, so that the number of threads changes no bit of the result.
 
 Shapes: q (..., H, n, d), k (..., H, m, d), X (..., H, F + 1, n) -> products (H, F + 1, F + 1).
 """
@@ -20,12 +20,13 @@ from asap_ref.fast.from_dual import cut
 from asap_ref.fast.scaling import scale, scaled_duals
 from asap_ref.fast.threads import CHUNK, spread
 from asap_ref.method import regression as readable
-from asap_ref.method.features import check_families, dual_features, of_heads
-from asap_ref.method.masks import centred, column_mass, keep_tokens
+from asap_ref.method.features import check_families, dual_features
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.method.transport import attention_scores
 from asap_ref.support.arrays import array_namespace, is_half, to_numpy
 from asap_ref.support.contracts import inside
+from asap_ref.support.masks import centred, keep_tokens
+from asap_ref.support.trees import of_heads
 
 PARTS = 64  # sums in memory at once, at the most, but for one a head
 
@@ -33,16 +34,11 @@ PARTS = 64  # sums in memory at once, at the most, but for one a head
 def regression_statistics(q, k, families, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
     """Sums of `asap_ref.method.regression.regression_statistics`, up to rounding."""
     given = (q, k, families, n_iter, epsilon, query_mask, key_mask)
-    return _statistics(readable.regression_statistics, _regression_products, *given)
+    return fast_statistics(readable.regression_statistics, _regression_products, *given)
 
 
-def kl_statistics(q, k, families, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
-    """Sums of `asap_ref.method.regression.kl_statistics`, up to rounding."""
-    given = (q, k, families, n_iter, epsilon, query_mask, key_mask)
-    return _statistics(readable.kl_statistics, _kl_products, *given)
-
-
-def _statistics(definition, products, q, k, families, n_iter, epsilon, query_mask, key_mask):
+def fast_statistics(definition, products, q, k, families, n_iter, epsilon, query_mask, key_mask):
+    """What the definition gives for the same arguments, from products: sums of some sequences, (H, F + 1, F + 1)."""
     masks = {"query_mask": query_mask, "key_mask": key_mask}
     dual_features.examined(q, k, families, **masks)
     check_families(families, q)
@@ -91,35 +87,16 @@ def _regression_products(q, k, families, query_mask, key_mask, *, n_iter, epsilo
     q, k = keep_tokens(q, query_mask), keep_tokens(k, key_mask)
     masks = {"query_mask": query_mask, "key_mask": key_mask}
     segments = scale(attention_scores(q, k), n_iter=n_iter - 1, epsilon=epsilon, **masks)
-    return _product(_matrix(q, k, families, scaled_duals(segments, epsilon).query, **masks))
+    return product(features_and_dual(q, k, families, scaled_duals(segments, epsilon).query, **masks))
 
 
-def _kl_products(q, k, families, query_mask, key_mask, *, n_iter, epsilon):
-    q, k = keep_tokens(q, query_mask), keep_tokens(k, key_mask)
-    masks = {"query_mask": query_mask, "key_mask": key_mask}
-    S = attention_scores(q, k)
-    last = scale(S, n_iter=n_iter, epsilon=epsilon, **masks)[-1]
-    if len(last.steps) > 1:  # a and b make columns right, a_next and b then rows
-        (_, a, b), (_, a_next, _) = last.steps[-2:]
-        f = last.reference.query + epsilon * array_namespace(S).log(a)
-        K = last.K * b[..., None, :]
-        mass = column_mass(S, **masks)
-        C = K * (a / mass)[..., None]
-        P = K * a_next[..., None]
-    else:  # the very last half step was one in the log domain
-        f = scaled_duals(scale(S, n_iter=n_iter - 1, epsilon=epsilon, **masks), epsilon).query
-        C, P = readable.plans_around(S, f, epsilon=epsilon, **masks)
-    Y, Z = readable.kl_factors(_matrix(q, k, families, f, **masks), C, P)
-    return (_product(Y) - _product(Z)) / epsilon**2
-
-
-def _matrix(q, k, families, dual, *, query_mask, key_mask):
-    """Features, and the dual they are to explain: (..., F + 1, n)."""
+def features_and_dual(q, k, families, dual, *, query_mask, key_mask):
+    """X: features, and the dual they are to explain, (..., F + 1, n)."""
     features = [fast_features(family, q, k, query_mask, key_mask) for family in families]
     return array_namespace(q).concat([*features, centred(dual, query_mask)[..., None, :]], axis=-2)
 
 
-def _product(X):
+def product(X):
     """X Xᵀ, summed over tokens and sequences: (..., H, F + 1, n) -> (H, F + 1, F + 1), float64 on the host."""
     X = np.moveaxis(to_numpy(X), (-3, -2), (0, 1))  # float32 sums over many tokens would lose the small slices
     X = X.astype(np.float64, order="C").reshape(*X.shape[:2], -1)

@@ -30,9 +30,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from asap_ref.method.masks import column_mass, keep, valid_pairs
 from asap_ref.method.transport import Duals, entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, matvec, one_pass, transpose, vecmat
+from asap_ref.support.masks import column_mass, keep, valid_pairs
 
 # Scalings may reach BIG before they are absorbed. An entry of K that underflows would at most have grown by BIG²:
 # 1e-38 * 1e16 in float32 and 1e-308 * 1e200 in float64 are nothing beside rows that sum to one.

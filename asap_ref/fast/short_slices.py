@@ -36,7 +36,7 @@ def weighted_sum(q, k, theta, w):
     n, m, b = len(x), len(y), x.shape[-1]
     places = np.arange(n * b).reshape(n, 1, b)  # of a token, in all that are to come out
     xs, places = unpacked(sorted_columns(packed_with_places(x, places)))
-    level = m * np.arange(1, n)  # staircase.py
+    level = m * np.arange(1, n)  # staircase/levels.py
     before, after = (y[:-1], y[1:]) if n == m else (y[(level - 1) // n], y[np.minimum(level // n, m - 1)])
     steps = before + after
     steps *= xs[1:] - xs[:-1]

@@ -4,7 +4,7 @@ The keys need their values sorted but not their order, nothing is centred (the c
 is applied before the one gather back, and all slices of a head are summed there.
 
 Padding is moved to the end of each sort by giving it the largest value of its sequence: steps between equal values
-are zero. Who meets whom is a matter of the two counts alone (staircase.py), and with equal counts of neighbours.
+are zero. Who meets whom is a matter of the two counts alone (staircase/levels.py), and with equal counts of neighbours.
 
 Shapes: q (..., H, n, d), k (..., H, m, d) -> (..., H, n); L slices.
 """
@@ -21,9 +21,9 @@ from asap_ref.fast import short_slices
 from asap_ref.fast.form import fast_form
 from asap_ref.fast.packing import packed_with_places, unpacked
 from asap_ref.method.features import Slices
-from asap_ref.method.masks import token_count
-from asap_ref.method.staircase import check_levels
+from asap_ref.staircase.levels import check_levels
 from asap_ref.support.arrays import array_namespace, one_pass, scattered, times, transpose
+from asap_ref.support.masks import token_count
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,9 @@ def _met(y, n, query_mask, key_mask):
     if n == m and isinstance(y, np.ndarray) and np.all(n_ == m_):  # on a device to ask would be to wait
         return y[..., :-1], y[..., 1:]
 
-    def key(i):  # as _uniform_steps of staircase.py; where the query is padding, the step is zero and the key any
+    def key(
+        i,
+    ):  # as uniform_steps of staircase/levels.py; where the query is padding, the step is zero and the key any
         index = xp.clip(i // n_, 0, m - 1)
         index = index if index.ndim == 1 else index[..., None, :]
         return xp.take_along_axis(y, xp.broadcast_to(index, (*y.shape[:-1], n - 1)), axis=-1)

@@ -4,22 +4,51 @@
     entropy         of a row, in nats, mean over the queries; log m' when attention is uniform
     rank residual   |X - 1 mean(X)ᵀ| / |X|: 0 when all tokens are the same vector, so that X has rank one
     iterations      how many Sinkhorn iterations from zero come as close to the converged plan
-
-How far a plan is from its marginals is `marginal_error` in transport.py.
+    marginal error  how far a plan is from its row and column sums: after Sinkhorn, how far it has converged
 
 Shapes: plan P and scores S (..., n, m), tokens X (..., n, w); results have one number a problem (...).
 """
 
 from __future__ import annotations
 
-from asap_ref.method.masks import column_mass
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import transport_plan
 from asap_ref.model.blocks import block
 from asap_ref.model.embedding import embed_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator
+from asap_ref.support.masks import column_mass, keep, valid_pairs
 from asap_ref.support.settings import check_count
+
+
+@operator
+def marginal_error(plan: "... n m", *, query_mask=None, key_mask=None):
+    """Largest deviation of a plan's row sums from 1 and of its column sums from n'/m'.
+
+    Parameters
+    ----------
+    plan
+        As `transport_plan` gives it.
+
+    Returns
+    -------
+    (array (...), array (...))
+        Row and column error. After `sinkhorn` the first is rounding; the second says how far it has converged.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows, columns = marginal_error(np.asarray([[0.5, 0.5], [0.75, 0.25]]))
+    >>> float(rows), float(columns)
+    (0.0, 0.25)
+    """
+    xp = array_namespace(plan)
+    pairs = valid_pairs(query_mask, key_mask)  # a query that has no key to meet counts as masked
+    rows = xp.abs(xp.sum(plan, axis=-1) - 1)
+    columns = xp.abs(xp.sum(plan, axis=-2) - column_mass(plan, query_mask, key_mask))
+    if pairs is not None:
+        rows, columns = keep(rows, xp.any(pairs, axis=-1)), keep(columns, xp.any(pairs, axis=-2))
+    return xp.max(rows, axis=-1), xp.max(columns, axis=-1)
 
 
 @operator

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from asap_ref.fidelity.diagnostics import marginal_error
 from asap_ref.method.sinkhorn import sinkhorn
-from asap_ref.method.transport import attention_scores, marginal_error, transport_plan
+from asap_ref.method.transport import attention_scores, transport_plan
 from asap_ref.model.recording import check_model, record
 from asap_ref.support.arrays import to_numpy
 from asap_ref.support.settings import check_count, check_positive

@@ -24,7 +24,6 @@ import numpy as np
 from asap_ref.extensions.mixed_heads import pick_heads, pick_mask
 from asap_ref.fidelity.diagnostics import equivalent_iterations
 from asap_ref.fidelity.hardness import hardness
-from asap_ref.method.masks import centred
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores
 from asap_ref.model.measures import as_float64, column_distance, plan_of, valid_tokens
@@ -32,6 +31,7 @@ from asap_ref.model.mechanism import Attention
 from asap_ref.model.recording import check_model, record
 from asap_ref.support import files
 from asap_ref.support.arrays import array_namespace, count_of, to_numpy
+from asap_ref.support.masks import centred
 from asap_ref.support.settings import check_count
 from asap_ref.support.tables import html_table, markdown_table
 from asap_ref.support.trees import EqualByValue

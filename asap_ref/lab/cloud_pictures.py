@@ -12,12 +12,12 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from asap_ref.lab.pictures import plot_dual, plot_plan
 from asap_ref.lab.replacements import geometric_mean
-from asap_ref.method.masks import centred
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores
 from asap_ref.model.measures import output_error, plan_of
 from asap_ref.model.recording import record
 from asap_ref.support import presentation
+from asap_ref.support.masks import centred
 
 ENOUGH = 100  # test clouds from which an accuracy is drawn
 DRAWN = {"softmax": "softmax", "sinkhorn-1": "Sinkhorn, T = 1", "asap": "ASAP", "sinkhorn": "teacher"}
@@ -173,12 +173,9 @@ def draw_accuracy(report, stem):
         "sinkhorn-3": "cut to T = 3",
         "asap": "ASAP",
     }
-    judged = {
-        length["n"]: length["judged"] or report["dataset"]["test"] for length in report["dataset"]["lengths"]
-    }
     found = {}
     for name, (colour, style) in styles.items():
-        rows = [row for row in report["rows"] if row["attention"] == name and judged[row["n"]] >= ENOUGH]
+        rows = [row for row in report["rows"] if row["attention"] == name and row["judged"] >= ENOUGH]
         found[name] = {row["n"]: 100 * row["accuracy"] for row in rows}
         size = {"markersize": 11} if name == "asap" else {}
         axis.plot(
@@ -193,7 +190,7 @@ def draw_accuracy(report, stem):
     axis.set_xticks(ticks, [str(n) for n in ticks])
     axis.set_xticks([], minor=True)
     axis.legend(fontsize=9)
-    n, m = ticks[0], max(set(ticks) & set(found["sinkhorn-1"]))
+    n, m = ticks[0], ticks[-1]
     fig.suptitle(
         f"Trained and compiled on {report['settings']['points']} points: the teacher gets "
         f"{found['sinkhorn'][n]:.1f} % of clouds of {n} right\nand {found['sinkhorn'][m]:.1f} % of {m}, ASAP "

@@ -100,12 +100,15 @@ def plot_hill(S, *, epsilon=1.0, n_iter=10, start=None, axis=None, reach=None):
     S : array (2, 2)
     start : float, optional
         A predicted f_1 - f_2: drawn as a star, where one update of g puts it.
+    axis : matplotlib axis, optional
+        On a new figure the legend stands below the hill; on yours none is drawn.
 
     Examples
     --------
     >>> fig = plot_hill(np.array([[2.0, 1.0], [1.5, -1.0]]), epsilon=0.5)
     """
-    axis, fig = axis_and_figure(axis, (4.6, 4.0))
+    alone = axis is None
+    axis, fig = axis_and_figure(axis, (4.6, 4.4))
     S = np.asarray(S, np.float64)
 
     def height(u, v):  # the dual objective, the free constant chosen for the best: -2 eps log of the mean mass
@@ -121,20 +124,26 @@ def plot_hill(S, *, epsilon=1.0, n_iter=10, start=None, axis=None, reach=None):
     for _ in range(n_iter):
         v = update(S, path[-1][0])
         path += [(path[-1][0], v), (update(S.T, v), v)]
+    half = (S[0, 0] + S[1, 1] - S[0, 1] - S[1, 0]) / 2  # P is [[p, 1 - p], [1 - p, p]], log p/(1 - p) = half/eps
+    top = (half - S[0, 0] + S[1, 0], half - S[0, 0] + S[0, 1])  # so says P_11 / P_21, and P_11 / P_12
     predicted = [] if start is None else [(start, update(S, start))]
-    path, seen = np.array(path), np.array(path + predicted)
+    path, seen = np.array(path), np.array([*path, top, *predicted])
     middle = (seen.max(0) + seen.min(0)) / 2
     reach = reach or max(0.8 * np.ptp(seen, axis=0).max(), 0.5)
     U, V = np.meshgrid(*(centre + np.linspace(-reach, reach, 121) for centre in middle))
     axis.set(xlim=U[0, [0, -1]], ylim=V[[0, -1], 0])
-    axis.contour(U, V, height(U, V), levels=14, cmap=presentation.SEQUENTIAL, linewidths=0.9)
+    H, highest = height(U, V), height(*map(np.asarray, top))
+    levels = highest - (highest - H.min()) * np.linspace(1, 0, 15)[:-1] ** 2  # closer together near the top
+    axis.contour(U, V, H, levels=levels, cmap=presentation.SEQUENTIAL, linewidths=0.9)
     axis.plot(*path.T, "-", color=COLOURS["sinkhorn"], lw=1.6)
     axis.plot(*path[1:].T, "o", ms=3, color=COLOURS["sinkhorn"], label="Sinkhorn's half steps")
     axis.plot(*path[0], "s", color=COLOURS["softmax"], label="softmax", zorder=4)
     if predicted:
         axis.plot(*predicted[0], "*", ms=14, color=COLOURS["asap"], label="from a predicted f", zorder=5)
+    axis.plot(*top, "+", ms=9, mew=1.6, color=COLOURS["black"], label="the top", zorder=6)
     axis.set(xlabel="f₁ − f₂", ylabel="g₁ − g₂", title=f"ε = {epsilon:g}")
-    axis.legend(fontsize=8.5, frameon=True, framealpha=0.9)
+    if alone:
+        fig.legend(fontsize=8.5, loc="outside lower center", ncols=2)
     return fig
 
 

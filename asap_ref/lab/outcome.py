@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from asap_ref.lab.cloud_pictures import draw_all
+from asap_ref.lab.replacements import SUMMED
 from asap_ref.lab.verdict_of_lengths import in_one_sentence
 from asap_ref.support import presentation
 from asap_ref.support.tables import markdown_table
@@ -66,11 +67,15 @@ def of_layers(report):
         softmax, teacher = (sum(row["ms"] for row in by_row[n, other]) for other in ("softmax", "sinkhorn"))
         cells = [str(n), name, errors.strip(", "), f"{ms:.1f}", f"{ms / softmax:.2f}", times(teacher / ms)]
         lines.append([*cells, times(rows[0]["speedup_log_domain"])])
-    timed = {length["n"]: length["timed"] for length in report["dataset"]["lengths"]}
-    on = ", ".join(f"{count} at n = {n}" for n, count in timed.items())
+    lengths = [
+        (length["n"], min(length["sampled"], length["timed"] or report["dataset"]["test"]))
+        for length in report["dataset"]["lengths"]
+    ]
+    on = ", ".join(f"{count}" if n is None else f"{count} at n = {n}" for n, count in lengths)
     return (
         "The attention alone, on the q, k, v of the teacher (softmax on the same ones, for its time):\n\n"
-        f"{markdown_table(lines)}\nTest inputs: {on}. The log domain is timed once, on the first layer.\n"
+        f"{markdown_table(lines)}\nTest inputs: {on}. The log domain is timed once, on the first head of the first "
+        "layer, times the heads.\n"
     )
 
 
@@ -95,7 +100,8 @@ def told(report):
         f"(mean of a head), and to bring every column sum within 0.05 a head needs {needed.min()} to "
         f"{needed.max()} iterations. ASAP: {slices} slices{on}. Attention output error: relative, on "
         "the teacher's q, k, v, geometric mean over heads; softmax was trained on its own and has none. Column "
-        f"error: mean distance of the plan's column sums from 1. {rivals}. {_on_how_many(data)} "
+        f"error: mean distance of the plan's column sums from 1, of inputs with {SUMMED:,} scores or of one. {rivals}. "
+        f"{_on_how_many(data)} "
         f"{made_on['processor']}, Python {made_on['python']}, NumPy {made_on['numpy']}, array module "
         f"{settings['backend']}.{whole_run}{_how_busy(report)}"
     )
@@ -119,9 +125,11 @@ def _on_how_many(data):
         judged = length["judged"] or data["test"]
         at = "" if length["n"] is None else f"at n = {length['n']} "
         sampled, timed = min(length["sampled"], judged), length["timed"] or judged
-        rest.append(f"{at}labels of {judged}, errors of {sampled}, forward passes over {timed}")
-    rounds = data["lengths"][0]["rounds"]
-    return f"Test examples: {'; '.join(rest)} (median of {rounds} and less for the slow ones)."
+        few = length.get("judged_others")
+        others = "" if few is None else f" ({few} for all but softmax, teacher and ASAP)"
+        rest.append(f"{at}labels of {judged}{others}, errors of {sampled}, forward passes over {timed}")
+    least = ", ".join(f"{length['rounds']}" for length in data["lengths"])
+    return f"Test examples: {'; '.join(rest)}. Times are medians of at least {least} turns."
 
 
 def draw(report, out, *, name="reproduce"):

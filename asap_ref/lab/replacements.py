@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from asap_ref.fidelity.comparison import compare_attentions
+from asap_ref.lab.experiments import MAIN
+from asap_ref.lab.layers_alone import compare_layers, geometric_mean
 from asap_ref.lab.runs import (
     calibration_batches,
-    forward_milliseconds,
+    forward_passes,
     log_domain_milliseconds,
     sample,
     whole_batches,
 )
 from asap_ref.model.compilation import compile_model
+from asap_ref.model.measures import column_error
 from asap_ref.model.mechanism import Attention
-from asap_ref.model.training import predict
+from asap_ref.model.recording import record
 from asap_ref.rivals.initial_duals import STARTS
 
+SUMMED = 2**22  # scores of the inputs whose column sums are taken: those need a backward pass
 RELAXED, OMEGA = (1, 2, 3), 1.7  # over-relaxed iterations before the closing one
 
 
@@ -80,40 +83,50 @@ def rivals(teacher, data, run):
 
 
 def compare(variants, inputs, labels, length):
-    """Rows of the table at one length: every variant of the model against the one called "sinkhorn", the teacher.
+    """Rows of the table at one length, and those of the attention alone: all against the one called "sinkhorn".
 
     A model that was trained on its own (its parameters are not the teacher's) has no attention output error. The
     teacher in the log domain is no row; how many times a row is faster than it stands in ``speedup_log_domain``.
     """
-    teacher = variants["sinkhorn"]
-    batches = whole_batches(inputs if length.timed is None else inputs[: length.timed])
-    times = forward_milliseconds(variants, batches, length.rounds)
-    log_domain = log_domain_milliseconds(teacher, batches, length.log_rounds) if length.log_rounds else None
-    expected = np.argmax(predict(teacher, inputs, batch_size=length.batch_size), axis=-1)
+    teacher, chosen = variants["sinkhorn"], {x: variants[x] for x in variants if x in (length.only or variants)}
+    wanted = {name: len(inputs) for name in chosen}
+    if length.judged_others is not None:
+        wanted |= {name: min(length.judged_others, len(inputs)) for name in chosen if name not in MAIN}
+    logits, times = forward_passes(chosen, inputs, timed=length.timed, wanted=wanted, rounds=length.rounds)
+    log_domain = None
+    if length.log_rounds:
+        one_pass = whole_batches(inputs if length.timed is None else inputs[: length.timed])
+        log_domain = log_domain_milliseconds(teacher, one_pass, length.log_rounds)
     few = sample(inputs, length.sampled)
+    calls, errors = record(teacher, few), {}
+    layers = compare_layers(variants, calls, length)
+    for row in layers:
+        errors.setdefault(row["attention"], []).append(row["output_error"])
+    seen = {name: np.argmax(each, axis=-1) for name, each in logits.items()}
     rows = []
-    for name, model in variants.items():
-        found = np.argmax(predict(model, inputs, batch_size=length.batch_size), axis=-1)
-        same_parameters = model.params is teacher.params
-        by_layer = compare_attentions(teacher if same_parameters else model, model.attentions, few)
-        errors = np.concatenate([layer["output_error"] for layer in by_layer])
+    for name, model in chosen.items():
+        found, same_parameters = seen[name], model.params is teacher.params
         rows.append(
             {
                 "n": length.n,
                 "attention": name,
-                "accuracy": float(np.mean(found == labels)),
-                "agreement": float(np.mean(found == expected)),
-                "output_error": geometric_mean(errors) if same_parameters else None,
-                "column_error": float(np.mean([layer["column_error"] for layer in by_layer])),
+                "judged": len(found),
+                "accuracy": float(np.mean(found == labels[: len(found)])),
+                "agreement": float(np.mean(found == seen["sinkhorn"][: len(found)])),
+                "output_error": geometric_mean(errors[name]) if same_parameters else None,
+                "column_error": column_error(
+                    model, map(some_of, calls if same_parameters else record(model, few))
+                ),
                 "ms_per_forward": times[name],
                 "speedup": times["sinkhorn"] / times[name],
                 "speedup_log_domain": None if log_domain is None else log_domain / times[name],
             }
         )
-    return rows
+    return rows, layers
 
 
-def geometric_mean(x):
-    """Geometric mean over heads: the errors of easy and hard heads differ by powers of ten."""
-    x = np.asarray(x)
-    return float(np.exp(np.mean(np.log(x)))) if np.all(x > 0) else 0.0
+def some_of(call):
+    """The first inputs of what a layer is given, so many as have SUMMED scores, one at least."""
+    _, H, n, _ = call[0].shape
+    most = max(SUMMED // (H * n * n), 1)
+    return tuple(None if x is None else x[:most] for x in call)

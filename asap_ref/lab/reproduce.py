@@ -15,7 +15,6 @@ from asap_ref.fidelity.hardness import hardness
 from asap_ref.fidelity.report import fidelity_report
 from asap_ref.lab import experiments
 from asap_ref.lab.cloud_pictures import cloud_of
-from asap_ref.lab.layers_alone import compare_layers
 from asap_ref.lab.machine import load_average, machine
 from asap_ref.lab.outcome import draw, markdown
 from asap_ref.lab.page import write_page
@@ -130,12 +129,10 @@ def judge(variants, run, data):
     rows, alone = [], []
     for length in run.lengths:
         inputs, labels = run.test_inputs(data, length.n), data.test_labels
-        inputs, labels = inputs[: length.judged], labels[: length.judged]
-        chosen = {name: model for name, model in variants.items() if name in (length.only or variants)}
-        found = compare(chosen, inputs, labels, length)
-        rows += [{**row, "n": run.n_tokens if length.n is None else length.n} for row in found]
-        if length.n is not None:
-            alone += compare_layers(variants, inputs[: length.timed], length)
+        found, layers = compare(variants, inputs[: length.judged], labels[: length.judged], length)
+        n = run.n_tokens if length.n is None else length.n
+        rows += [{**row, "n": n} for row in found]
+        alone += [{**row, "n": n} for row in layers]
     return rows, alone
 
 

@@ -9,8 +9,9 @@ import time
 import numpy as np
 
 from asap_ref.lab.readable import ReadableAttention
-from asap_ref.lab.stopwatch import interleaved
+from asap_ref.lab.stopwatch import PAUSE, interleaved
 from asap_ref.model.batching import batches, trimmed
+from asap_ref.model.pieces import logits_in_pieces
 from asap_ref.model.training import train
 from asap_ref.model.transformer import Transformer
 from asap_ref.support.arrays import to_numpy
@@ -49,6 +50,50 @@ def every(inputs, most):
     return inputs[:: math.ceil(len(inputs) / most)]
 
 
+def forward_passes(variants, inputs, *, timed=None, wanted, rounds):
+    """Logits of models and median milliseconds of a forward pass, from the same passes, the models taking turns.
+
+    Parameters
+    ----------
+    variants : {name: model}
+    timed : int, optional
+        Inputs of a pass; None: all of them, texts in batches of like length.
+    wanted : {name: int}
+        How many inputs each is to give logits of.
+    rounds : int
+        Passes that each takes at least, after one that is not timed.
+
+    Returns
+    -------
+    ({name: logits (wanted, C)}, {name: milliseconds})
+    """
+    passes = [batches(inputs, 512)] if timed is None else [[picked] for picked in _in_order(len(inputs), timed)]
+    like, names, size = next(iter(variants.values())), list(variants), timed or len(inputs)
+    placed = [[like.place(trimmed(inputs[picked])) for picked in batch] for batch in passes]
+    logits, seconds = {name: [] for name in names}, {name: [] for name in names}
+    labelled = {name: math.ceil(wanted[name] / size) for name in names}  # passes
+    for i in range(max(*labelled.values(), rounds + 1)):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            if i >= max(labelled[name], rounds + 1):
+                continue
+            time.sleep(PAUSE)
+            began = time.perf_counter()
+            found = _forward(variants[name], placed[i % len(placed)])
+            seconds[name].append(time.perf_counter() - began)
+            if i < labelled[name]:
+                logits[name] += found
+    order = np.argsort(np.concatenate([picked for batch in passes for picked in batch]))  # texts were sorted
+    found = {name: np.concatenate(each) for name, each in logits.items()}
+    return (
+        {name: each[order] if len(each) == len(order) else each[: wanted[name]] for name, each in found.items()},
+        {name: 1e3 * float(np.median(each[1:])) for name, each in seconds.items()},
+    )
+
+
+def _in_order(count, size):
+    return [np.arange(i, min(i + size, count)) for i in range(0, count, size)]
+
+
 def forward_milliseconds(variants, batches, rounds):
     """Median milliseconds of a forward pass over all batches, the variants taking turns."""
     placed = [next(iter(variants.values())).place(batch) for batch in batches]
@@ -73,4 +118,4 @@ def log_domain_milliseconds(teacher, batches, rounds):
 
 
 def _forward(model, placed):
-    return tuple(to_numpy(model(batch)) for batch in placed)  # waits for the device
+    return tuple(to_numpy(logits_in_pieces(model, batch)) for batch in placed)  # waits for the device

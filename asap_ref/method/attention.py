@@ -9,12 +9,17 @@ Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading 
 
 from __future__ import annotations
 
-from asap_ref.method.masks import at_valid_pairs, without_padding
-from asap_ref.method.relaxation import over_relaxed_dual, over_relaxed_dual_vjp
 from asap_ref.method.sinkhorn import sinkhorn, sinkhorn_vjp
-from asap_ref.method.transport import attention_scores, attention_scores_vjp, transport_plan, transport_plan_vjp
+from asap_ref.method.transport import (
+    attention_scores,
+    attention_scores_vjp,
+    transport_plan,
+    transport_plan_vjp,
+    two_sided_c_transform,
+)
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import at_valid_pairs, without_padding
 
 
 @operator
@@ -153,7 +158,8 @@ def asap_attention(q: "... H n d", k: "... H m d", v: "... H m p", amortizer, *,
     masks = dict(query_mask=query_mask, key_mask=key_mask)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     f_hat = amortizer.predict(q, k, **masks)
-    return attention_from_dual(q, k, v, f_hat, epsilon=amortizer.epsilon, **refinement(amortizer, q), **masks)
+    settings = dict(epsilon=amortizer.epsilon, refinement=amortizer.refinement(q) if amortizer.refine else None)
+    return attention_from_dual(q, k, v, f_hat, **settings, **masks)
 
 
 @vjp_of(asap_attention)
@@ -172,33 +178,37 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     >>> [d.shape for d in vjp(out)]
     [(8, 1, 5, 4), (8, 1, 5, 4), (8, 1, 5, 4)]
     """
-    settings = dict(epsilon=amortizer.epsilon, **refinement(amortizer, q))
     masks = dict(query_mask=query_mask, key_mask=key_mask)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
-    dual, predict_vjp = amortizer.predict_vjp(q, k, **masks)
-    return attention_from_dual_vjp(q, k, v, dual, predict_vjp, **settings, **masks)
+    f_hat, predict_vjp = amortizer.predict_vjp(q, k, **masks)
+    settings = dict(epsilon=amortizer.epsilon, refinement=amortizer.refinement(q) if amortizer.refine else None)
+    return attention_from_dual_vjp(q, k, v, f_hat, predict_vjp, **settings, **masks)
 
 
-def refinement(amortizer, q):
-    """What an amortizer asks for between its prediction and the two-sided transform."""
-    return dict(refine=amortizer.refine, omega=amortizer.omega_like(q)) if amortizer.refine else {}
+def attention_from_dual(q, k, v, f_hat, *, refinement=None, epsilon=1.0, query_mask=None, key_mask=None):
+    """Attention from a query dual f_hat (..., n) by its two-sided transform.
 
-
-def attention_from_dual(q, k, v, f_hat, *, refine=0, omega=1.0, epsilon=1.0, query_mask=None, key_mask=None):
-    """Attention from a query dual (..., n) by its two-sided transform, after ``refine`` over-relaxed iterations."""
+    ``refinement``, if any, improves the dual first: a function of the scores and the dual, beside whose call is its
+    ``vjp`` (`asap_ref.extensions.relaxation.OverRelaxation`).
+    """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     S = attention_scores(q, k)
-    f = over_relaxed_dual(S, f_hat, omega, n_iter=refine, **settings)
-    return transport_plan(S, sinkhorn(S, n_iter=1, init=f, **settings), **settings) @ v
+    f = f_hat if refinement is None else refinement(S, f_hat, **settings)
+    return transport_plan(S, two_sided_c_transform(S, f, **settings), **settings) @ v
 
 
 def attention_from_dual_vjp(
-    q, k, v, f_hat, dual_vjp, *, refine=0, omega=1.0, epsilon=1.0, query_mask=None, key_mask=None
+    q, k, v, f_hat, dual_vjp, *, refinement=None, epsilon=1.0, query_mask=None, key_mask=None
 ):
-    """The same and its VJP, where ``dual_vjp(d_f_hat) -> (dq, dk)`` is that of the query dual; omega is held fixed."""
+    """The same and its VJP, where ``dual_vjp(df) -> (dq, dk)`` is that of the query dual.
+
+    Gradients reach the scores three times: from the plan itself, through its duals, and through a refinement; and q
+    and k once more through the prediction. The two-sided transform is one iteration of `sinkhorn` from f, whose VJP
+    makes do with one exponential of the scores.
+    """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
-    f, relaxed_vjp = over_relaxed_dual_vjp(S, f_hat, omega, n_iter=refine, **settings) if refine else (f_hat, None)
+    f, refinement_vjp = (f_hat, None) if refinement is None else refinement.vjp(S, f_hat, **settings)
     duals, duals_vjp = sinkhorn_vjp(S, n_iter=1, init=f, **settings)
     P, plan_vjp = transport_plan_vjp(S, duals, **settings)
 
@@ -206,9 +216,9 @@ def attention_from_dual_vjp(
         dS_direct, d_duals = plan_vjp(d_out @ transpose(v))
         dS_through_duals, df = duals_vjp(d_duals)
         dS = dS_direct + dS_through_duals
-        if refine:
-            dS_through_relaxed, df, _ = relaxed_vjp(df)
-            dS = dS + dS_through_relaxed
+        if refinement is not None:
+            dS_through_refinement, df = refinement_vjp(df)
+            dS = dS + dS_through_refinement
         dq, dk = scores_vjp(dS)
         dq_dual, dk_dual = dual_vjp(df)
         return dq + dq_dual, dk + dk_dual, transpose(P) @ d_out

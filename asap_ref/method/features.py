@@ -17,13 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from asap_ref.method.masks import keep, of_features, queries_with_a_key
 from asap_ref.method.slices import sliced_potentials, sliced_potentials_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import keep, of_features, queries_with_a_key
 from asap_ref.support.printing import shapes_of_fields
 from asap_ref.support.settings import check_directions
-from asap_ref.support.trees import EqualByValue, map_leaves
+from asap_ref.support.trees import EqualByValue
 
 FAMILIES = {}  # its name in files, and as a setting of `fit_amortizer` -> the class of a family
 
@@ -178,8 +178,3 @@ def check_families(families, q):
                 f"families must hold families of features, such as Slices(directions), got {type(family).__name__}"
             )
         family.check(q)
-
-
-def of_heads(arrays, heads):
-    """Cut anything that holds arrays to some of the heads: an array with three axes has one entry a head."""
-    return map_leaves(lambda x: x[heads] if x.ndim == 3 else x, arrays)

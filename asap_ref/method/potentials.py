@@ -13,14 +13,15 @@ n x n matrix is formed. For the squared cost (x - y)² / 2 the same walk adds up
 ((x_(i) - y_(i)) + (x_(i+1) - y_(i+1))) / 2 takes the place of the slope. To add x² / 2 to the bilinear potential is the
 same, but loses the digits of samples far from zero.
 
-Samples of different size, with weights, or padded, take the same walk on uneven steps: staircase.py.
+Samples of different size, with weights, or padded, take the same walk on uneven steps (staircase/).
 
 Shapes: x (..., n), y (..., m); the last axis is the sample. Below the public functions n = m.
 """
 
 from __future__ import annotations
 
-from asap_ref.method.staircase import cost_of, cost_slopes, slopes, staircase_potentials, staircase_potentials_vjp
+from asap_ref.staircase.cost import cost_of, cost_slopes, slopes
+from asap_ref.staircase.walk import staircase_potentials, staircase_potentials_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
 

@@ -26,10 +26,10 @@ Where duals wander so far that a or b could overflow, K is formed anew from the 
 
 from __future__ import annotations
 
-from asap_ref.method.masks import column_mass, keep, queries_with_a_key
 from asap_ref.method.transport import Duals, entropic_c_transform, half_step_plan
 from asap_ref.support.arrays import array_namespace, matvec, transpose, vecmat
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import column_mass, keep, queries_with_a_key
 
 
 @operator

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from asap_ref.method.masks import centred, keep_tokens, of_features
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.support.arrays import array_namespace, transpose
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import centred, keep_tokens, of_features
 from asap_ref.support.settings import check_choice, check_count, check_directions, check_seed
 
 

@@ -19,9 +19,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from asap_ref.method.masks import at_valid_pairs, column_mass, keep, valid_pairs
 from asap_ref.support.arrays import array_namespace, logsumexp, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import at_valid_pairs, column_mass, keep, valid_pairs
 from asap_ref.support.printing import values_if_short
 
 
@@ -294,33 +294,3 @@ def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=Non
         return d_scores_f + d_scores_g, d_query_dual
 
     return Duals(f, g), vjp
-
-
-@operator
-def marginal_error(plan: "... n m", *, query_mask=None, key_mask=None):
-    """Largest deviation of a plan's row sums from 1 and of its column sums from n'/m'.
-
-    Parameters
-    ----------
-    plan
-        As `transport_plan` gives it.
-
-    Returns
-    -------
-    (array (...), array (...))
-        Row and column error. After `sinkhorn` the first is rounding; the second says how far it has converged.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> rows, columns = marginal_error(np.asarray([[0.5, 0.5], [0.75, 0.25]]))
-    >>> float(rows), float(columns)
-    (0.0, 0.25)
-    """
-    xp = array_namespace(plan)
-    pairs = valid_pairs(query_mask, key_mask)  # a query that has no key to meet counts as masked
-    rows = xp.abs(xp.sum(plan, axis=-1) - 1)
-    columns = xp.abs(xp.sum(plan, axis=-2) - column_mass(plan, query_mask, key_mask))
-    if pairs is not None:
-        rows, columns = keep(rows, xp.any(pairs, axis=-1)), keep(columns, xp.any(pairs, axis=-2))
-    return xp.max(rows, axis=-1), xp.max(columns, axis=-1)

@@ -146,14 +146,14 @@ def gelu_vjp(x):
     t = _gelu_tanh(x)
 
     def vjp(d_out):
-        d_inner = _GELU_SCALE * (1 + 3 * _GELU_CUBIC * x * x)
-        return (d_out * 0.5 * (1 + t + x * (1 - t * t) * d_inner),)
+        d_inner = _GELU_SCALE + 3 * _GELU_SCALE * _GELU_CUBIC * (x * x)
+        return (d_out * ((0.5 + 0.5 * t) * (1 + x * (1 - t) * d_inner)),)  # 1 - t² = (1 + t) (1 - t)
 
     return 0.5 * x * (1 + t), vjp
 
 
 def _gelu_tanh(x):
-    return array_namespace(x).tanh(_GELU_SCALE * (x + _GELU_CUBIC * x * x * x))
+    return array_namespace(x).tanh(x * (_GELU_SCALE + _GELU_SCALE * _GELU_CUBIC * (x * x)))
 
 
 # ------------------------------------------------------------------------------------------------------- MLP

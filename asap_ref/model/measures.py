@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from asap_ref.method.masks import keep, token_count
 from asap_ref.support.arrays import array_namespace, to_numpy
+from asap_ref.support.masks import keep, token_count
 
 
 def output_error(expected, found, calls):
@@ -19,6 +19,12 @@ def output_error(expected, found, calls):
         axes = (0, 2, 3)  # all but the head
         difference, size = difference + np.sum((other - out) ** 2, axes), size + np.sum(out**2, axes)
     return np.sqrt(difference / size)
+
+
+def relative_error(expected, found):
+    """Relative error of outputs (B, H, n, p) against others, NumPy float64, head by head: (H,)."""
+    axes = (0, 2, 3)  # all but the head
+    return np.sqrt(np.sum((found - expected) ** 2, axes) / np.sum(expected**2, axes))
 
 
 def plan_of(attention, q, k, *, query_mask=None, key_mask=None):
@@ -45,6 +51,15 @@ def column_distance(sums, n, *, query_mask=None, key_mask=None):
     keys = token_count(sums, key_mask)
     distance = np.sum(keep(np.abs(sums - queries / keys), key_mask), axis=-1, keepdims=True) / keys
     return np.where(queries > 0, distance, 0.0)[..., 0]
+
+
+def column_error(model, calls):
+    """Mean distance of column sums from n'/m', over layers, heads and sequences, where each layer is given its call."""
+    found = []
+    for attention, (q, k, _, query_mask, key_mask) in zip(model.attentions, calls, strict=True):
+        masks = {"query_mask": query_mask, "key_mask": key_mask}
+        found.append(np.mean(column_distance(column_sums(attention, q, k, **masks), q.shape[-2], **masks)))
+    return float(np.mean(found))
 
 
 def valid_tokens(x, mask):

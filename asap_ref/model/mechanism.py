@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from asap_ref.calibration.amortizer import Amortizer
 from asap_ref.extensions.mixed_heads import mixed_attention, mixed_attention_vjp
 from asap_ref.fast.attention import (
     asap_attention,
@@ -27,7 +28,6 @@ from asap_ref.fast.attention import (
     softmax_attention,
     softmax_attention_vjp,
 )
-from asap_ref.method.amortizer import Amortizer
 from asap_ref.rivals.dual_softmax import dual_softmax_attention_vjp
 from asap_ref.rivals.dual_softmax import fast_dual_softmax_attention as dual_softmax_attention
 from asap_ref.rivals.initial_duals import fast_initial_attention as initial_attention

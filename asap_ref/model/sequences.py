@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from asap_ref.method.masks import keep_tokens
 from asap_ref.support.arrays import array_namespace, from_numpy
+from asap_ref.support.masks import keep_tokens
 from asap_ref.support.trees import EqualByValue
 
 

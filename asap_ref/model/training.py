@@ -14,6 +14,7 @@ from asap_ref.model.inputs import check_host_inputs, check_labels
 from asap_ref.model.layers import cross_entropy_vjp
 from asap_ref.model.mechanism import fingerprint
 from asap_ref.model.optimiser import TrainingSettings, descend
+from asap_ref.model.pieces import logits_in_pieces, loss_in_pieces, tokens_of
 from asap_ref.model.recording import check_model
 from asap_ref.model.transformer import transformer_vjp
 from asap_ref.support import trees
@@ -27,10 +28,10 @@ def dropout_noise(share, architecture, inputs, rng):
 
     Source: Srivastava et al. 2014, in the scaled form that leaves inference as it is.
     """
-    tokens = architecture.n_tokens if architecture.kind == "images" else 1 + inputs.shape[1]
 
     def draw():
-        kept = rng.random((len(inputs), tokens, architecture.width), np.float32) >= share
+        shape = (len(inputs), tokens_of(architecture, inputs), architecture.width)
+        kept = rng.random(shape, np.float32) >= share
         return kept.astype(np.float32) / np.float32(1 - share)
 
     blocks = {f"block{i}": {"heads": draw(), "mlp": draw()} for i in range(architecture.n_layers)}
@@ -152,8 +153,7 @@ def _batches(model, inputs, labels, settings, augment, rng):
 
 
 def _loss_of_batch(model, batch):
-    inputs, labels, noise = batch
-    return loss_and_gradients(model, inputs, labels, noise=noise)
+    return loss_in_pieces(loss_and_gradients, model, batch)
 
 
 def _arrays_of(inputs):
@@ -209,7 +209,9 @@ def predict(model, inputs, *, batch_size=256):
     if not len(inputs):
         raise ValueError("predict: inputs is empty; give at least one")
     picked = batches(inputs, batch_size)
-    logits = np.concatenate([to_numpy(model(model.place(trimmed(inputs[batch])))) for batch in picked])
+    logits = np.concatenate(
+        [to_numpy(logits_in_pieces(model, model.place(trimmed(inputs[batch])))) for batch in picked]
+    )
     return logits[np.argsort(np.concatenate(picked))]  # back in the order of the inputs
 
 

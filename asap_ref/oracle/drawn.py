@@ -9,12 +9,12 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from asap_ref.method.masks import keep_tokens, valid_pairs
 from asap_ref.oracle import ties, truth
 from asap_ref.oracle.padding import padded
 from asap_ref.oracle.recipe import ARGUMENTS, LAYOUTS, OF_HEADS, Recipe, arrays_of, rounded
 from asap_ref.oracle.stored import Case, CaseAtHand, flags, operators
 from asap_ref.oracle.verdict import GRADIENT, check
+from asap_ref.support.masks import keep_tokens, valid_pairs
 
 GAUGES = {
     "sinkhorn": [["query_dual", 1], ["key_dual", -1]],

@@ -39,7 +39,6 @@ from asap_ref import (
     two_sided_c_transform_vjp,
 )
 from asap_ref.calibration.objectives import dual_loss_and_gradient, kl_loss_and_gradient
-from asap_ref.method.masks import keep_tokens
 from asap_ref.model.architecture import Architecture
 from asap_ref.model.layers import cross_entropy_vjp
 from asap_ref.model.mechanism import Attention
@@ -48,6 +47,7 @@ from asap_ref.model.recording import record
 from asap_ref.model.transformer import Transformer, transformer_vjp
 from asap_ref.support.arrays import array_namespace, transpose
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import keep_tokens
 from asap_ref.support.trees import leaves, unflatten
 
 __all__ = [

@@ -15,7 +15,6 @@ import math
 
 from asap_ref.fast.attention import softmax_attention
 from asap_ref.fast.threads import over_problems
-from asap_ref.method.masks import at_valid_pairs, keep, without_padding
 from asap_ref.method.transport import (
     attention_scores,
     attention_scores_vjp,
@@ -24,6 +23,7 @@ from asap_ref.method.transport import (
 )
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import fast_form_of, operator, vjp_of
+from asap_ref.support.masks import at_valid_pairs, keep, without_padding
 
 
 @operator

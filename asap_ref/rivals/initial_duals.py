@@ -27,10 +27,10 @@ import math
 from asap_ref.fast.from_dual import attention_from_dual
 from asap_ref.fast.threads import over_problems
 from asap_ref.method import attention as readable
-from asap_ref.method.masks import without_padding
 from asap_ref.method.slices import sliced_potentials_vjp
 from asap_ref.support.arrays import array_namespace, transpose
 from asap_ref.support.contracts import fast_form_of, operator, vjp_of
+from asap_ref.support.masks import without_padding
 from asap_ref.support.settings import CHOICES
 
 STARTS = CHOICES["start"]

@@ -19,10 +19,10 @@ import math
 from asap_ref.fast import kernels
 from asap_ref.fast.attention import softmax_attention
 from asap_ref.fast.prediction import predicted_dual
-from asap_ref.method.masks import at_valid_pairs, without_padding
 from asap_ref.method.transport import attention_scores, attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import fast_form_of, operator, vjp_of
+from asap_ref.support.masks import at_valid_pairs, without_padding
 
 
 @operator

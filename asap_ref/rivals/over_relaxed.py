@@ -1,7 +1,7 @@
 """Sinkhorn cut to a few over-relaxed iterations: the strongest rival that nobody has to calibrate.
 
     f  =  the dual of softmax, or a closed form (initial_duals.py)
-    n_iter times:  f  <-  f + omega (T(f) - f)             T the two-sided entropic c-transform (method/relaxation.py)
+    n_iter times:  f  <-  f + omega (T(f) - f)       T the two-sided entropic c-transform (extensions/relaxation.py)
     then the plan of T(f), rows exact
 
 n_iter = T and omega = 1 is a teacher of T + 1 iterations. With omega of 1.6 to 1.8 four iterations halve the error of
@@ -12,15 +12,16 @@ Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> (..., n, p).
 
 from __future__ import annotations
 
+from asap_ref.extensions.relaxation import OverRelaxation
 from asap_ref.fast.attention import fast_attention_from_dual
 from asap_ref.fast.scaling import BIG, softmax_start
 from asap_ref.fast.threads import over_problems
 from asap_ref.method.attention import attention_from_dual, attention_from_dual_vjp
-from asap_ref.method.masks import column_mass, valid_pairs, without_padding
 from asap_ref.method.transport import attention_scores, attention_scores_vjp, entropic_c_transform_vjp
 from asap_ref.rivals.initial_duals import STARTS, initial_dual_vjp
 from asap_ref.support.arrays import array_namespace, matvec, vecmat
 from asap_ref.support.contracts import fast_form_of, operator, vjp_of
+from asap_ref.support.masks import column_mass, valid_pairs, without_padding
 from asap_ref.support.settings import check_choice, check_positive
 
 
@@ -68,7 +69,7 @@ def over_relaxed_attention(
     omega = _checked(omega, initial)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     f, _ = _start_vjp(q, k, initial, settings)
-    return attention_from_dual(q, k, v, f, refine=n_iter, omega=omega, **settings)
+    return attention_from_dual(q, k, v, f, refinement=OverRelaxation(n_iter, omega), **settings)
 
 
 @vjp_of(over_relaxed_attention)
@@ -89,7 +90,7 @@ def over_relaxed_attention_vjp(
     omega = _checked(omega, initial)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     f, start_vjp = _start_vjp(q, k, initial, settings)
-    return attention_from_dual_vjp(q, k, v, f, start_vjp, refine=n_iter, omega=omega, **settings)
+    return attention_from_dual_vjp(q, k, v, f, start_vjp, refinement=OverRelaxation(n_iter, omega), **settings)
 
 
 def _checked(omega, initial):
@@ -122,8 +123,8 @@ def fast_over_relaxed_attention(
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     if initial != "softmax":
         f, _ = initial_dual_vjp(q, k, start=initial, **settings)
-        masks = (query_mask, key_mask)
-        return fast_attention_from_dual(q, k, v, f, *masks, epsilon=epsilon, refine=n_iter, omega=omega)
+        masks, refinement = (query_mask, key_mask), OverRelaxation(n_iter, omega)
+        return fast_attention_from_dual(q, k, v, f, *masks, epsilon=epsilon, refinement=refinement)
 
     def part(q, k, v, query_mask, key_mask):
         return _in_scaling_form(q, k, v, n_iter, omega, epsilon, query_mask, key_mask)
@@ -154,5 +155,5 @@ def _in_scaling_form(q, k, v, n_iter, omega, epsilon, query_mask, key_mask):
         return out
     settings = {"epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
     f, _ = _start_vjp(q, k, "softmax", settings)
-    slow = attention_from_dual(q, k, v, f, refine=n_iter, omega=omega, **settings)  # survives scores of any size
+    slow = attention_from_dual(q, k, v, f, refinement=OverRelaxation(n_iter, omega), **settings)  # for any scores
     return xp.where(good[..., None, None], out, slow)

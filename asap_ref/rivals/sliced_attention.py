@@ -22,10 +22,10 @@ Shapes: q (..., n, d), k (..., m, d), v (..., m, p), directions (d, L) or (H, d,
 from __future__ import annotations
 
 from asap_ref.fast.threads import over_problems, over_problems_vjp
-from asap_ref.method.masks import column_mass, without_padding
 from asap_ref.rivals.soft_sort import soft_sort_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import column_mass, without_padding
 from asap_ref.support.settings import check_count, check_positive
 
 

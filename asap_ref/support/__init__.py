@@ -1,1 +1,1 @@
-"""What every file may use and no reader must open: array modules, contracts of arguments, files, tables."""
+"""What every file may use and no reader must open: array modules, masks, contracts of arguments, files, tables."""

@@ -123,7 +123,10 @@ def source(*functions):
 
 @dataclass(frozen=True)
 class Source:
-    """Python source that a notebook shows in colours; as HTML too, since exported Markdown loses the fixed pitch."""
+    """Python source that a notebook shows; as HTML too, since exported Markdown loses the fixed pitch.
+
+    Colours are left to the page: they must be legible on light and dark grounds, and only the page knows its own.
+    """
 
     text: str = field(repr=False)
 
@@ -135,11 +138,7 @@ class Source:
         from pygments.formatters import HtmlFormatter
         from pygments.lexers import PythonLexer
 
-        return highlight(
-            self.text,
-            PythonLexer(),
-            HtmlFormatter(noclasses=True, prestyles="font-family: monospace; font-size: 13px"),
-        )
+        return highlight(self.text, PythonLexer(), HtmlFormatter(prestyles="font-family: monospace"))
 
 
 def _without_docstring(function):

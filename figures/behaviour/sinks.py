@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from asap_ref import Attention
-from asap_ref.fidelity.diagnostics import attention_entropy, rank_residual_by_depth, sink_score
+from asap_ref.fidelity.diagnostics import attention_entropy, marginal_error, rank_residual_by_depth, sink_score
 from asap_ref.lab.experiments import experiment
 from asap_ref.lab.machine import machine
 from asap_ref.lab.runs import trained
-from asap_ref.method.transport import marginal_error
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.measures import plan_of
 from asap_ref.model.recording import record

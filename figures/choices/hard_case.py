@@ -23,9 +23,9 @@ from asap_ref.lab.machine import machine
 from asap_ref.lab.replacements import geometric_mean
 from asap_ref.lab.stopwatch import interleaved
 from asap_ref.method.features import dual_features
-from asap_ref.method.masks import centred
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.support import files, presentation
+from asap_ref.support.masks import centred
 from asap_ref.support.tables import markdown_table
 
 SEEDS = (0, 1, 2)  # a layer each

@@ -14,11 +14,11 @@ from asap_ref.lab.matching import MatchingRun, compile_matcher, judged_pairs, me
 from asap_ref.lab.pairs import draw_pairs
 from asap_ref.method.amortizer import amortized_query_dual_vjp
 from asap_ref.method.features import Family
-from asap_ref.method.masks import centred, of_features
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.optimiser import TrainingSettings, adamw, initial_moments, learning_rate_at
 from asap_ref.model.recording import activations
 from asap_ref.support import files
+from asap_ref.support.masks import centred, of_features
 from asap_ref.support.tables import markdown_table
 
 PLAIN = {"n_slices": 16, "candidates": 64, "cumulants": True, "quadratic": 8, "moments": 4, "ridge": 1e-3}

@@ -25,6 +25,7 @@ from asap_ref import (
     two_sided_c_transform,
 )
 from asap_ref.calibration.fit import principal_directions
+from asap_ref.calibration.kl import kl_statistics
 from asap_ref.calibration.objectives import dual_loss_and_gradient, kl_loss_and_gradient
 from asap_ref.calibration.penalty import penalties
 from asap_ref.calibration.recalibration import recalibrate
@@ -33,8 +34,7 @@ from asap_ref.extensions.moments import _of_projected_vjp
 from asap_ref.fast import prediction
 from asap_ref.method import attention as readable
 from asap_ref.method.features import dual_features as features_of
-from asap_ref.method.masks import centred, keep_tokens
-from asap_ref.method.regression import kl_statistics
+from asap_ref.support.masks import centred, keep_tokens
 
 rng = np.random.default_rng(0)
 PLACES = rng.standard_normal((2, 3, 12, 4))

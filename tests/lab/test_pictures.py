@@ -63,10 +63,15 @@ def test_a_dual_is_centred_and_its_difference_is_on_the_same_scale(clouds):
 
 def test_the_zigzag_of_the_hill_is_that_of_sinkhorn():
     S = np.array([[1.0, 0.2], [0.6, -1.0]])
-    path = diagrams.plot_hill(S, epsilon=0.5, n_iter=3).axes[0].lines[0].get_xydata()
+    axis = diagrams.plot_hill(S, epsilon=0.5, n_iter=3).axes[0]
+    path = axis.lines[0].get_xydata()
     expected = [sinkhorn(S, n_iter=t, epsilon=0.5) for t in range(4)]
     assert np.allclose(path[::2, 0], [duals.query[0] - duals.query[1] for duals in expected])
     assert np.allclose(path[::2, 1], [duals.key[0] - duals.key[1] for duals in expected])
+
+    (top,) = (line.get_xydata()[0] for line in axis.lines if line.get_label() == "the top")
+    converged = sinkhorn(S, n_iter=400, epsilon=0.5)
+    assert np.allclose(top, [dual[0] - dual[1] for dual in (converged.query, converged.key)])
 
 
 def test_a_figure_is_shown_as_a_sharp_png_with_its_text(clouds, monkeypatch):

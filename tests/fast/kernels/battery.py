@@ -18,10 +18,10 @@ from asap_ref.fast import kernels
 from asap_ref.fast.kernels.launch import Problems
 from asap_ref.fast.prediction import predicted_dual
 from asap_ref.method import attention as readable
-from asap_ref.method.masks import without_padding
 from asap_ref.method.transport import attention_scores, entropic_c_transform
 from asap_ref.rivals.one_sided import fast_one_sided_attention, one_sided_attention
 from asap_ref.support.arrays import to_numpy
+from asap_ref.support.masks import without_padding
 
 SIZES = (1, 3, 63, 64, 65, 127, 130, 257)  # at the edges of tiles
 PAIRS = [*((n, n) for n in SIZES), (1, 65), (65, 1), (3, 257), (257, 64), (130, 63), (127, 257)]

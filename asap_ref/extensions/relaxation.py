@@ -24,10 +24,13 @@ Shapes: S (..., n, m), f (..., n), omega one number or one for each leading axis
 
 from __future__ import annotations
 
-from asap_ref.method.masks import keep
+from dataclasses import dataclass
+from typing import Any
+
 from asap_ref.method.transport import Duals, two_sided_c_transform, two_sided_c_transform_vjp
 from asap_ref.support.arrays import array_namespace
 from asap_ref.support.contracts import operator, vjp_of
+from asap_ref.support.masks import keep
 
 
 @operator
@@ -103,6 +106,31 @@ def over_relaxed_dual_vjp(scores, query_dual, omega, *, n_iter=1, epsilon=1.0, q
         return d_scores, df, xp.sum(d_step, axis=(*shared, -1))
 
     return visited[-1], vjp
+
+
+@dataclass(frozen=True)
+class OverRelaxation:
+    """Over-relaxed iterations between a prediction and its two-sided transform: a ``refinement`` of attentions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> f = OverRelaxation(1, np.asarray(1.5))(np.zeros((2, 2)), np.asarray([1.0, -1.0]))
+    >>> f.round(3)
+    array([0.151, 1.151])
+    """
+
+    n_iter: int
+    omega: Any  # one number, or (H,) in the module of the scores
+
+    def __call__(self, scores, query_dual, **settings):
+        """The dual (..., n) that the iterations reach."""
+        return over_relaxed_dual(scores, query_dual, self.omega, n_iter=self.n_iter, **settings)
+
+    def vjp(self, scores, query_dual, **settings):
+        """The dual and ``vjp(df) -> (d_scores, d_query_dual)``; omega is held fixed."""
+        f, vjp = over_relaxed_dual_vjp(scores, query_dual, self.omega, n_iter=self.n_iter, **settings)
+        return f, lambda df: vjp(df)[:2]
 
 
 def _of_each_query(omega, scores):

@@ -1,0 +1,75 @@
+"""A batch in pieces: their logits are those of the batch, their losses and gradients add up to its own.
+
+On NumPy all but large matrix products runs on one core, and what a batch is on its way through a model outgrows the
+cache. A piece stays in the cache, and pieces run on threads. How a batch is cut depends on its shape alone, and sums
+are taken in order: the same bits come out whatever the number of threads. Other modules take a batch as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+import numpy as np
+
+from asap_ref.fast.threads import spread
+from asap_ref.support.arrays import count_of
+from asap_ref.support.trees import leaves, tree_map
+
+PIECE = 50_000  # numbers in the residual stream of a piece: 16 clouds of 64 points at width 48
+
+
+def pieces_of(model, inputs):
+    """Slices of a batch, of about PIECE numbers in the residual stream each; one where it is not to be cut.
+
+    Examples
+    --------
+    >>> from asap_ref import Architecture, Attention, Transformer
+    >>> model = Transformer.create(Architecture(features=2), Attention("softmax"))
+    >>> pieces_of(model, np.zeros((64, 64, 2)))
+    [slice(0, 16, None), slice(16, 32, None), slice(32, 48, None), slice(48, 64, None)]
+    """
+    count = count_of(inputs)
+    if not isinstance(leaves(model.params)[0], np.ndarray) or not count:
+        return [slice(0, count)]
+    a = model.architecture
+    numbers = count * tokens_of(a, inputs) * a.width
+    step = math.ceil(count / math.ceil(numbers / PIECE))
+    return [slice(i, min(i + step, count)) for i in range(0, count, step)]
+
+
+def tokens_of(architecture, inputs):
+    """Tokens of a sequence of a batch, class token included."""
+    return architecture.n_tokens if architecture.kind == "images" else 1 + inputs.shape[1]
+
+
+def logits_in_pieces(model, inputs):
+    """Logits (B, C) of a batch in the module of the model, from those of its pieces."""
+    pieces = pieces_of(model, inputs)
+    if len(pieces) == 1:
+        return model(inputs)
+    return np.concatenate(spread(lambda piece: model(inputs[piece]), pieces))
+
+
+def loss_in_pieces(loss_and_gradients, model, batch):
+    """Mean loss of a batch and its gradient, a nested dict, from those of its pieces.
+
+    A batch is (inputs, labels, noise), the noise a nested dict or None; ``loss_and_gradients(model, inputs, labels,
+    noise=noise)`` gives the mean over what it is given.
+    """
+    inputs, labels, noise = batch
+    pieces = pieces_of(model, inputs)
+    if len(pieces) == 1:
+        return loss_and_gradients(model, inputs, labels, noise=noise)
+
+    def of_piece(piece):
+        own_noise = None if noise is None else tree_map(lambda x: x[piece], noise)
+        found = loss_and_gradients(model, inputs[piece], labels[piece], noise=own_noise)
+        share = (piece.stop - piece.start) / len(labels)
+        return [tree_map(lambda x: share * x, part) for part in found]
+
+    return reduce(_added, spread(of_piece, pieces))
+
+
+def _added(a, b):
+    return [tree_map(lambda x, y: x + y, *parts) for parts in zip(a, b, strict=True)]
