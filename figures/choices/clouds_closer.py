@@ -138,9 +138,9 @@ def markdown(record):
         "each in every forward pass, and features of a higher rank ask for more calibration data; draws and the "
         "penalty cost nothing at inference.\n\n"
         "The default map (8 slices chosen among 128, cumulants, quadratic of rank 8, moments of rank 4, by KL, a "
-        f"least penalty of {FLOOR:g}), calibrated on {CLOUDS} clouds of 64 points. Output errors relative to the teacher's "
-        f"output, geometric means over layers and heads, means of {len(SEEDS)} seeds. {made_on['processor']}, NumPy "
-        f"{made_on['numpy']}.\n"
+        f"least penalty of {FLOOR:g}), calibrated on {CLOUDS} clouds of 64 points. Output errors relative to the "
+        f"teacher's output, geometric means over layers and heads, means of {len(SEEDS)} seeds. "
+        f"{made_on['processor']}, NumPy {made_on['numpy']}.\n"
     )
 
 
