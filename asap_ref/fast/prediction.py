@@ -77,7 +77,10 @@ def _in_pieces(q, k, forms, query_mask, key_mask):
     ]
     dual = np.empty((count, H, n), q.dtype)
     size = max(n * max(q.shape[-1], *(form.width for form in forms)), 1)
-    step = max(min(PIECE // size, math.ceil(count * H / worker_count())), 1)  # heads of sequences
+    pieces = math.ceil(count * H * size / PIECE)
+    if pieces > 1:  # within a piece a thread costs more than it saves
+        pieces = math.ceil(pieces / worker_count()) * worker_count()
+    step = max(min(PIECE // size, math.ceil(count * H / max(pieces, 1))), 1)  # heads of sequences
     heads = [slice(h, min(h + step, H)) for h in range(0, H, step)]
     of_those = [forms] if len(heads) == 1 else [of_heads(forms, some) for some in heads]
 
@@ -85,7 +88,7 @@ def _in_pieces(q, k, forms, query_mask, key_mask):
         own, own_forms = piece
         dual[own] = _dual(q[own], k[own], own_forms, *(None if mask is None else mask[own] for mask in masks))
 
-    sequences = cut(count, max(step // H, 1))
+    sequences = cut(count, math.ceil(step / H))
     spread(fill, [((i, h), own) for i in sequences for h, own in zip(heads, of_those, strict=True)])
     return dual.reshape(*leading, n)
 

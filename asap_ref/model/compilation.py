@@ -53,8 +53,9 @@ def compile_model(
         As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer. The defaults are a map of few
         slices, well chosen, and of quadratic features and moments of low rank, which cost next to nothing at inference;
         where tokens are few for so many features, the penalty holds them back. The objective, when not given, is kl
-        where the two-sided transform follows the prediction at once, since it counts what that transform leaves of an
-        error; after refining iterations, and of the key dual, nothing is near enough to that, and it is regression.
+        where the two-sided transform follows the prediction at once, of which it counts what is left then. After
+        refining iterations kl is the worse one where sequences are few, and nothing repairs a key dual: there it is
+        regression.
     fallback : float, optional
         Heads whose attention output is off by more than this (relative to the teacher's, on every tenth example
         of a batch, or the last of fewer, which then do not calibrate) stay with Sinkhorn. The report names them.

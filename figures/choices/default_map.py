@@ -236,8 +236,8 @@ def told(record):
     lengths = ", ".join(f"{quotient:.2f} at {n}" for n, quotient in zip(CLOUDS, two, strict=True))
     return (
         f"The error by KL is that by regression times {_against(record, DEFAULT, WHOLE)}; after a refining "
-        f"iteration times {_against(record, KL_REFINED, REFINED)}, and more with fewer sequences "
-        "(few_sequences.md): so KL is the default where nothing is refined. "
+        f"iteration times {_against(record, KL_REFINED, REFINED)}, but there it is the larger one with few "
+        "sequences (few_sequences.md): so KL is the default where nothing is refined. "
         f"A second length in calibration multiplies the error on clouds by {lengths}. "
         f"Bars that are missed: {', '.join(missed) or 'none'}. What would help on clouds is in clouds_closer.md."
     )
