@@ -20,7 +20,7 @@ from asap_ref.fast.form import fast_form
 from asap_ref.fast.from_dual import cut
 from asap_ref.fast.quadratic_form import QuadraticForm
 from asap_ref.fast.slices import WeightedSlices
-from asap_ref.fast.threads import spread, worker_count
+from asap_ref.fast.threads import flat_mask, spread, worker_count
 from asap_ref.method.amortizer import check_weights
 from asap_ref.support.arrays import one_pass
 from asap_ref.support.masks import keep, keep_tokens, queries_with_a_key
@@ -69,12 +69,7 @@ def _in_pieces(q, k, forms, query_mask, key_mask):
     leading, (H, n) = q.shape[:-2], q.shape[-3:-1]
     count = math.prod(leading[:-1])
     q, k = (x.reshape(count, H, *x.shape[-2:]) for x in (q, k))
-    masks = [
-        None
-        if mask is None
-        else np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(count, H, mask.shape[-1])
-        for mask in (query_mask, key_mask)
-    ]
+    masks = [flat_mask(mask, leading, count, H) for mask in (query_mask, key_mask)]
     dual = np.empty((count, H, n), q.dtype)
     size = max(n * max(q.shape[-1], *(form.width for form in forms)), 1)
     pieces = math.ceil(count * H * size / PIECE)

@@ -21,6 +21,8 @@ from asap_ref.model.recording import activations, check_model, record
 from asap_ref.support.arrays import count_of
 from asap_ref.support.settings import check_choice, check_positive
 
+CANDIDATES = 128  # slices from which each head's are chosen
+
 
 def compile_model(
     model,
@@ -28,7 +30,7 @@ def compile_model(
     *,
     into="asap",
     n_slices=8,
-    candidates=128,
+    candidates=CANDIDATES,
     quadratic=8,
     moments=4,
     objective=None,
@@ -65,9 +67,10 @@ def compile_model(
     Returns
     -------
     (Transformer, list of dict)
-        The compiled model, which saves, loads and runs on its own, and a report for each layer: the share
-        R² of the dual's variance that is explained, head by head, on the calibration data and in the metric of the
-        objective; with ``fallback``, the held-out ``output_error`` and the heads left ``on_sinkhorn`` as well.
+        The compiled model, which saves, loads and runs on its own, and a report for each layer: its ``features``, how
+        many of each family; the share R² of the dual's variance that is explained, head by head, on the calibration
+        data and in the metric of the objective; with ``fallback``, the held-out ``output_error`` and the heads left
+        ``on_sinkhorn`` as well.
 
     Raises
     ------
@@ -85,8 +88,7 @@ def compile_model(
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.model.architecture import Architecture
-    >>> from asap_ref.model.transformer import Transformer
+    >>> from asap_ref import Architecture, Transformer
     >>> teacher = Transformer.create(Architecture(), Attention("sinkhorn", {"n_iter": 5}))
     >>> images = np.random.default_rng(0).standard_normal((32, 8, 8))
     >>> compiled, report = compile_model(teacher, [images], n_slices=8)
@@ -129,7 +131,8 @@ def compile_model(
             **settings,
         )
         replaced = Attention(into, {"amortizer": amortizer})
-        told = {"layer": layer, "r_squared": amortizer.r_squared.tolist()}
+        features = {family.name: family.count for family in amortizer.families}
+        told = {"layer": layer, "features": features, "r_squared": amortizer.r_squared.tolist()}
         if fallback is not None:
             errors = output_error(
                 attention, replaced, (record(model, batch)[layer] for batch in held_out if count_of(batch))
