@@ -176,7 +176,8 @@ def run_reproduce(args):
     check_folder(args.out, "--out", holds=written, force=args.force or args.resume, way_out=way_out)
 
     if args.dataset == "matching":  # clouds as well, but pairs of them, and a plan for an answer
-        from asap_ref.lab.matching import matching_run, reproduce_matching
+        from asap_ref.lab.matching import matching_run
+        from asap_ref.lab.matching_report import reproduce_matching
 
         if args.attention:
             raise ValueError(

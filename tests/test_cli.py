@@ -37,7 +37,17 @@ RIVALS = [
     *(f"over-relaxed-gaussian-{t}" for t in (1, 2)),
     *("dual-softmax", "asap-refined", "asap-one-pass", "one-sided"),
 ]
-COLUMNS = {"n", "attention", "accuracy", "agreement", "output_error", "column_error", "ms_per_forward", "speedup"}
+COLUMNS = {
+    "judged",
+    "n",
+    "attention",
+    "accuracy",
+    "agreement",
+    "output_error",
+    "column_error",
+    "ms_per_forward",
+    "speedup",
+}
 COLUMNS |= {"speedup_log_domain"}
 DIGITS = ("--dataset", "digits")
 

@@ -50,9 +50,7 @@ class Amortizer(EqualByValue):
     refine: int = 0  # over-relaxed Sinkhorn iterations before the two-sided transform
     r_squared: np.ndarray | None = None  # (H,) on the calibration data, in the metric of the objective
     statistics: SufficientStatistics | None = field(default=None, repr=False)  # what new data is merged with
-    omega: np.ndarray | None = (
-        None  # (H,) how far each refining iteration goes (extensions/relaxation.py); None is 1
-    )
+    omega: np.ndarray | None = None  # (H,) how far each refining iteration goes (relaxation.py); None is 1
     _placed: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -67,9 +65,8 @@ class Amortizer(EqualByValue):
             if np.shape(self.omega) != (H,) or not np.all((self.omega > 0) & (self.omega < 2)):
                 raise ValueError(f"omega must be (H,) = ({H},) numbers between 0 and 2, got {self.omega}")
 
-    def __reduce__(
-        self,
-    ):  # pickle and deepcopy make it anew, without the constants of this process and its devices
+    def __reduce__(self):
+        # pickle and deepcopy make it anew, without the constants of this process and its devices
         return type(self), tuple(getattr(self, field.name) for field in fields(self) if field.init)
 
     def __repr__(self):
@@ -103,9 +100,7 @@ class Amortizer(EqualByValue):
         return self._placed[key]
 
     def refinement(self, q):
-        """What goes between prediction and two-sided transform: None, or over-relaxed iterations, placed like q."""
-        if not self.refine:
-            return None
+        """Over-relaxed iterations, placed like q: between prediction and transform, where ``refine`` is not 0."""
         omega = 1.0 if self.omega is None else self.placed(q, "omega", lambda: self.omega)
         return OverRelaxation(self.refine, omega)
 

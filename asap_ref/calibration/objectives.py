@@ -38,24 +38,19 @@ def kl_loss_and_gradient(
 ):
     """KL divergence from teacher to student, up to a constant, and its gradient in the predicted query dual.
 
+    O(nm). Source: asap_ref/oracle/README.md, "The amortizer", 2.
+
     Parameters
     ----------
-    scores : array (..., n, m)
     query_dual : array (..., n)
         The prediction f_hat.
     teacher_columns : array (..., m)
         Column sums c* of the teacher's plan; its rows sum to one.
-    epsilon, query_mask, key_mask
-        As in `two_sided_c_transform`.
 
     Returns
     -------
     (array (...), array (..., n))
         ``KL(P_teacher || P_hat) / n'`` less the terms in which f_hat does not appear, and the gradient.
-
-    Notes
-    -----
-    O(nm). Source: asap_ref/oracle/README.md, "The amortizer", 2.
 
     Examples
     --------

@@ -18,7 +18,7 @@ def select(statistics, candidates, n_slices, penalty=0.0):
 
     Examples
     --------
-    >>> from asap_ref.method.regression import SufficientStatistics
+    >>> from asap_ref import SufficientStatistics
     >>> rng = np.random.default_rng(0)
     >>> features = rng.standard_normal((1, 4, 100))
     >>> select(SufficientStatistics.of(features, 3 * features[:, 2] + features[:, 0]), 4, 2)

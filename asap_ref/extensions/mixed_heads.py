@@ -19,30 +19,21 @@ from asap_ref.support.contracts import operator, vjp_of
 def mixed_attention(q: "... H n d", k: "... H m d", v: "... H m p", parts, *, query_mask=None, key_mask=None):
     """Attend head by head with the mechanism that each head was given.
 
+    The cost is that of the parts, and a copy of q, k and v. Ours (derived).
+
     Parameters
     ----------
-    q, k, v : arrays (..., H, n, d), (..., H, m, d), (..., H, m, p)
     parts : sequence of (attention, heads)
         An `Attention` (or another callable with a ``vjp``) and the indices of the heads it attends for; every head
-        is in one part.
-    query_mask, key_mask
+        is in one part, or it is a ValueError.
 
     Returns
     -------
     array (..., H, n, p)
 
-    Raises
-    ------
-    TypeError, ValueError
-        On wrong shapes or non-finite input, or if a head is in no part, or in two.
-
-    Notes
-    -----
-    The cost is that of the parts, and a copy of q, k and v. Ours (derived).
-
     Examples
     --------
-    >>> from asap_ref.model.mechanism import Attention
+    >>> from asap_ref import Attention
     >>> q = np.random.default_rng(0).standard_normal((3, 4, 2))
     >>> parts = [(Attention("softmax"), [0, 2]), (Attention("sinkhorn", {"n_iter": 3}), [1])]
     >>> mixed_attention(q, q, q, parts).shape
@@ -62,7 +53,7 @@ def mixed_attention_vjp(q, k, v, parts, *, query_mask=None, key_mask=None):
 
     Examples
     --------
-    >>> from asap_ref.model.mechanism import Attention
+    >>> from asap_ref import Attention
     >>> q = np.random.default_rng(0).standard_normal((2, 4, 2))
     >>> out, vjp = mixed_attention_vjp(q, q, q, [(Attention("softmax"), [1]), (Attention("sinkhorn"), [0])])
     >>> [d.shape for d in vjp(out)]

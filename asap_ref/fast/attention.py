@@ -123,7 +123,7 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
         out = scaled_attention(segments, v)
 
         def vjp(d_out):
-            d_scores, dv = scaled_attention_vjp(segments, v, out, d_out, column_mass(S, **masks))
+            d_scores, dv, _ = scaled_attention_vjp(segments, v, out, d_out, column_mass(S, **masks))
             dq, dk = scores_vjp(d_scores)
             return dq / epsilon, dk / epsilon, dv
 
@@ -177,4 +177,33 @@ def fast_attention_from_dual(q, k, v, f_hat, query_mask, key_mask, *, epsilon=1.
     return over_problems(part, [q, k, v, f_hat[..., None], of_each], [query_mask, key_mask])
 
 
-asap_attention_vjp = readable.asap_attention_vjp  # which fine-tuning can afford
+@fast_form_of(readable.asap_attention_vjp)
+def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
+    """On NumPy one iteration in scaling form (scaling.py) from the prediction, on threads, unless it is refined."""
+    masks, epsilon = {"query_mask": query_mask, "key_mask": key_mask}, amortizer.epsilon
+    if amortizer.refine or not _on_numpy(q):
+        return readable.asap_attention_vjp(q, k, v, amortizer, **masks)
+    q, k, v = without_padding(q, k, v, query_mask, key_mask)
+    f_hat, predict_vjp = amortizer.predict_vjp(q, k, **masks)
+
+    def part(q, k, v, f_hat, query_mask, key_mask):
+        masks = {"query_mask": query_mask, "key_mask": key_mask}
+        S, scores_vjp = attention_scores_vjp(q, k)
+        segments = scale(S, n_iter=1, epsilon=epsilon, init=f_hat[..., 0], **masks)
+        out, mass = scaled_attention(segments, v), column_mass(S, **masks)
+
+        def vjp(d_out):
+            d_scores, dv, df = scaled_attention_vjp(segments, v, out, d_out, mass)
+            dq, dk = (d / epsilon for d in scores_vjp(d_scores))
+            return dq, dk, dv, df[..., None] / epsilon
+
+        return out, vjp
+
+    out, from_dual_vjp = over_problems_vjp(part, [q, k, v, f_hat[..., None]], [query_mask, key_mask])
+
+    def vjp(d_out):
+        dq, dk, dv, df = from_dual_vjp(d_out)
+        dq_dual, dk_dual = predict_vjp(df[..., 0])
+        return dq + dq_dual, dk + dk_dual, dv
+
+    return out, vjp

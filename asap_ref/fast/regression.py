@@ -18,7 +18,7 @@ import numpy as np
 from asap_ref.fast.features import fast_features
 from asap_ref.fast.from_dual import cut
 from asap_ref.fast.scaling import scale, scaled_duals
-from asap_ref.fast.threads import CHUNK, spread
+from asap_ref.fast.threads import CHUNK, flat_mask, spread
 from asap_ref.method import regression as readable
 from asap_ref.method.features import check_families, dual_features
 from asap_ref.method.regression import SufficientStatistics
@@ -60,12 +60,7 @@ def _over_heads(products, q, k, families, query_mask, key_mask, **settings):
     *leading, H, n, d = q.shape
     B = math.prod(leading)
     q, k = q.reshape(B, H, n, d), k.reshape(B, H, *k.shape[-2:])
-    masks = [
-        None
-        if mask is None
-        else np.broadcast_to(mask, (*leading, H, mask.shape[-1])).reshape(B, H, mask.shape[-1])
-        for mask in (query_mask, key_mask)
-    ]
+    masks = [flat_mask(mask, (*leading, H), B, H) for mask in (query_mask, key_mask)]
     step = max(CHUNK // (n * max(k.shape[-2], sum(family.count for family in families))), 1)
 
     def part(piece):

@@ -155,7 +155,7 @@ def scaled_sinkhorn_vjp(scores, *, n_iter, epsilon=1.0, query_mask=None, key_mas
     segments, mass = scale(scores, n_iter=n_iter, epsilon=epsilon, **masks), column_mass(scores, **masks)
 
     def vjp(cotangent):
-        return (through_iterations(segments, *cotangent, mass),)
+        return through_iterations(segments, *cotangent, mass)[:1]
 
     return Duals(*map(keep, scaled_duals(segments, epsilon), masks.values())), vjp
 
@@ -167,18 +167,20 @@ def scaled_attention(segments, v):
 
 
 def scaled_attention_vjp(segments, v, out, d_out, mass):
-    """Gradient of out = P v, as (epsilon dS, dv): (..., n, m), (..., m, p); mass is n'/m'."""
+    """Gradient of out = P v, as (epsilon dS, dv, epsilon d_init): (..., n, m), (..., m, p), (..., n); mass is n'/m'."""
     xp = array_namespace(v, d_out)
     K, (_, a, b) = segments[-1].K, segments[-1].steps[-1]
     left, right = a[..., :, None] * d_out, b[..., :, None] * v
     dv = b[..., :, None] * (transpose(K) @ left)
     df, dg = xp.sum(d_out * out, axis=-1), xp.sum(v * dv, axis=-1)
-    return through_iterations(segments, df, dg, mass, (transpose(left), transpose(right))), dv
+    d_scores, d_init = through_iterations(segments, df, dg, mass, (transpose(left), transpose(right)))
+    return d_scores, dv, d_init
 
 
 def through_iterations(segments, df, dg, mass, products=None):
-    """Pull gradients df and dg of the last duals back to the scores: dS (..., n, m), all times any factor.
+    """Pull gradients df and dg of the last duals back to scores (..., n, m) and start (..., n), all times any factor.
 
+    The softmax start depends on the scores alone: of its df nothing is left.
     Products, (..., p, n) and (..., p, m), are of what reaches dS past the duals: K * (leftᵀ right) of the last kernel.
     """
     xp = array_namespace(df, dg)
@@ -201,4 +203,4 @@ def through_iterations(segments, df, dg, mass, products=None):
             d_scores = K * (transpose(A) @ B)
         else:
             d_scores = d_scores + K * (transpose(A) @ B)
-    return d_scores
+    return d_scores, df

@@ -130,12 +130,16 @@ def _cut(arrays, masks):
     leading = arrays[0].shape[:-2]
     count = math.prod(leading)
     flat = [x.reshape(count, *x.shape[len(leading) :]) for x in arrays]
-    flat += [
-        None if mask is None else np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(count, mask.shape[-1])
-        for mask in masks
-    ]
+    flat += [flat_mask(mask, leading, count) for mask in masks]
     pieces = chunks(count, arrays[0].shape[-2] * arrays[1].shape[-2])
     return leading, count, pieces, lambda piece: [None if x is None else x[piece] for x in flat]
+
+
+def flat_mask(mask, leading, *flat):
+    """A mask (..., tokens) of arrays (*leading, tokens, ...), which may lack axes, as (*flat, tokens); None stays."""
+    return (
+        mask if mask is None else np.broadcast_to(mask, (*leading, mask.shape[-1])).reshape(*flat, mask.shape[-1])
+    )
 
 
 def _join(parts, leading):

@@ -25,9 +25,7 @@ def compare_attentions(teacher, attentions, batch):
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.model.mechanism import Attention
-    >>> from asap_ref.model.architecture import Architecture
-    >>> from asap_ref.model.transformer import Transformer
+    >>> from asap_ref import Architecture, Attention, Transformer
     >>> teacher = Transformer.create(Architecture(n_layers=1), Attention("sinkhorn", {"n_iter": 5}))
     >>> images = np.random.default_rng(0).standard_normal((32, 8, 8))
     >>> compare_attentions(teacher, teacher.attentions, images)[0]["output_error"][:3]

@@ -55,20 +55,17 @@ def marginal_error(plan: "... n m", *, query_mask=None, key_mask=None):
 def sink_score(plan: "... n m", *, query_mask=None, key_mask=None):
     """Largest column sum of a plan, relative to the fair share n'/m'.
 
+    O(n m). Attention sinks: Xiao et al. 2023 (StreamingLLM). The measure is ours (derived).
+
     Parameters
     ----------
     plan : array (..., n, m)
         Zero at masked pairs.
-    query_mask, key_mask
 
     Returns
     -------
     array (...)
         1 for a doubly-stochastic plan, m' when every query attends to one key alone.
-
-    Notes
-    -----
-    O(n m). Attention sinks: Xiao et al. 2023 (StreamingLLM). The measure is ours (derived).
 
     Examples
     --------
@@ -89,7 +86,6 @@ def attention_entropy(plan: "... n m", *, query_mask=None):
     ----------
     plan : array (..., n, m)
         Rows of valid queries sum to one; zero at masked pairs.
-    query_mask
 
     Returns
     -------
@@ -116,6 +112,9 @@ def attention_entropy(plan: "... n m", *, query_mask=None):
 def rank_residual(tokens: "... n w", *, mask: "... n" = None):
     """How far tokens are from being all the same: |X - 1 mean(X)ᵀ| / |X|, Frobenius norms.
 
+    O(n w). Source: Dong, Cordonnier & Loukas 2021, who subtract the best single row; in the Frobenius norm that
+    is the mean.
+
     Parameters
     ----------
     tokens : array (..., n, w)
@@ -126,11 +125,6 @@ def rank_residual(tokens: "... n w", *, mask: "... n" = None):
     -------
     array (...)
         Between 0, one vector n times over (X has rank one), and 1. 0 where the tokens are all zero.
-
-    Notes
-    -----
-    O(n w). Source: Dong, Cordonnier & Loukas 2021, who subtract the best single row; in the Frobenius norm that
-    is the mean.
 
     Examples
     --------
@@ -167,9 +161,7 @@ def rank_residual_by_depth(model, inputs):
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.model.mechanism import Attention
-    >>> from asap_ref.model.architecture import Architecture
-    >>> from asap_ref.model.transformer import Transformer
+    >>> from asap_ref import Architecture, Attention, Transformer
     >>> model = Transformer.create(Architecture(n_layers=3), Attention("softmax"))
     >>> [r.shape for r in rank_residual_by_depth(model, np.zeros((2, 8, 8)))]
     [(2,), (2,), (2,), (2,)]
@@ -195,28 +187,22 @@ def equivalent_iterations(
 ):
     """How many Sinkhorn iterations from a zero dual come as close to a reference plan as the given plan is.
 
+    O(most n m). The measure is ours (derived).
+
     Parameters
     ----------
-    scores : array (..., n, m)
     plan : array (..., n, m)
         The plan to be rated, ASAP's for instance.
     reference : array (..., n, m)
         What it should be: the plan of the teacher, or the converged one.
-    epsilon : float
-        Of the iterations.
     most : int
         Where to stop looking.
-    query_mask, key_mask
 
     Returns
     -------
     integer array (...)
         The smallest T whose plan has a Frobenius distance to the reference that is no larger; ``most`` where none
         up to there has. One is what the two-sided transform of a zero dual costs, and the least.
-
-    Notes
-    -----
-    O(most n m). The measure is ours (derived).
 
     Examples
     --------

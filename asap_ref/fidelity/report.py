@@ -179,9 +179,7 @@ def fidelity_report(compiled, inputs, *, teacher=None, most=50):
 
     Examples
     --------
-    >>> from asap_ref.model.compilation import compile_model
-    >>> from asap_ref.model.architecture import Architecture
-    >>> from asap_ref.model.transformer import Transformer
+    >>> from asap_ref import Architecture, Transformer, compile_model
     >>> teacher = Transformer.create(Architecture(n_layers=1, n_heads=4), Attention("sinkhorn", {"n_iter": 5}))
     >>> images = np.random.default_rng(0).standard_normal((2, 32, 8, 8))
     >>> compiled, _ = compile_model(teacher, [images[0]], n_slices=4, quadratic=0)

@@ -13,6 +13,7 @@ import numpy as np
 from asap_ref.lab.clouds import draw_clouds, fresh_clouds, load_clouds
 from asap_ref.lab.datasets import Dataset, load_digits, load_r8, load_topics
 from asap_ref.model.architecture import Architecture
+from asap_ref.model.compilation import CANDIDATES
 from asap_ref.model.optimiser import TrainingSettings
 from asap_ref.model.text import word_dropout
 from asap_ref.support.settings import check_choice
@@ -43,7 +44,7 @@ class Experiment:
     architecture: Architecture
     training: TrainingSettings
     teacher: Mapping  # settings of Sinkhorn attention
-    compilation: Mapping = field(default_factory=dict)  # settings of compile_model
+    compilation: Mapping = field(default_factory=dict)  # settings of compile_model beside its own
     word_dropout: float = 0.0  # share of the words of a text that training replaces by the unknown one
     calibrate_on: int | None = None  # how many of the training inputs, evenly spaced, at most; None: all
     points: int | None = None  # of a training cloud, where training inputs are the ink of images
@@ -72,15 +73,12 @@ class Experiment:
         return data.test_inputs if n is None else load_clouds(n).test_inputs
 
 
-CHOSEN = {"n_slices": 8, "candidates": 64, "quadratic": 12, "moments": 0, "ridge": 1e-4}
-
 EXPERIMENTS = {
     "clouds": Experiment(
         load=load_clouds,
         architecture=Architecture(features=2, n_heads=4),
         training=TrainingSettings(epochs=25),
         teacher={"n_iter": 10, "epsilon": 1.0},
-        compilation={"n_slices": 8, "candidates": 64, "quadratic": 8, "moments": 4, "ridge": 1e-3},
         calibrate_on=512,
         points=64,
         lengths=(
@@ -112,14 +110,12 @@ EXPERIMENTS = {
         architecture=Architecture(n_heads=4),
         training=TrainingSettings(),
         teacher={"n_iter": 15, "epsilon": 1.0},
-        compilation=CHOSEN,
     ),
     "r8": Experiment(
         load=load_r8,
         architecture=Architecture(vocabulary=6000, length=96, n_classes=8, width=64, n_heads=4),
         training=TrainingSettings(epochs=6, batch_size=32, dropout=0.3),
         teacher={"n_iter": 10, "epsilon": 0.5},
-        compilation=CHOSEN,
         word_dropout=0.2,
         calibrate_on=1000,  # 68,000 tokens: all 5,485 stories give the same errors to three digits
         lengths=(Length(rounds=3, sampled=400),),
@@ -129,7 +125,6 @@ EXPERIMENTS = {
         architecture=Architecture(vocabulary=300, length=24, n_classes=4, width=16, n_layers=1, n_heads=2),
         training=TrainingSettings(epochs=6, batch_size=32, learning_rate=1e-2),
         teacher={"n_iter": 10, "epsilon": 0.5},
-        compilation=CHOSEN | {"candidates": None, "quadratic": 8},
         word_dropout=0.1,
     ),
 }
@@ -175,6 +170,6 @@ def _with_slices(compilation, slices):
     if slices is None:
         return compilation
     changed = {**compilation, "n_slices": slices}
-    if compilation.get("candidates"):
-        changed["candidates"] = max(compilation["candidates"], slices)
+    if slices > compilation.get("candidates", CANDIDATES):
+        changed["candidates"] = slices
     return changed

@@ -85,8 +85,9 @@ def told(report):
     training, teacher, compilation = (settings[part] for part in ("training", "teacher", "compilation"))
     ranges = np.concatenate([layer["score_range"] for layer in report["teacher"]])
     needed = np.concatenate([layer["iterations"] for layer in report["teacher"]])
-    slices = [layer.get("n_slices", compilation["n_slices"]) for layer in report["calibration"]]
-    slices = " and ".join(map(str, slices if len(set(slices)) > 1 else slices[:1]))
+    found = report["calibration"][0]
+    features = found.get("features") or {"slices": found.get("n_slices", compilation.get("n_slices"))}
+    features = ", ".join(f"{count} {name}" if name == "slices" else name for name, count in features.items())
     whole_run = "" if report["seconds"] is None else f" Whole run: {report['seconds']:.0f} s."
     on = "" if data["calibrated"] == data["train"] else f" calibrated on {data['calibrated']} training examples"
     if settings["points"] is not None:
@@ -98,7 +99,7 @@ def told(report):
         f"{training['epochs']} epochs. Teacher: Sinkhorn with T = {teacher['n_iter']} at epsilon = "
         f"{teacher['epsilon']}; the scores of a sequence span {ranges.min():.0f} to {ranges.max():.0f} epsilon "
         f"(mean of a head), and to bring every column sum within 0.05 a head needs {needed.min()} to "
-        f"{needed.max()} iterations. ASAP: {slices} slices{on}. Attention output error: relative, on "
+        f"{needed.max()} iterations. ASAP: {features}{on}. Attention output error: relative, on "
         "the teacher's q, k, v, geometric mean over heads; softmax was trained on its own and has none. Column "
         f"error: mean distance of the plan's column sums from 1, of inputs with {SUMMED:,} scores or of one. {rivals}. "
         f"{_on_how_many(data)} "

@@ -17,7 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from asap_ref.model.matching import partners_of
+from asap_ref.model.partners import partners_of
 from asap_ref.support import presentation
 
 COLOURS = presentation.COLOURS

@@ -2,9 +2,8 @@
 
     f_hat = Phiᵀ w,    Phi (..., F, n) features of the tokens (features.py),  w (F,) weights of a head.
 
-The weights (calibration/fit.py) are a ridge regression (regression.py) to the query dual f^(T-1) of a teacher of T
-Sinkhorn iterations, centred: the one from which the two-sided transform gives exactly the teacher's plan, whatever
-``refine`` adds after it.
+Families of features and weights are calibrated once, on data (regression.py), and kept with the epsilon of their
+teacher in an `Amortizer` (calibration/amortizer.py), whose ``predict`` is the function below.
 
 Shapes: q (..., H, n, d), k (..., H, m, d), weights (H, F), query dual (..., H, n).
 """

@@ -4,6 +4,10 @@
     P = plan(S)               rows sum to 1; Sinkhorn and ASAP: columns sum to n'/m' as well
     out = P v
 
+    softmax     P = softmax_j(S_ij)
+    Sinkhorn    P = exp((f + g + S) / epsilon),    f and g from T iterations
+    ASAP        P = exp((f + g + S) / epsilon),    g and f from f_hat = Phiᵀ w by two half steps
+
 Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading axes are batch and head.
 """
 
@@ -149,7 +153,7 @@ def asap_attention(q: "... H n d", k: "... H m d", v: "... H m p", amortizer, *,
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> from asap_ref import fit_amortizer
     >>> q, k, v = np.random.default_rng(0).standard_normal((3, 64, 1, 8, 4))
     >>> teacher, compiled = sinkhorn_attention(q, k, v), asap_attention(q, k, v, fit_amortizer([(q, k)], n_slices=4))
     >>> bool(np.abs(compiled - teacher).max() < 0.1 * np.abs(teacher).max())
@@ -172,7 +176,7 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> from asap_ref import fit_amortizer
     >>> q, k, v = np.random.default_rng(0).standard_normal((3, 8, 1, 5, 4))
     >>> out, vjp = asap_attention_vjp(q, k, v, fit_amortizer([(q, k)], n_slices=4))
     >>> [d.shape for d in vjp(out)]
@@ -188,8 +192,8 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
 def attention_from_dual(q, k, v, f_hat, *, refinement=None, epsilon=1.0, query_mask=None, key_mask=None):
     """Attention from a query dual f_hat (..., n) by its two-sided transform.
 
-    ``refinement``, if any, improves the dual first: a function of the scores and the dual, beside whose call is its
-    ``vjp`` (`asap_ref.extensions.relaxation.OverRelaxation`).
+    A ``refinement``, which the paper does not have, improves the dual first: a function of scores and dual with a
+    ``vjp`` (extensions/relaxation.py).
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     S = attention_scores(q, k)

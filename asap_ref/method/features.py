@@ -1,12 +1,11 @@
 """Features of queries and keys from which the query dual is predicted, family by family.
 
-A *family* of features is one object. It has its arrays as fields, knows how many features it makes, makes them, and
-has their gradient. Amortizer, files and placement on a device know families by what stands here alone, so that a new
-one is a class in a file of extensions/, and one line that imports it. Calibration, too, but for the slices: how many,
-and which, it chooses itself.
+A *family* of features is one object: it has its arrays as fields, and it knows how many features it makes, their
+values and their gradient. The paper's family, `Slices`, stands here: the L slice potentials. Ours are in extensions/,
+each a class in a file, which nothing else knows by name.
 
-The paper's family, `Slices`, stands here: the L slice potentials. Ours are in extensions/. A dual has a free
-constant, so every feature is centred over the valid tokens of its sequence; padding has features zero.
+A dual has a free constant, so every feature is centred over the valid tokens of its sequence; padding has features
+zero.
 
 Shapes: q (..., n, d), k (..., m, d), features Phi (..., F, n). Arrays of a family are directions: (d, r) shared by all
 heads, or (H, d, r), one set a head.

@@ -9,7 +9,7 @@ Start from softmax, then make columns and rows right in turn:
 The last half step is on f, so rows are exact and the column error measures convergence. T iterations are
 what the Sinkformer code (Sander et al. 2022) counts as 2T + 1 half steps. Shapes are those of transport.py.
 
-Backward (the rest of this page may be skipped at first). After each half step the plan of the duals at hand,
+Backward, through every half step. After each half step the plan of the duals at hand,
 ``P_t = exp((f + g + S) / epsilon)``, is normalised on the side just updated, and P_t is all its derivative needs:
 
     onto queries:  dS -= df[:, None] * P_t;               dg -= P_tᵀ df;             df = 0

@@ -87,7 +87,8 @@ def entropic_c_transform(
     r"""Transform one dual into the best other one: half a Sinkhorn iteration.
 
     Onto keys, ``g_j = epsilon log(n'/m') - epsilon LSE_i((f_i + S_ij) / epsilon)``: the columns of the plan
-    get their mass. Onto queries, ``f_i = -epsilon LSE_j((g_j + S_ij) / epsilon)``: the rows get theirs.
+    get their mass. Onto queries, ``f_i = -epsilon LSE_j((g_j + S_ij) / epsilon)``: the rows get theirs. LSE is the
+    logarithm of a sum of exponentials.
 
     O(nm) time and memory. Source: Peyré & Cuturi, "Computational Optimal Transport", section 4.4 (soft
     minimum); asap_ref/oracle/README.md, "Sinkhorn". The masked and rectangular marginals are derived, not the paper's.
@@ -259,7 +260,7 @@ def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.method.sinkhorn import sinkhorn
+    >>> from asap_ref import sinkhorn
     >>> S = np.asarray([[3.0, 0.0], [1.0, 2.0]])
     >>> np.allclose(two_sided_c_transform(S, sinkhorn(S, n_iter=4).query), sinkhorn(S, n_iter=5))
     True

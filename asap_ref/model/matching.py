@@ -3,10 +3,9 @@
     x, y = encode(first), encode(second)         the same blocks for both, self-attention within each
     S    = (x W_q) (y W_k)ᵀ / sqrt(w)
     P    = plan(S)                               P_ij: how sure it is that i of the first is j of the second
-    loss = -mean of log P_ij over the true pairs,     log P_ij = (f_i + g_j + S_ij) / epsilon
 
 Softmax gives each point of the first a partner, whoever else wants it; a second marginal keeps two from taking the
-same. The loss is formed from the duals, so that a pair held impossible still has a gradient.
+same. It is trained on true partners (partners.py).
 
 Points without a partner: with ``bins`` each point of the other set brings a learned token, the *bin*, that takes one
 point that nobody else wants. So both sides have n + m tokens, all marginals stay one, and every attention and its
@@ -23,18 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from asap_ref.fast.scaling import scaled_sinkhorn_vjp
 from asap_ref.method.transport import attention_scores_vjp
 from asap_ref.model.blocks import block_vjp
 from asap_ref.model.embedding import check_vectors
 from asap_ref.model.initial import Draw
 from asap_ref.model.layers import layer_norm_vjp, linear_vjp, mlp_vjp, named
 from asap_ref.model.mechanism import Attention
+from asap_ref.model.partners import check_partners, log_plan_loss_vjp, target_of
 from asap_ref.model.sequences import Sequences, vectors_and_mask
 from asap_ref.support import files, trees
-from asap_ref.support.arrays import array_module, array_namespace, to_numpy
+from asap_ref.support.arrays import array_module, array_namespace
 from asap_ref.support.contracts import operator
-from asap_ref.support.masks import valid_pairs
 from asap_ref.support.settings import check_count, check_positive
 from asap_ref.support.trees import tree_map
 
@@ -132,22 +130,6 @@ def check_pairs(pairs, a):
         )
 
 
-def check_partners(partners, pairs):
-    """Raise unless each point of the first has one number, a place in the second or a negative one, and some do."""
-    expected, m = tuple(pairs.first.shape[:2]), pairs.second.shape[1]
-    if tuple(partners.shape) != expected:
-        raise ValueError(f"matcher: partners has shape {tuple(partners.shape)}, expected {expected}, one a point")
-    xp = array_namespace(partners)
-    if not xp.isdtype(partners.dtype, "integral"):
-        raise TypeError(f"matcher: partners must be integers, got {partners.dtype}")
-    if bool(xp.any(partners >= m)):
-        raise ValueError(
-            f"matcher: partners goes up to {int(xp.max(partners))}, expected at most {m - 1}, the last"
-        )
-    if not bool(xp.any(partners >= 0)):
-        raise ValueError("matcher: no point has a partner, so there is nothing to learn from")
-
-
 def encode_vjp(params, inputs, architecture, attention):
     """Tokens (B, n, w) of one set, their mask (B, n) or None, and ``vjp(dx) -> d_params`` of what was used."""
     vectors, mask = vectors_and_mask(inputs)
@@ -219,71 +201,6 @@ def _mask_with_bins(own, other, tokens, count):
 
 
 @operator
-def log_plan_loss_vjp(
-    scores: "... n m", target: "... n m", *, n_iter, epsilon=1.0, query_mask=None, key_mask=None
-):
-    """Negative log of Sinkhorn's plan at the true pairs, a mean, and ``vjp(d_loss) -> (d_scores,)``.
-
-    The logarithm of the plan is linear in scores and duals, ``(f_i + g_j + S_ij) / epsilon``, so its gradient needs no
-    plan, which may have underflown; what reaches the duals goes back through all iterations (fast/scaling.py). Derived.
-
-    Parameters
-    ----------
-    scores, target : arrays (..., n, m)
-        Target is the weight of each pair in the mean; zero at pairs that are not meant, or masked.
-    n_iter : int
-        Sinkhorn's iterations; 0 is a row softmax.
-    """
-    xp = array_namespace(scores, target)
-    masks = {"query_mask": query_mask, "key_mask": key_mask}
-    (f, g), duals_vjp = scaled_sinkhorn_vjp(scores, n_iter=n_iter, epsilon=epsilon, **masks)
-    valid = valid_pairs(**masks)
-    share = target / xp.sum(target)
-    log_plan = (f[..., :, None] + (g[..., None, :] + scores)) / epsilon
-    log_plan = log_plan if valid is None else xp.where(valid, log_plan, xp.zeros_like(log_plan))
-
-    def vjp(d_loss):
-        d_scores = share * (-d_loss / epsilon)
-        (through_duals,) = duals_vjp((xp.sum(d_scores, axis=-1), xp.sum(d_scores, axis=-2)))
-        return (d_scores + through_duals,)
-
-    return -xp.sum(share * log_plan), vjp
-
-
-def target_of(partners, shape, dtype, *, bins=False, first_mask=None, second_mask=None):
-    """The weight of each pair in the loss, (B, n, m), or with bins (B, n + m, m + n).
-
-    Parameters
-    ----------
-    partners : integer array (B, n)
-        Which of the second each of the first is; negative where it is none.
-    shape, dtype : (n, m), dtype
-        Of a plan without bins.
-    """
-    xp, (n, m) = array_namespace(partners), shape
-    matched = partners[..., None] == xp.arange(m, dtype=partners.dtype, device=partners.device)  # (B, n, m)
-    real = valid_pairs(first_mask, second_mask)
-    matched = matched if real is None else matched & real
-    if not bins:
-        return xp.astype(matched, dtype)
-    lost = ~xp.any(matched, axis=-1) if first_mask is None else first_mask & ~xp.any(matched, axis=-1)
-    alone = ~xp.any(matched, axis=-2) if second_mask is None else second_mask & ~xp.any(matched, axis=-2)
-    # a point may go to any of the bins, which are alike: its weight is shared among them
-    onto = _shared_weight(first_mask, (lost.shape[0], n), partners, dtype)  # bins on the key side
-    beside = _shared_weight(second_mask, (lost.shape[0], m), partners, dtype)
-    upper = xp.concat([xp.astype(matched, dtype), xp.astype(lost, dtype)[..., None] * onto[..., None, :]], axis=-1)
-    corner = xp.zeros((lost.shape[0], m, n), dtype=dtype, device=partners.device)
-    lower = xp.concat([beside[..., :, None] * xp.astype(alone, dtype)[..., None, :], corner], axis=-1)
-    return xp.concat([upper, lower], axis=-2)
-
-
-def _shared_weight(mask, shape, like, dtype):
-    xp = array_namespace(like)
-    real = xp.ones(shape, dtype=dtype, device=like.device) if mask is None else xp.astype(mask, dtype)
-    return real / xp.maximum(xp.sum(real, axis=-1, keepdims=True), xp.ones_like(real[..., :1]))
-
-
-@operator
 def matching_loss(params: "...", pairs: "...", partners, architecture, encoder, *, n_iter, epsilon=1.0):
     """Loss of a batch and its gradient in the parameters: (0-d array, nested dict)."""
     check_partners(partners, pairs)
@@ -326,6 +243,7 @@ class Matcher(trees.EqualByValue):
     With bins points may have no partner, -1: here the last of five, whose copy is missing.
 
     >>> from asap_ref.model.optimiser import TrainingSettings, descend
+    >>> from asap_ref.model.partners import partners_of
     >>> model = Matcher.create(MatcherArchitecture(n_layers=1, bins=True), Attention("sinkhorn", {"n_iter": 5}))
     >>> def batches(rng):
     ...     for _ in range(4):
@@ -410,18 +328,3 @@ class Matcher(trees.EqualByValue):
             return cls(architecture, params, (closing,), encoder)
 
         return files.load(path, "matcher", rebuilt)
-
-
-def partners_of(plan):
-    """Who each point of the first goes to: plan (B, n, m) -> integers (B, n), -1 where most of its row is in bins.
-
-    Rows sum to one, but for what bins hold, which are left out of the plan.
-
-    Examples
-    --------
-    >>> partners_of(np.asarray([[[0.9, 0.1], [0.2, 0.1]]]))
-    array([[ 0, -1]])
-    """
-    plan = to_numpy(plan)
-    best, none = np.argmax(plan, axis=-1), 1 - np.sum(plan, axis=-1)
-    return np.where(none > np.max(plan, axis=-1), -1, best)

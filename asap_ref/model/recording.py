@@ -34,8 +34,7 @@ def record(model, batch):
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.model.architecture import Architecture
-    >>> from asap_ref.model.transformer import Transformer
+    >>> from asap_ref import Architecture, Transformer
     >>> model = Transformer.create(Architecture(), Attention("softmax"))
     >>> [call[0].shape for call in record(model, np.zeros((3, 8, 8)))]
     [(3, 12, 17, 4), (3, 12, 17, 4)]

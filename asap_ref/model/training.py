@@ -93,9 +93,7 @@ def train(
 
     Examples
     --------
-    >>> from asap_ref.model.mechanism import Attention
-    >>> from asap_ref.model.architecture import Architecture
-    >>> from asap_ref.model.transformer import Transformer
+    >>> from asap_ref import Architecture, Attention, Transformer
     >>> rng = np.random.default_rng(0)
     >>> labels = rng.integers(2, size=64)
     >>> images = rng.standard_normal((64, 8, 8)) + labels[:, None, None]
@@ -196,9 +194,7 @@ def predict(model, inputs, *, batch_size=256):
 
     Examples
     --------
-    >>> from asap_ref.model.mechanism import Attention
-    >>> from asap_ref.model.architecture import Architecture
-    >>> from asap_ref.model.transformer import Transformer
+    >>> from asap_ref import Architecture, Attention, Transformer
     >>> model = Transformer.create(Architecture(n_layers=1), Attention("softmax"))
     >>> predict(model, np.zeros((300, 8, 8))).shape
     (300, 10)
@@ -235,9 +231,7 @@ def accuracy(model, inputs, labels):
 
     Examples
     --------
-    >>> from asap_ref.model.mechanism import Attention
-    >>> from asap_ref.model.architecture import Architecture
-    >>> from asap_ref.model.transformer import Transformer
+    >>> from asap_ref import Architecture, Attention, Transformer
     >>> model = Transformer.create(Architecture(n_layers=1), Attention("softmax"))
     >>> images = np.zeros((3, 8, 8))
     >>> accuracy(model, images, np.argmax(predict(model, images), axis=-1))

@@ -41,32 +41,24 @@ RIDGE = 1e-5  # added to Sb, relative to its mean variance: the gradient divides
 def initial_dual(q: "... n d", k: "... m d", *, start="gaussian", epsilon=1.0, query_mask=None, key_mask=None):
     """Query dual from a closed form, up to a constant.
 
+    O(n) for zero, O((n + m) d² + d³) for Gaussian, O(d (n + m) log(n + m)) for sorting. Source: Thornton & Cuturi
+    2022; the changes to it are at the top of the file.
+
     Parameters
     ----------
-    q, k
-        Queries and keys.
     start : {"zero", "gaussian", "sorting"}
-    epsilon : float
-        Regularisation; the sorting start is the limit epsilon -> 0 and does not use it.
-    query_mask, key_mask
-        True at valid tokens.
+        Sorting is the limit epsilon -> 0 and does not use epsilon.
 
     Returns
     -------
     array (..., n)
         Zero at masked queries.
 
-    Notes
-    -----
-    O(n) for zero, O((n + m) d² + d³) for Gaussian, O(d (n + m) log(n + m)) for sorting. Source: Thornton & Cuturi
-    2022; the changes to it are at the top of the file.
-
     Examples
     --------
     >>> import numpy as np
     >>> q, k = np.random.default_rng(0).standard_normal((2, 500, 1))
-    >>> from asap_ref.method.sinkhorn import sinkhorn
-    >>> from asap_ref.method.transport import attention_scores
+    >>> from asap_ref import attention_scores, sinkhorn
     >>> exact = sinkhorn(attention_scores(q, k), n_iter=200).query
     >>> bool(np.corrcoef(initial_dual(q, k), exact)[0, 1] > 0.999)
     True
@@ -192,21 +184,17 @@ def initial_attention(
 ):
     """Attention from a closed-form dual and its two-sided transform: ASAP without an amortizer.
 
+    One Sinkhorn iteration, O(n m (d + p)), and the start. Source: as `initial_dual`.
+
     Parameters
     ----------
-    q, k, v
-        Queries, keys and values.
-    start, epsilon, query_mask, key_mask
+    start
         As in `initial_dual`.
 
     Returns
     -------
     array (..., n, p)
         Rows of the plan are exact; columns are as good as the start.
-
-    Notes
-    -----
-    One Sinkhorn iteration, O(n m (d + p)), and the start. Source: as `initial_dual`.
 
     Examples
     --------

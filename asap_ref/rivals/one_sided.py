@@ -31,27 +31,21 @@ def one_sided_attention(
 ):
     """Softmax attention with a predicted key dual as bias.
 
+    O(n m (d + p) + L m (d + log m)). Source: asap_ref/oracle/README.md, "Two-sided entropic c-transform" (derived).
+
     Parameters
     ----------
-    q, k, v
-        Queries, keys and values of H heads.
     amortizer : Amortizer
         Of as many heads, fitted on exchanged pairs (k, q).
-    query_mask, key_mask
-        True at valid tokens.
 
     Returns
     -------
     array (..., H, n, p)
 
-    Notes
-    -----
-    O(n m (d + p) + L m (d + log m)). Source: asap_ref/oracle/README.md, "Two-sided entropic c-transform" (derived).
-
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> from asap_ref import fit_amortizer
     >>> q, k = np.random.default_rng(0).standard_normal((2, 64, 1, 8, 4))
     >>> amortizer = fit_amortizer([(k, q)], n_slices=4)
     >>> plan = one_sided_attention(q, k, np.broadcast_to(np.eye(8), (64, 1, 8, 8)), amortizer)
@@ -70,7 +64,7 @@ def one_sided_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=Non
     Examples
     --------
     >>> import numpy as np
-    >>> from asap_ref.calibration.fit import fit_amortizer
+    >>> from asap_ref import fit_amortizer
     >>> q, k = np.random.default_rng(0).standard_normal((2, 8, 1, 5, 4))
     >>> out, vjp = one_sided_attention_vjp(q, k, k, fit_amortizer([(k, q)], n_slices=4))
     >>> [d.shape for d in vjp(out)]

@@ -45,10 +45,11 @@ def sliced_attention(
 ):
     """Sliced-transport attention with soft sorting, as ESPFormer has it.
 
+    O(L n m min(n, m)) time. Source: Shahbazi et al. 2025 (ESPFormer) and its code;
+    asap_ref/oracle/README.md, "Sliced-transport attention".
+
     Parameters
     ----------
-    q, k, v
-        Queries, keys and values.
     directions
         Slices, for all heads or for each. The coordinates of the head when not given: the projections that
         make queries and keys then learn the slices.
@@ -60,17 +61,10 @@ def sliced_attention(
         Sort exactly, the limit t -> 0.
     slices_at_once : int, optional
         How many slices to hold in memory: all when not given.
-    query_mask, key_mask
-        True at valid tokens.
 
     Returns
     -------
     array (..., n, p)
-
-    Notes
-    -----
-    O(L n m min(n, m)) time. Source: Shahbazi et al. 2025 (ESPFormer) and its code;
-    asap_ref/oracle/README.md, "Sliced-transport attention".
 
     Examples
     --------

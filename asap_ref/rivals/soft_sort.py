@@ -19,6 +19,10 @@ from asap_ref.support.settings import check_positive
 def soft_sort(x: "... n", *, temperature=0.001, hard=False, mask: "... n" = None):
     """Soft permutation that sorts x in ascending order, ``U @ x`` being the softly sorted sample.
 
+    O(n²). Source: SoftSort, Prillo & Eisenschlos 2020, with squared distances as in the ESPFormer code
+    (Shahbazi et al. 2025), which sorts in descending order; that changes nothing in a plan. The limit of the
+    soft form shares a tied rank between its tokens, the hard one does not.
+
     Parameters
     ----------
     x
@@ -34,12 +38,6 @@ def soft_sort(x: "... n", *, temperature=0.001, hard=False, mask: "... n" = None
     -------
     array (..., n, n)
         Rows (ranks) of valid tokens sum to one.
-
-    Notes
-    -----
-    O(n²). Source: SoftSort, Prillo & Eisenschlos 2020, with squared distances as in the ESPFormer code
-    (Shahbazi et al. 2025), which sorts in descending order; that changes nothing in a plan. The limit of the
-    soft form shares a tied rank between its tokens, the hard one does not.
 
     Examples
     --------

@@ -113,7 +113,7 @@ def source(*functions):
 
     Examples
     --------
-    >>> from asap_ref.method.transport import attention_scores
+    >>> from asap_ref import attention_scores
     >>> print(source(attention_scores).text)
     def attention_scores(q: "... n d", k: "... m d"):
         return (q / math.sqrt(q.shape[-1])) @ transpose(k)

@@ -90,7 +90,7 @@ def of_seed(seed):
         racers[name] = partial(asap_attention, *test, amortizer)
         if name == BEST:
             for told, r in REFINED.items():
-                refined = replace(amortizer, refine=r, _placed={})
+                refined = replace(amortizer, refine=r)
                 rows.append(
                     {"name": told, "output_error": relative(asap_attention(*test, refined), judge.args[2])}
                 )

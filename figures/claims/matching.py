@@ -8,21 +8,18 @@ from asap_ref import sinkhorn, transport_plan
 from asap_ref.lab.clouds import load_clouds
 from asap_ref.lab.machine import machine
 from asap_ref.lab.matching import (
-    COLUMNS,
-    NOT_TIMED,
     TRAINED,
     VARIANTS,
     MatchingRun,
     closings,
     compile_matcher,
-    draw_picture,
-    drawn_pair,
     judge,
     matching_run,
     measures,
     plans,
     train_matcher,
 )
+from asap_ref.lab.matching_report import COLUMNS, NOT_TIMED, draw_picture, drawn_pair
 from asap_ref.lab.pairs import draw_pairs
 from asap_ref.lab.stopwatch import timed
 from asap_ref.support import files, presentation

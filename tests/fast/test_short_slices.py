@@ -33,12 +33,14 @@ def test_places_come_back_with_the_numbers():
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 5), (5, 1), (17, 17), (6, 9), (9, 6), (48, 64)])
-@pytest.mark.parametrize("rounded", [False, True])
-def test_the_sum_is_that_of_the_potentials(n, m, rounded):
-    q, k, _ = qkv(7, n=n, m=m, d=4, dtype=np.float32)
+@pytest.mark.parametrize(("rounded", "per_head"), [(False, True), (True, True), (False, False)])
+def test_the_sum_is_that_of_the_potentials(n, m, rounded, per_head):
+    q, k, _ = qkv(7, 3, n=n, m=m, d=4, dtype=np.float32)
     if rounded:
         q, k = np.round(q), np.round(k)
-    theta, w = slice_directions(4, 5).astype(np.float32), np.asarray([[1.0], [-2], [0.5], [3], [1]], np.float32)
+    theta = np.stack([slice_directions(4, 5, seed=h) for h in range(3)]).astype(np.float32)  # of each head its own
+    theta = theta if per_head else theta[0]
+    w = np.random.default_rng(1).standard_normal((3, 5, 1)).astype(np.float32)
     found = weighted_sum(q, k, theta * 4**-0.25, -0.5 * w)
     phi, _ = sliced_potentials(*(x.astype(np.float64) for x in (q, k, theta)))
     expected = np.sum(phi * w, axis=-2)
@@ -47,10 +49,9 @@ def test_the_sum_is_that_of_the_potentials(n, m, rounded):
 
 
 def test_it_is_for_many_short_sequences_of_float32_without_padding():
-    q, theta, mask = np.zeros((MANY // 4, 9, 4), np.float32), np.eye(4, dtype=np.float32), np.ones((2, 9), bool)
-    assert pays(q, q, theta, None, None)
+    q, theta, mask = np.zeros((MANY // 8, 2, 9, 4), np.float32), np.eye(4, dtype=np.float32), np.ones((2, 9), bool)
+    assert pays(q, q, theta, None, None) and pays(q, q, np.stack([theta] * 2), None, None)
     assert not pays(q, q, theta, mask, None) and not pays(q, q, theta, None, mask)
     assert not pays(q.astype(np.float64), q, theta, None, None)
     assert not pays(q[1:], q[1:], theta, None, None)
-    assert not pays(np.zeros((MANY, SHORT + 1, 4), np.float32), q, theta, None, None)
-    assert not pays(q, q, np.stack([theta] * 2), None, None)
+    assert not pays(np.zeros((MANY, 1, SHORT + 1, 4), np.float32), q, theta, None, None)

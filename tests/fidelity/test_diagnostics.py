@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import masks, qkv, scores
 
-from asap_ref import Attention, attention_scores, sinkhorn, transport_plan
+from asap_ref import Attention, attention_scores, marginal_error, sinkhorn, transport_plan
 from asap_ref.fidelity.diagnostics import (
     attention_entropy,
     equivalent_iterations,
@@ -21,6 +21,16 @@ from asap_ref.model.transformer import Transformer
 def plan(S, n_iter, **options):
     """The plan after n_iter iterations from zero."""
     return transport_plan(S, sinkhorn(S, n_iter=n_iter, init=np.zeros(S.shape[:-1]), **options), **options)
+
+
+def test_marginal_error_by_hand():
+    P = np.asarray([[0.25, 0.25, 0.0, 0.25], [0.25, 0.25, 0.25, 0.25]])  # rows 0.75 and 1, columns 0.5 but one
+    rows, columns = marginal_error(P)
+    assert rows == 0.25
+    assert columns == 0.25
+    rows, columns = marginal_error(P, query_mask=np.asarray([False, True]))  # columns want 1/4: row 0 is too much
+    assert rows == 0
+    assert columns == 0.25
 
 
 def test_by_hand():

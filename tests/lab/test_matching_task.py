@@ -14,9 +14,9 @@ from asap_ref.lab.matching import (
     judged_pairs,
     measures,
     plans,
-    reproduce_matching,
     train_matcher,
 )
+from asap_ref.lab.matching_report import reproduce_matching
 from asap_ref.model.matching import Matcher, MatcherArchitecture, Pairs
 from asap_ref.support.trees import leaves
 

@@ -385,16 +385,6 @@ def test_masked_duals_are_exactly_zero_and_columns_have_their_mass(kind):
         np.testing.assert_allclose(error, 0, atol=1e-9)
 
 
-def test_marginal_error_by_hand():
-    P = np.asarray([[0.25, 0.25, 0.0, 0.25], [0.25, 0.25, 0.25, 0.25]])  # rows 0.75 and 1, columns 0.5 but one
-    rows, columns = marginal_error(P)
-    assert rows == 0.25
-    assert columns == 0.25
-    rows, columns = marginal_error(P, query_mask=np.asarray([False, True]))  # columns want 1/4: row 0 is too much
-    assert rows == 0
-    assert columns == 0.25
-
-
 def test_rows_of_a_sharp_plan_are_exactly_one_in_float32():
     """The rounding of g + S is the same where f is made of it and where the plan is: it cancels, at any size."""
     planted = 1e5 * np.eye(20)[np.random.default_rng(0).permutation(20)]

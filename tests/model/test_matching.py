@@ -9,14 +9,8 @@ from gradients import check_parameter_gradients
 
 from asap_ref import Attention, array_module, compile_model, fidelity_report, sinkhorn, sinkhorn_vjp, to_numpy
 from asap_ref.fast.scaling import scaled_sinkhorn_vjp
-from asap_ref.model.matching import (
-    Matcher,
-    MatcherArchitecture,
-    Pairs,
-    log_plan_loss_vjp,
-    partners_of,
-    target_of,
-)
+from asap_ref.model.matching import Matcher, MatcherArchitecture, Pairs
+from asap_ref.model.partners import log_plan_loss_vjp, partners_of, target_of
 from asap_ref.model.sequences import Sequences
 from asap_ref.support.contracts import inside
 from asap_ref.support.trees import flatten, place
