@@ -22,8 +22,8 @@ b = exp((g - g_ref) / epsilon). So each half step is a matrix-vector product wit
 
     dS = -K * (A Bᵀ),    A (n, 2T + 1),  B (m, 2T + 1).
 
-Where duals wander so far that a or b could overflow, K is formed anew from the duals at hand: a new *segment*. In most
-problems there is but one, and K is the last plan: `_segments` may be skipped.
+Where duals wander so far that a or b could overflow, K is formed anew from the duals at hand: a new *segment*. Where
+they do not, there is but one, and K is the last plan: read so, `_segments` may be skipped.
 """
 
 from __future__ import annotations
