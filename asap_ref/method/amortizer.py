@@ -1,6 +1,8 @@
 """The amortizer: a linear map, one weight vector per head, from features of the tokens to the query dual.
 
-    f_hat = Phiᵀ w,    Phi (..., F, n) features of the tokens (features.py),  w (F,) weights of a head    (paper)
+    f_hat = Phiᵀ w,    Phi (..., F, n) features of the tokens (features.py),  w (F,) weights of a head
+
+The paper has a light parametric map there; that it is linear is ours.
 
 Families of features and weights are calibrated once, on data (regression.py), and kept with the epsilon of their
 teacher in an `Amortizer` (calibration/amortizer.py).
@@ -20,7 +22,7 @@ from asap_ref.support.family import check_weights
 def amortized_query_dual(
     q: "... H n d", k: "... H m d", families: "...", weights: "H F", *, query_mask=None, key_mask=None
 ):
-    """Predict the query dual, ``f_hat = Phiᵀ w`` (paper), at the cost of `dual_features`.
+    """Predict the query dual, ``f_hat = Phiᵀ w``, at the cost of `dual_features`.
 
     Parameters
     ----------

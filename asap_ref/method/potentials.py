@@ -125,14 +125,14 @@ def _is_plain(x, y, cost, others):
 
 
 def _sorted(x):
-    """X ascending; the order that sorts it; and its inverse, the rank of each sample. All (..., n)."""
+    """The sample ascending, the order that sorts it, and its inverse, the rank of each x: (..., n) each."""
     xp = array_namespace(x)
     order = xp.argsort(x, axis=-1, stable=True)
     return xp.take_along_axis(x, order, axis=-1), order, xp.argsort(order, axis=-1)
 
 
 def _potentials(xs, ys):
-    """Phi and psi of sorted samples, (..., n) each: the lines at the top of the file."""
+    """Potentials phi and psi of sorted samples, (..., n) each: the lines at the top of the file."""
     xp = array_namespace(xs, ys)
     steps = -(ys[..., :-1] + ys[..., 1:]) / 2 * (xs[..., 1:] - xs[..., :-1])  # (..., n - 1)
     phi = xp.concat([xp.zeros_like(xs[..., :1]), xp.cumulative_sum(steps, axis=-1)], axis=-1)  # (..., n)

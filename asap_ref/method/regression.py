@@ -1,6 +1,7 @@
 """Calibration: the weights are a ridge regression of the closure-ready dual on the features.
 
-    minimise over w    |f - Phiᵀ w|²    (paper)    + sum_a strength_a (Phi Phiᵀ)_aa w_a²    (ours),    f = f^(T-1)
+    minimise over w    |f - Phiᵀ w|²    (paper)    + sum_a strength_a (Phi Phiᵀ)_aa w_a²    (ours),
+    where              f = f^(T-1)      (ours)
 
 The query dual f^(T-1) of a teacher's last iteration but one is *closure-ready*: its two-sided transform is exactly the
 duals of the teacher, of T iterations. So that is what ASAP should predict. Dual and features are centred in each
@@ -96,9 +97,7 @@ def regression_statistics(q, k, families, *, n_iter=20, epsilon=1.0, query_mask=
     >>> statistics.ridge(1e-3).shape
     (1, 4)
     """
-    check_count(
-        n_iter, "n_iter", "regression_statistics", least=1
-    )  # a teacher of none is softmax: nothing to predict
+    check_count(n_iter, "n_iter", "regression_statistics", least=1)  # T = 0 is softmax: nothing to predict
     masks = dict(query_mask=query_mask, key_mask=key_mask)
     features = dual_features(q, k, families, **masks)
     S = attention_scores(keep_tokens(q, query_mask), keep_tokens(k, key_mask))
