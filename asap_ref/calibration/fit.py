@@ -74,7 +74,9 @@ def fit_amortizer(
     epsilon : float
         Regularisation of the teacher.
     objective : {"regression", "kl"}
-        See the top of the module. kl wants some hundred sequences; it takes about twice the time.
+        See the top of the module. kl takes about half as long again. It is nearer where sequences are more than
+        about thirty and the two-sided transform follows the prediction at once, which is why `compile_model` takes it
+        there; with fewer, and before refining iterations, regression is (figures/choices/few_sequences.md).
     candidates : int, optional
         Draw that many slices and keep for each head the n_slices that explain most of its dual (derived): a better
         map at the same inference cost.

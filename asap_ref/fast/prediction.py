@@ -4,7 +4,7 @@ Each family of features is weighed in its fast form (form.py), if it has one: sl
 (slices.py), polynomials as one quadratic form of the query (quadratic_form.py).
 
 Shapes: q (..., H, n, d), k (..., H, m, d) -> query dual (..., H, n). On NumPy the problems are spread over threads,
-(B, n, d) in a piece; on CuPy kernels take over (kernels/prediction.py), where they have the families; elsewhere the
+in pieces; on CuPy kernels take over (kernels/prediction.py), where they have the families; elsewhere the
 arrays are whole.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from asap_ref.fast import kernels
 from asap_ref.fast.form import fast_form
+from asap_ref.fast.from_dual import cut
 from asap_ref.fast.quadratic_form import QuadraticForm
 from asap_ref.fast.slices import WeightedSlices
 from asap_ref.fast.threads import flat_mask, spread, worker_count
@@ -24,6 +25,8 @@ from asap_ref.support.arrays import one_pass
 from asap_ref.support.family import check_weights
 from asap_ref.support.masks import keep, keep_tokens, queries_with_a_key
 from asap_ref.support.trees import of_heads
+
+PIECE = 2**17  # numbers of the largest array of a piece
 
 
 def fast_forms(amortizer, d):
@@ -61,23 +64,27 @@ def predicted_dual(q, k, amortizer, *, query_mask=None, key_mask=None, p=None):
 def _in_pieces(q, k, forms, query_mask, key_mask):
     """The dual on NumPy, on threads, in pieces whose largest array stays in the cache.
 
-    A piece is some sequences of one head: their products with what the head has learned are then one.
+    A piece is some sequences, or where one is too large, some of its heads.
     """
     leading, (H, n) = q.shape[:-2], q.shape[-3:-1]
     count = math.prod(leading[:-1])
     q, k = (x.reshape(count, H, *x.shape[-2:]) for x in (q, k))
     masks = [flat_mask(mask, leading, count, H) for mask in (query_mask, key_mask)]
     dual = np.empty((count, H, n), q.dtype)
-    of_head = [of_heads(forms, h) for h in range(H)]
+    size = max(n * max(q.shape[-1], *(form.width for form in forms)), 1)
+    pieces = math.ceil(count * H * size / PIECE)
+    if pieces > 1:  # within a piece a thread costs more than it saves
+        pieces = math.ceil(pieces / worker_count()) * worker_count()
+    step = max(min(PIECE // size, math.ceil(count * H / max(pieces, 1))), 1)  # heads of sequences
+    heads = [slice(h, min(h + step, H)) for h in range(0, H, step)]
+    of_those = [forms] if len(heads) == 1 else [of_heads(forms, some) for some in heads]
 
     def fill(piece):
-        own, h = piece
-        part = _dual(q[own, h], k[own, h], of_head[h], *(None if mask is None else mask[own, h] for mask in masks))
-        dual[own, h] = part
+        own, own_forms = piece
+        dual[own] = _dual(q[own], k[own], own_forms, *(None if mask is None else mask[own] for mask in masks))
 
-    size = max(n * max(form.width for form in forms), 1)
-    step = max(min(2**16 // size, math.ceil(count * H / worker_count())), 1)
-    spread(fill, [(slice(i, i + step), h) for h in range(H) for i in range(0, count, step)])
+    sequences = cut(count, math.ceil(step / H))
+    spread(fill, [((i, h), own) for i in sequences for h, own in zip(heads, of_those, strict=True)])
     return dual.reshape(*leading, n)
 
 

@@ -29,15 +29,13 @@ class Lifted:
     F_q: Any  # (H, r, r)
     Z: Any  # (H, 3r, r): [b, a] weighs u_a s_b
 
-    def __call__(self, q, spread_k, count_k, query_mask):
-        """Value at every query: (..., n, d) and the keys less their mean (..., m, d) -> (..., n), on the directions."""
-        xp = array_namespace(q, self.R)
-        u, w = times(q, self.R), times(spread_k, self.R)  # (..., n, r), (..., m, r)
+    def on_directions(self, u, Cw, query_mask):
+        """The form (..., r, r) and linear term (..., 1, r) there, of u = q R (..., n, r) and Cw = Rᵀ Cov(k) R."""
+        xp = array_namespace(u, self.F_k)
         mean_u, _, Cu, _ = mean_and_covariance(u, query_mask)
-        Cw = transpose(w) @ w / count_k
         diagonals = (xp.linalg.diagonal(C)[..., None, :] for C in (Cw, Cu))
         s = xp.concat([mean_u, *diagonals], axis=-1)  # (..., 1, 3r)
-        return _sum_of_products(u, u @ (self.F_k * Cw + self.F_q * Cu)) + (u @ transpose(times(s, self.Z)))[..., 0]
+        return self.F_k * Cw + self.F_q * Cu, times(s, self.Z)
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,32 @@ class QuadraticForm:
         return self.a, self.A, self.B, self.c
 
     def __call__(self, q, k, query_mask, key_mask):
-        """(..., n, d), (..., m, d) -> qᵀ G q, h·q and each lifted form's value; padding is zero in q and k."""
-        mean_k, spread_k, cov_k, count_k = mean_and_covariance(k, key_mask)
-        G, h = _scaled_sum(self.a, cov_k, self.A), times(mean_k, self.B) + self.c
-        lifted = [form(q, spread_k, count_k, query_mask) for form in self.lifted]
-        return _sum_of_products(q, q @ G), (q @ transpose(h))[..., 0], *lifted
+        """(..., n, d), (..., m, d) -> arrays (..., n) that add up to the value; padding is zero in q and k."""
+        (n, d), m = q.shape[-2:], k.shape[-2]
+        mean_k, spread_k, count_k = mean_and_spread(k, key_mask)
+        h = times(mean_k, self.B) + self.c
+        if 4 * n * m > (n + m) * d:
+            return self._by_matrix(q, h, covariance(spread_k, count_k), query_mask)
+        return self._by_token(q, h, spread_k, count_k, query_mask)
+
+    def _by_matrix(self, q, h, cov_k, query_mask):
+        """All forms as one G, and one h."""
+        G = _scaled_sum(self.a, cov_k, self.A)
+        for form in self.lifted:
+            R, Rt = form.R, transpose(form.R)
+            M, h_u = form.on_directions(times(q, R), Rt @ times(cov_k, R), query_mask)
+            G, h = G + R @ times(M, Rt), h + times(h_u, Rt)
+        return _sum_of_products(q, q @ G), (q @ transpose(h))[..., 0]
+
+    def _by_token(self, q, h, spread_k, count_k, query_mask):
+        """Without any array (..., d, d), where that is more than all tokens: qᵀ Cov(k) q is the mean of (q·spread)²."""
+        w = q @ transpose(spread_k)  # (..., n, m)
+        parts = [_sum_of_products(w, w * (self.a / count_k)), _sum_of_products(q, times(q, self.A))]
+        for form in self.lifted:
+            u, w = times(q, form.R), times(spread_k, form.R)
+            M, h_u = form.on_directions(u, transpose(w) @ w / count_k, query_mask)
+            parts += [_sum_of_products(u, u @ M), (u @ transpose(h_u))[..., 0]]
+        return *parts, (q @ transpose(h))[..., 0]
 
 
 def _sum_of_products(x, y):
@@ -87,11 +106,22 @@ def _scaled_sum(xp, a, x, y):
 
 def mean_and_covariance(x, mask):
     """Mean and covariance over tokens: (..., n, d) -> mean (..., 1, d), x less its mean, Cov (..., d, d), and n'."""
+    mean, spread, count = mean_and_spread(x, mask)
+    return mean, spread, covariance(spread, count), count
+
+
+def mean_and_spread(x, mask):
+    """Mean over tokens, x less its mean, and the count of tokens, an integer or (..., 1, 1)."""
     xp = array_namespace(x)
     x = keep_tokens(x, mask)
-    count = x.shape[-2] if mask is None else token_count(x[..., 0], mask)[..., None]  # an integer, or (..., 1, 1)
+    count = x.shape[-2] if mask is None else token_count(x[..., 0], mask)[..., None]
     mean = xp.ones_like(x[..., None, :, 0]) @ x / count  # a product is the fastest sum of rows
     spread = keep_tokens(x - mean, mask)
+    return mean, spread, count
+
+
+def covariance(spread, count):
+    """Covariance (..., d, d) of tokens that are less their mean."""
     # the product of an array with itself is several times slower on NumPy, where it is small
     other = spread.copy() if isinstance(spread, np.ndarray) else spread
-    return mean, spread, xp.matrix_transpose(spread) @ other / count, count
+    return array_namespace(spread).matrix_transpose(spread) @ other / count

@@ -192,7 +192,8 @@ def _box(axis, x, y, text, lit, half=0.40):
         (x - half, y - 0.24), 2 * half, 0.48, boxstyle="round,pad=0.02", fc=colour, ec="#555555", lw=0.9
     )
     axis.add_patch(box)
-    axis.text(x, y, text, ha="center", va="center", zorder=5, fontsize=9.5, weight="bold" if lit else "normal")
+    style = {"weight": "bold", "fontsize": 8.3} if lit else {"fontsize": 9.5}  # bold is wider
+    axis.text(x, y, text, ha="center", va="center", zorder=5, **style)
 
 
 def _arrow(axis, start, end, bend=0.0):

@@ -42,8 +42,9 @@ def show(picture, alt):
     -----
     The text goes into the metadata of the output (``{"image/png": {"alt": ...}}``) and into its text/plain; for the
     pages of the documentation, tutorials/execute.py copies it to where MyST-NB looks. (HTML with an embedded picture
-    could carry it everywhere, but JupyterLab shows no such picture in an untrusted notebook.) The background is white
-    on dark pages as well: all colours are chosen for it.
+    could carry it everywhere, but JupyterLab shows no such picture in an untrusted notebook.) JupyterLab 4.6 and
+    nbconvert 7.17 have no place for the text of a PNG; nbconvert's template "classic" has. The background is white on
+    dark pages as well: all colours are chosen for it.
     """
     from IPython.display import display
 

@@ -1,7 +1,7 @@
 """Train with Sinkhorn, then compile: fit one amortizer a layer and swap the attention. Nothing is retrained.
 
     record      run the trained model on calibration data and keep the queries and keys of a layer
-    fit         regress their closure-ready dual on slice potentials: a weight vector a head
+    fit         map slice potentials and what else is known to their closure-ready dual: a weight vector a head
     swap        give the same parameters to ASAP attention
     fidelity    compare the two on other data, layer by layer and head by head
 
@@ -33,6 +33,8 @@ def compile_model(
     candidates=CANDIDATES,
     quadratic=8,
     moments=4,
+    objective=None,
+    refine=0,
     fallback=None,
     client=None,
     progress=False,
@@ -49,10 +51,13 @@ def compile_model(
         .npy files, a batch each, or a zarr or dask array, a batch a chunk of its first axis.
     into : str
         The mechanism that takes the place of Sinkhorn's; "one-sided" is an ablation, which predicts the key dual.
-    n_slices, candidates, quadratic, moments, **settings
+    n_slices, candidates, quadratic, moments, objective, refine, **settings
         As in `fit_amortizer`; the teacher's n_iter and epsilon are those of the layer. The defaults are a map of few
         slices, well chosen, and of quadratic features and moments of low rank, which cost next to nothing at inference;
-        where tokens are few for so many features, the penalty holds them back.
+        where tokens are few for so many features, the penalty holds them back. The objective, when not given, is kl
+        where the two-sided transform follows the prediction at once, of which it counts what is left then. After
+        refining iterations kl is the worse one where sequences are few, and nothing repairs a key dual: there it is
+        regression.
     fallback : float, optional
         Heads whose attention output is off by more than this (relative to the teacher's, on every tenth example
         of a batch, or the last of fewer, which then do not calibrate) stay with Sinkhorn. The report names them.
@@ -64,7 +69,8 @@ def compile_model(
     (Transformer, list of dict)
         The compiled model, which saves, loads and runs on its own, and a report for each layer: its ``features``, how
         many of each family; the share R² of the dual's variance that is explained, head by head, on the calibration
-        data; with ``fallback``, the held-out ``output_error`` and the heads left ``on_sinkhorn`` as well.
+        data and in the metric of the objective; with ``fallback``, the held-out ``output_error`` and the heads left
+        ``on_sinkhorn`` as well.
 
     Raises
     ------
@@ -101,6 +107,8 @@ def compile_model(
     for layer, attention in enumerate(model.attentions):  # before any of them takes its time
         if not attention.mechanism.teaches:
             raise ValueError(f"compile_model: layer {layer} has {attention.name} attention, expected sinkhorn")
+    if objective is None:
+        objective = "kl" if targets[into] == "query" and refine == 0 else "regression"
     calibration = batches
     if fallback is not None:
         fallback = check_positive(fallback, "fallback", "compile_model", or_zero=True)
@@ -115,6 +123,8 @@ def compile_model(
             candidates=candidates,
             quadratic=quadratic,
             moments=moments,
+            objective=objective,
+            refine=refine,
             client=client,
             progress=progress,
             **attention.settings,

@@ -30,11 +30,12 @@ MAPS = {  # slices; whether chosen among the candidates; how many of the familie
     "8 chosen slices": (8, True, 0),
     "+ cumulants": (8, True, 1),
     "+ quadratic of rank 8": (8, True, 2),
-    "+ moments of rank 4: the default": (8, True, 3),
+    "+ moments of rank 4": (8, True, 3),
 }
-DEFAULT = list(MAPS)[-1]
-KL, REFINED = "the default, by KL", "the default, refine = 1"
-NAMES = (*MAPS, KL, REFINED)
+WHOLE = list(MAPS)[-1]
+DEFAULT, REFINED = "by KL: the default", "by regression, refine = 1: the default refined"
+KL_REFINED = "by KL, refine = 1"
+NAMES = (*MAPS, DEFAULT, REFINED, KL_REFINED)
 CUTS = {"sinkhorn-2": "Sinkhorn, T = 2", "sinkhorn-5": "Sinkhorn, T = 5"}
 BARS = {  # case: output error at most, of the default and of it refined
     "digits": (0.067, 0.036),
@@ -137,13 +138,15 @@ def fitted(settings, calibration):
         for q, k, _, *masks in calibration:
             sums = asked(objective, batch=(q, k, *masks))
             statistics = sums if statistics is None else statistics + sums
-        for name in MAPS if objective == "regression" else (DEFAULT,):
+        for name in MAPS if objective == "regression" else (WHOLE,):
             families, weights = solved(statistics, drawn, others, *MAPS[name])
             amortizer = Amortizer(families, weights, epsilon=epsilon, n_iter=T, objective=objective)
-            found[KL if objective == "kl" else name] = Attention("asap", {"amortizer": amortizer})
-    refined = replace(found[DEFAULT].settings["amortizer"], refine=1)
-    refined = replace(refined, omega=fitted_omega(refined, *first))
-    return found | {REFINED: Attention("asap", {"amortizer": refined})}
+            found[DEFAULT if objective == "kl" else name] = Attention("asap", {"amortizer": amortizer})
+    for name, start in ((REFINED, WHOLE), (KL_REFINED, DEFAULT)):
+        refined = replace(found[start].settings["amortizer"], refine=1)
+        refined = replace(refined, omega=fitted_omega(refined, *first))
+        found[name] = Attention("asap", {"amortizer": refined})
+    return found
 
 
 def solved(statistics, drawn, others, n_slices, chosen, families):
@@ -219,26 +222,32 @@ def markdown(record):
 
 def told(record):
     """Say what the table says of KL, of a second length, and where a bar is missed."""
-    tests = list(dict.fromkeys(test for seeds in record["errors"].values() for test in seeds[0]))
-    kl = [_error(record, test, KL)[0] / _error(record, test, DEFAULT)[0] for test in tests]
-    better = [test for test, quotient in zip(tests, kl, strict=True) if quotient < 1]
     two = [
         _error(record, f"clouds, n = {n}, two lengths", DEFAULT)[0]
         / _error(record, f"clouds, n = {n}", DEFAULT)[0]
         for n in CLOUDS
     ]
     missed = [
-        f"{test} ({what}; by KL {_error(record, test, KL)[0]:.4f}, refined {_error(record, test, REFINED)[0]:.4f})"
+        f"{test} ({what}; refined {_error(record, test, REFINED)[0]:.4f})"
         for test, bounds in BARS.items()
         for name, bound, what in zip((DEFAULT, REFINED), bounds, ("default", "refined"), strict=True)
         if _error(record, test, name)[0] > bound
     ]
     lengths = ", ".join(f"{quotient:.2f} at {n}" for n, quotient in zip(CLOUDS, two, strict=True))
     return (
-        f"KL has {min(kl):.2f} to {max(kl):.2f} times the error of regression, less on {len(better)} of {len(tests)}. "
+        f"The error by KL is that by regression times {_against(record, DEFAULT, WHOLE)}; after a refining "
+        f"iteration times {_against(record, KL_REFINED, REFINED)}, but there it is the larger one with few "
+        "sequences (few_sequences.md): so KL is the default where nothing is refined. "
         f"A second length in calibration multiplies the error on clouds by {lengths}. "
-        f"Bars that are missed: {', '.join(missed) or 'none'}."
+        f"Bars that are missed: {', '.join(missed) or 'none'}. What would help on clouds is in clouds_closer.md."
     )
+
+
+def _against(record, name, other):
+    tests = list(dict.fromkeys(test for seeds in record["errors"].values() for test in seeds[0]))
+    quotients = [_error(record, test, name)[0] / _error(record, test, other)[0] for test in tests]
+    less = sum(quotient < 1 for quotient in quotients)
+    return f"{min(quotients):.2f} to {max(quotients):.2f} (less on {less} of {len(tests)})"
 
 
 def _error(record, test, name):

@@ -21,6 +21,7 @@ from asap_ref.method.transport import attention_scores, transport_plan, two_side
 from asap_ref.rivals import initial_duals, one_sided
 from asap_ref.support.arrays import array_module, to_numpy
 from asap_ref.support.contracts import inside
+from asap_ref.support.masks import centred
 
 # relative to the largest entry; float32 as the conventions say
 TOLERANCE = {np.float64: 1e-10, np.float32: 2e-5}
@@ -272,6 +273,24 @@ def test_whole_arrays_on_a_device_give_what_tiles_do(name, block, m, masked):
     place = array_module("array_api_strict").asarray
     found = attention(*map(place, (q, k, v)), **options, **{key: place(mask) for key, mask in masking.items()})
     agree(to_numpy(found), attention(q, k, v, **options, **masking), np.float64)
+
+
+@pytest.mark.parametrize("piece", [1, 60, 10**6])  # a head at a time, some heads, all at once
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("d", [3, 40])  # forms as a matrix, and where that would be large, token by token
+def test_a_prediction_is_the_readable_one_in_pieces_of_any_size(d, masked, piece, monkeypatch):
+    monkeypatch.setattr(prediction, "PIECE", piece)
+    monkeypatch.setenv("ASAP_REF_THREADS", "1")
+    q, k, _ = qkv(3, 5, n=7, m=9, d=d)
+    options = {"n_slices": 2, "candidates": 4, "quadratic": 3, "moments": 2}
+    amortizer = fit_amortizer([(q, k)], n_iter=4, **options)
+    masking = dict(zip(("query_mask", "key_mask"), masks(3, 7, 9), strict=True)) if masked else {}
+    masking = {name: mask[:, None] for name, mask in masking.items()}
+    if masked:
+        q, k = (np.where(mask[..., None], x, 0) for x, mask in zip((q, k), masking.values(), strict=True))
+    found = prediction.predicted_dual(q, k, amortizer, **masking)
+    expected = amortizer.predict(q, k, **masking)
+    agree(centred(found, masking.get("query_mask")), expected, np.float64)
 
 
 @pytest.mark.parametrize("module", ["numpy", "array_api_strict"])

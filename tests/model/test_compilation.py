@@ -51,6 +51,20 @@ def test_the_compiled_model_has_the_teachers_parameters_and_comes_close_to_it():
         assert np.mean(better["column_error"]) < np.mean(worse["column_error"])
 
 
+def test_without_another_word_kl_is_the_objective_where_the_two_sided_transform_comes_at_once():
+    small = {"n_slices": 2, "candidates": None, "quadratic": 0, "moments": 0}
+    for settings, expected in (
+        ({}, "kl"),
+        ({"refine": 1}, "regression"),
+        ({"into": "one-sided"}, "regression"),
+        ({"objective": "regression"}, "regression"),
+        ({"objective": "kl", "refine": 1}, "kl"),
+    ):
+        compiled, _ = compile_model(TEACHER, [CALIBRATION[:8]], **small, **settings)
+        amortizer = compiled.attentions[0].settings["amortizer"]
+        assert (amortizer.objective, amortizer.refine) == (expected, settings.get("refine", 0))
+
+
 def test_batches_of_calibration_data_add_up_to_the_whole():
     whole, _ = compile_model(TEACHER, [CALIBRATION], n_slices=4, candidates=None, moments=0)
     parts, _ = compile_model(TEACHER, [CALIBRATION[:70], CALIBRATION[70:]], n_slices=4, candidates=None, moments=0)
