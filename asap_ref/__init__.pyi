@@ -102,6 +102,8 @@ def compile_model(
     candidates: int | None = ...,
     quadratic: int = ...,
     moments: int = ...,
+    objective: Literal["regression", "kl"] = ...,
+    refine: int = ...,
     fallback: float | None = ...,
     client: Any = ...,
     progress: bool = ...,
