@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from asap_ref.fast import short_slices
+from asap_ref.fast import plain_slices
 from asap_ref.fast.form import fast_form
 from asap_ref.fast.packing import packed_with_places, unpacked
 from asap_ref.method.features import Slices
@@ -40,8 +40,8 @@ class WeightedSlices:
 
     def __call__(self, q, k, query_mask, key_mask):
         """(..., n, d), (..., m, d) -> one of (..., n), up to a constant; anything at padding."""
-        if short_slices.pays(q, k, self.theta, query_mask, key_mask):
-            return (short_slices.weighted_sum(q, k, self.theta, self.w),)
+        if plain_slices.plain(q, k, query_mask, key_mask):
+            return (plain_slices.weighted_sum(q, k, self.theta, self.w),)
         return (array_namespace(q, k).sum(self.potentials(q, k, query_mask, key_mask), axis=-2),)
 
     def potentials(self, q, k, query_mask, key_mask):

@@ -74,8 +74,8 @@ def of_layers(report):
     on = ", ".join(f"{count}" if n is None else f"{count} at n = {n}" for n, count in lengths)
     return (
         "The attention alone, on the q, k, v of the teacher (softmax on the same ones, for its time):\n\n"
-        f"{markdown_table(lines)}\nTest inputs: {on}. The log domain is timed once, on the first head of the first "
-        "layer, times the heads.\n"
+        f"{markdown_table(lines)}\nTest inputs: {on}. The log domain, one operation on a whole array after "
+        "another, is timed once, on the first head of the first layer, times the heads.\n"
     )
 
 

@@ -105,6 +105,7 @@ def forward_milliseconds(variants, batches, rounds):
 def log_domain_milliseconds(teacher, batches, rounds):
     """Median milliseconds of the forward pass of a teacher whose loop is in the log domain, as the literature runs it.
 
+    That is one operation on the whole batch after another. (torch, on all cores, takes more: figures/speed/bars.md.)
     It takes its turns alone: beside the others it would be most of the time that is spent.
     """
     readable = [ReadableAttention(attention.name, attention.settings) for attention in teacher.attentions]
@@ -112,7 +113,8 @@ def log_domain_milliseconds(teacher, batches, rounds):
     placed = [teacher.place(batch) for batch in batches]
     for _ in range(rounds):
         began = time.perf_counter()
-        _forward(model, placed)
+        for batch in placed:
+            to_numpy(model(batch))
         seconds.append(time.perf_counter() - began)
     return 1e3 * float(np.median(seconds))
 
