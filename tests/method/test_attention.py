@@ -1,11 +1,13 @@
 """Softmax, Sinkhorn and ASAP attention: gradients, masks, and how they relate to each other."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from gradients import check_against_torch, check_vjp
 from problems import masks, qkv
 
-from asap_ref import fit_amortizer, sinkhorn
+from asap_ref import Amortizer, Family, fit_amortizer, sinkhorn
 from asap_ref.method.attention import (
     asap_attention,
     asap_attention_vjp,
@@ -15,6 +17,7 @@ from asap_ref.method.attention import (
     softmax_attention_vjp,
 )
 from asap_ref.method.transport import attention_scores
+from asap_ref.support.family import FAMILIES
 
 Q, K, V = qkv(2, 3, n=6, d=4, p=5)
 RECTANGULAR = qkv(2, 3, n=6, m=8, d=4, p=5)
@@ -31,14 +34,17 @@ def test_sinkhorn_without_iterations_is_softmax():
 def test_asap_with_the_closure_ready_dual_is_the_teacher():
     """An amortizer that predicts f^(T-1) exactly gives the attention of the teacher of T iterations."""
 
-    class Oracle:
-        epsilon, refine = 0.7, 0
+    @dataclass(frozen=True)
+    class ClosureReady(Family, name="closure-ready dual of a test"):
+        count = 1
 
-        def predict(self, q, k, **masks):
-            return sinkhorn(attention_scores(q, k), n_iter=8, epsilon=0.7).query
+        def features(self, q, k, **masks):
+            return sinkhorn(attention_scores(q, k), n_iter=8, epsilon=0.7).query[..., None, :]
 
+    del FAMILIES["closure-ready dual of a test"]
+    exact = Amortizer((ClosureReady(),), np.ones((Q.shape[-3], 1)), epsilon=0.7)
     expected = sinkhorn_attention(Q, K, V, n_iter=9, epsilon=0.7)
-    np.testing.assert_allclose(asap_attention(Q, K, V, Oracle()), expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(asap_attention(Q, K, V, exact), expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(
