@@ -40,7 +40,7 @@ from asap_ref.fidelity.diagnostics import marginal_error
 from asap_ref.fidelity.drift import Drift, detect_drift
 from asap_ref.fidelity.report import FidelityReport, fidelity_report
 from asap_ref.method.amortizer import amortized_query_dual, amortized_query_dual_vjp
-from asap_ref.method.features import Family, Slices, dual_features, dual_features_vjp
+from asap_ref.method.features import Slices, dual_features, dual_features_vjp
 from asap_ref.method.potentials import kantorovich_potentials_1d, kantorovich_potentials_1d_vjp
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.method.sinkhorn import sinkhorn, sinkhorn_vjp
@@ -74,6 +74,7 @@ from asap_ref.rivals.over_relaxed import over_relaxed_attention_vjp
 from asap_ref.rivals.sliced_attention import sliced_attention, sliced_attention_vjp
 from asap_ref.rivals.soft_sort import soft_sort, soft_sort_vjp
 from asap_ref.support.arrays import array_module, array_namespace, to_numpy
+from asap_ref.support.family import Family
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,6 @@ from asap_ref.extensions.one_pass import OnePass as OnePass
 from asap_ref.extensions.quadratic import Quadratic as Quadratic
 from asap_ref.fidelity.drift import Drift as Drift
 from asap_ref.fidelity.report import FidelityReport as FidelityReport
-from asap_ref.method.features import Family as Family
 from asap_ref.method.features import Slices as Slices
 from asap_ref.method.regression import SufficientStatistics as SufficientStatistics
 from asap_ref.method.transport import Duals as Duals
@@ -23,6 +22,7 @@ from asap_ref.model.mechanism import Attention as Attention
 from asap_ref.model.optimiser import TrainingSettings as TrainingSettings
 from asap_ref.model.sequences import Sequences as Sequences
 from asap_ref.model.transformer import Transformer as Transformer
+from asap_ref.support.family import Family as Family
 
 class _Array(Protocol):  # NumPy, CuPy, torch, JAX and other modules of the array API standard
     @property
@@ -102,6 +102,8 @@ def compile_model(
     candidates: int | None = ...,
     quadratic: int = ...,
     moments: int = ...,
+    objective: Literal["regression", "kl"] = ...,
+    refine: int = ...,
     fallback: float | None = ...,
     client: Any = ...,
     progress: bool = ...,

@@ -18,10 +18,10 @@ import numpy as np
 
 from asap_ref.extensions.relaxation import OverRelaxation
 from asap_ref.method.amortizer import amortized_query_dual, amortized_query_dual_vjp
-from asap_ref.method.features import FAMILIES
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.support import files
 from asap_ref.support.arrays import array_namespace, check_values_are_known, is_made_under_a_mode
+from asap_ref.support.family import FAMILIES
 from asap_ref.support.printing import extent, in_short
 from asap_ref.support.tables import html_table
 from asap_ref.support.trees import EqualByValue, map_leaves, named_leaves, of_heads, place_like, read_only
@@ -104,15 +104,18 @@ class Amortizer(EqualByValue):
         omega = 1.0 if self.omega is None else self.placed(q, "omega", lambda: self.omega)
         return OverRelaxation(self.refine, omega)
 
+    def families_and_weights(self, q):
+        """Families, and weights (H, F), in the module, dtype and device of q: the map itself."""
+        return self.placed(q, "readable", lambda: (self.families, self.weights))
+
     def predict(self, q, k, *, query_mask=None, key_mask=None) -> Any:
         """Predict the query dual of q (..., H, n, d) and k (..., H, m, d) -> (..., H, n), zero at padding."""
-        families, weights = self.placed(q, "readable", lambda: (self.families, self.weights))
-        return amortized_query_dual(q, k, families, weights, query_mask=query_mask, key_mask=key_mask)
+        return amortized_query_dual(q, k, *self.families_and_weights(q), query_mask=query_mask, key_mask=key_mask)
 
     def predict_vjp(self, q, k, *, query_mask=None, key_mask=None) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
-        """Prediction and its VJP, ``vjp(d_dual) -> (d_q, d_k)``; the amortizer itself is held fixed."""
-        families, weights = self.placed(q, "readable", lambda: (self.families, self.weights))
-        dual, vjp = amortized_query_dual_vjp(q, k, families, weights, query_mask=query_mask, key_mask=key_mask)
+        """Prediction and its VJP, ``vjp(d_dual) -> (dq, dk)``; the amortizer itself is held fixed."""
+        masks = {"query_mask": query_mask, "key_mask": key_mask}
+        dual, vjp = amortized_query_dual_vjp(q, k, *self.families_and_weights(q), **masks)
         return dual, lambda d_dual: vjp(d_dual)[:2]
 
     def of_heads(self, heads) -> Amortizer:

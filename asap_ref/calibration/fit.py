@@ -28,9 +28,10 @@ from asap_ref.calibration.penalty import penalties
 from asap_ref.calibration.slice_choice import select
 from asap_ref.calibration.sources import in_process
 from asap_ref.fast.threads import blas_on_one_thread
-from asap_ref.method.features import FAMILIES, Slices
+from asap_ref.method.features import Slices
 from asap_ref.method.slices import slice_directions
 from asap_ref.support.arrays import to_numpy
+from asap_ref.support.family import FAMILIES
 from asap_ref.support.masks import keep_tokens
 from asap_ref.support.settings import (
     check_choice,
@@ -97,7 +98,7 @@ def fit_amortizer(
         ``quadratic=r`` and ``moments=r``, on the r leading eigenvectors of the pooled covariance of the first batch's
         queries and keys, head by head (the axes, if r is at least d). These are many features, so they want many
         calibration tokens; at inference they cost next to nothing. A family of your own is known by its name as well,
-        see `asap_ref.method.features.Family`.
+        see `asap_ref.Family`.
 
     Returns
     -------

@@ -5,7 +5,8 @@ A new family is a file here and a line below. One of a single feature, |q|², wh
 
 >>> import numpy as np
 >>> from dataclasses import dataclass
->>> from asap_ref.method.features import FAMILIES, Family, dual_features
+>>> from asap_ref.method.features import dual_features
+>>> from asap_ref.support.family import FAMILIES, Family
 >>> from asap_ref.support.masks import centred, keep_tokens, of_features
 >>> from asap_ref.support.arrays import array_namespace
 >>> @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import numpy as np
 
 from asap_ref.fast.form import fast_form
 from asap_ref.fast.quadratic_form import QuadraticForm, mean_and_covariance
-from asap_ref.method.features import Family
 from asap_ref.support.arrays import array_namespace, transpose
+from asap_ref.support.family import Family
 from asap_ref.support.masks import centred, keep_tokens, of_features
 from asap_ref.support.settings import check_flag
 
@@ -51,7 +51,7 @@ class Cumulants(Family, name="cumulants"):
         return centred(xp.stack(features, axis=-2), of_features(query_mask))
 
     def features_vjp(self, q, k, *, query_mask=None, key_mask=None):
-        """Features, and ``vjp(d_features) -> (d_q, d_k, {})``."""
+        """Features, and ``vjp(d_features) -> (dq, dk, {})``."""
         xp = array_namespace(q, k)
         scale = 1 / math.sqrt(q.shape[-1])
 
@@ -62,8 +62,8 @@ class Cumulants(Family, name="cumulants"):
             mean, spread, cov, m = mean_and_covariance(k, key_mask)
             d_u = d_dot * mean + 2 * d_square * u + 2 * d_cov * (u @ cov)
             # cov's gradient is sum_i d_i u_i u_iᵀ; what it sends through the mean of k vanishes, k being centred
-            d_k = 2 / m * spread @ (transpose(u * d_cov) @ u) + xp.sum(d_dot * u, axis=-2, keepdims=True) / m
-            return scale * d_u, keep_tokens(d_k, key_mask), {}
+            dk = 2 / m * spread @ (transpose(u * d_cov) @ u) + xp.sum(d_dot * u, axis=-2, keepdims=True) / m
+            return scale * d_u, keep_tokens(dk, key_mask), {}
 
         return self.features(q, k, query_mask=query_mask, key_mask=key_mask), vjp
 

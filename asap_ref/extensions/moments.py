@@ -22,8 +22,8 @@ import numpy as np
 from asap_ref.extensions.quadratic import OnBasis
 from asap_ref.fast.form import fast_form
 from asap_ref.fast.quadratic_form import Lifted, QuadraticForm, mean_and_covariance
-from asap_ref.method.features import Family
 from asap_ref.support.arrays import array_namespace, transpose
+from asap_ref.support.family import Family
 from asap_ref.support.masks import centred, keep, of_features
 
 
@@ -45,7 +45,7 @@ class Moments(OnBasis, Family, name="moments"):
         return 3 * r * r + r * (r + 1)
 
     def features_vjp(self, q, k, *, query_mask=None, key_mask=None):
-        """Features, and ``vjp(d_features) -> (d_q, d_k, {})``: the basis is a setting. O(n r (d + r))."""
+        """Features, and ``vjp(d_features) -> (dq, dk, {})``: the basis is a setting. O(n r (d + r))."""
         u, w = self.project(q, query_mask), self.project(k, key_mask)
         features, of_projected = _of_projected_vjp(u, w, query_mask, key_mask)
 

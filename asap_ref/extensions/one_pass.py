@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from asap_ref.fast.form import Weighted, fast_form
-from asap_ref.method.features import Family
 from asap_ref.method.transport import attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, logsumexp, matvec, softmax, vecmat
+from asap_ref.support.family import Family
 from asap_ref.support.masks import at_valid_pairs, centred, keep, keep_tokens, of_features
 from asap_ref.support.settings import check_positive
 
@@ -55,7 +55,7 @@ class OnePass(Family, name="one_pass"):
             raise ValueError(f"temperatures has shape {tuple(self.temperatures.shape)}, expected (K,)")
 
     def features_vjp(self, q, k, *, query_mask=None, key_mask=None):
-        """Features, and ``vjp(d_features) -> (d_q, d_k, {})``: temperatures are a setting. O(K n m + n m d)."""
+        """Features, and ``vjp(d_features) -> (dq, dk, {})``: temperatures are a setting. O(K n m + n m d)."""
         xp = array_namespace(q, k)
         q, k = keep_tokens(q, query_mask), keep_tokens(k, key_mask)
         S, scores_vjp = attention_scores_vjp(q, k)
@@ -64,8 +64,8 @@ class OnePass(Family, name="one_pass"):
         def vjp(d_features):
             d = centred(d_features, of_features(query_mask))
             dS = sum(at_vjp(*(d[..., 3 * i + j, :] for j in range(3))) for i, (_, at_vjp) in enumerate(made))
-            d_q, d_k = scores_vjp(dS)
-            return keep_tokens(d_q, query_mask), keep_tokens(d_k, key_mask), {}
+            dq, dk = scores_vjp(dS)
+            return keep_tokens(dq, query_mask), keep_tokens(dk, key_mask), {}
 
         rows = [row for features, _ in made for row in features]
         return centred(xp.stack(rows, axis=-2), of_features(query_mask)), vjp

@@ -18,8 +18,8 @@ import numpy as np
 
 from asap_ref.fast.form import fast_form
 from asap_ref.fast.quadratic_form import QuadraticForm, mean_and_covariance
-from asap_ref.method.features import Family
 from asap_ref.support.arrays import array_namespace, transpose
+from asap_ref.support.family import Family
 from asap_ref.support.masks import centred, keep_tokens, of_features
 from asap_ref.support.settings import check_count
 
@@ -72,7 +72,7 @@ class Quadratic(OnBasis, Family, name="quadratic"):
         return centred(xp.concat([u, *squares, *mixed], axis=-2), of_features(query_mask))
 
     def features_vjp(self, q, k, *, query_mask=None, key_mask=None):
-        """Features, and ``vjp(d_features) -> (d_q, d_k, {})``: the basis is a setting."""
+        """Features, and ``vjp(d_features) -> (dq, dk, {})``: the basis is a setting."""
         xp = array_namespace(q, k, self.basis)
 
         def vjp(d_features):
@@ -94,8 +94,8 @@ class Quadratic(OnBasis, Family, name="quadratic"):
                 d_u = d_u + d_mixed * w[..., b : b + 1, :]
                 d_w.append(xp.sum(d_mixed * u, axis=(-2, -1)))
             *_, m = mean_and_covariance(k, key_mask)
-            d_k = self.lift(xp.stack(d_w, axis=-1)[..., None]) / m + xp.zeros_like(k)  # the same for each key
-            return keep_tokens(self.lift(d_u), query_mask), keep_tokens(d_k, key_mask), {}
+            dk = self.lift(xp.stack(d_w, axis=-1)[..., None]) / m + xp.zeros_like(k)  # the same for each key
+            return keep_tokens(self.lift(d_u), query_mask), keep_tokens(dk, key_mask), {}
 
         return self.features(q, k, query_mask=query_mask, key_mask=key_mask), vjp
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 
 from asap_ref.fast.slices import WeightedSlices
-from asap_ref.method.features import Family, Slices
+from asap_ref.method.features import Slices
 from asap_ref.support.arrays import array_namespace
+from asap_ref.support.family import Family
 from asap_ref.support.masks import centred, of_features
 
 

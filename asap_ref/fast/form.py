@@ -9,8 +9,8 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from asap_ref.method.features import Family
 from asap_ref.support.arrays import transpose
+from asap_ref.support.family import Family
 
 
 @functools.singledispatch

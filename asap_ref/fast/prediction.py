@@ -21,8 +21,8 @@ from asap_ref.fast.from_dual import cut
 from asap_ref.fast.quadratic_form import QuadraticForm
 from asap_ref.fast.slices import WeightedSlices
 from asap_ref.fast.threads import flat_mask, spread, worker_count
-from asap_ref.method.amortizer import check_weights
 from asap_ref.support.arrays import one_pass
+from asap_ref.support.family import check_weights
 from asap_ref.support.masks import keep, keep_tokens, queries_with_a_key
 from asap_ref.support.trees import of_heads
 

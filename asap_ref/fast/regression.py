@@ -20,12 +20,14 @@ from asap_ref.fast.from_dual import cut
 from asap_ref.fast.scaling import scale, scaled_duals
 from asap_ref.fast.threads import CHUNK, flat_mask, spread
 from asap_ref.method import regression as readable
-from asap_ref.method.features import check_families, dual_features
+from asap_ref.method.features import dual_features
 from asap_ref.method.regression import SufficientStatistics
 from asap_ref.method.transport import attention_scores
 from asap_ref.support.arrays import array_namespace, is_half, to_numpy
 from asap_ref.support.contracts import inside
+from asap_ref.support.family import check_families
 from asap_ref.support.masks import centred, keep_tokens
+from asap_ref.support.settings import check_count
 from asap_ref.support.trees import of_heads
 
 PARTS = 64  # sums in memory at once, at the most, but for one a head
@@ -33,6 +35,7 @@ PARTS = 64  # sums in memory at once, at the most, but for one a head
 
 def regression_statistics(q, k, families, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
     """Sums of `asap_ref.method.regression.regression_statistics`, up to rounding."""
+    check_count(n_iter, "n_iter", "regression_statistics", least=1)
     given = (q, k, families, n_iter, epsilon, query_mask, key_mask)
     return fast_statistics(readable.regression_statistics, _regression_products, *given)
 

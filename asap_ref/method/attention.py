@@ -4,15 +4,20 @@
     P = plan(S)               rows sum to 1; Sinkhorn and ASAP: columns sum to n'/m' as well
     out = P v
 
-    softmax     P = softmax_j(S_ij)
-    Sinkhorn    P = exp((f + g + S) / epsilon),    f and g from T iterations
-    ASAP        P = exp((f + g + S) / epsilon),    g and f from f_hat = Phiᵀ w by two half steps
+                                                                                              passes over n x m
+    softmax     P = softmax_j(S_ij)                                                                           1
+    Sinkhorn    P = exp((f + g + S) / epsilon),    f and g from T iterations                             2T + 3
+    ASAP        P = exp((f + g + S) / epsilon),    g and f from f_hat = Phiᵀ w by two half steps              4
+
+At epsilon = 1, Sinkhorn of T = 0 is softmax. All three are quadratic, by S and P v: what ASAP saves is the factor T.
+An amortizer may refine f_hat before the half steps (ours; it does so only if told to): read as if it were not there.
 
 Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading axes are batch and head.
 """
 
 from __future__ import annotations
 
+from asap_ref.method.amortizer import amortized_query_dual, amortized_query_dual_vjp
 from asap_ref.method.sinkhorn import sinkhorn, sinkhorn_vjp
 from asap_ref.method.transport import (
     attention_scores,
@@ -20,6 +25,7 @@ from asap_ref.method.transport import (
     transport_plan,
     transport_plan_vjp,
     two_sided_c_transform,
+    two_sided_c_transform_vjp,
 )
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
@@ -35,7 +41,6 @@ def softmax_attention(q: "... n d", k: "... m d", v: "... m p", *, query_mask=No
     Returns
     -------
     array (..., n, p)
-        Zero at masked queries.
 
     Examples
     --------
@@ -50,7 +55,7 @@ def softmax_attention(q: "... n d", k: "... m d", v: "... m p", *, query_mask=No
 
 @vjp_of(softmax_attention)
 def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
-    """Softmax attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``.
+    """Softmax attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)`` (ours).
 
     Examples
     --------
@@ -79,7 +84,7 @@ def sinkhorn_attention(
 ):
     """Doubly-stochastic attention by Sinkhorn's iteration, the teacher of ASAP.
 
-    O(n m (d + p + T)). Source: Sander et al. 2022 (Sinkformer), whose code counts 2T + 1 half steps.
+    O(n m (d + p + T)). Source: Sander et al. 2022 (Sinkformer).
 
     Parameters
     ----------
@@ -89,7 +94,6 @@ def sinkhorn_attention(
     Returns
     -------
     array (..., n, p)
-        Zero at masked queries.
 
     Examples
     --------
@@ -106,7 +110,7 @@ def sinkhorn_attention(
 
 @vjp_of(sinkhorn_attention)
 def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None):
-    """Sinkhorn attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``.
+    """Sinkhorn attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)`` (ours).
 
     Unrolled through all iterations on both sides (the Sinkformer's text model stops the gradient on the key
     side; we do not). O(n m) memory beyond the O((n + m) T) duals.
@@ -127,7 +131,8 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
     P, plan_vjp = transport_plan_vjp(S, duals, **settings)
 
     def vjp(d_out):
-        dS_direct, d_duals = plan_vjp(d_out @ transpose(v))
+        dP = d_out @ transpose(v)
+        dS_direct, d_duals = plan_vjp(dP)
         (dS_through_duals,) = duals_vjp(d_duals)
         return *scores_vjp(dS_direct + dS_through_duals), transpose(P) @ d_out
 
@@ -138,12 +143,12 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
 def asap_attention(q: "... H n d", k: "... H m d", v: "... H m p", amortizer, *, query_mask=None, key_mask=None):
     """Doubly-stochastic attention without a loop: predict the query dual, rebuild the plan from it.
 
-    O(n m (d + p) + L n (d + log n)). Source: ASAP, arXiv 2605.12879 (paper).
+    O(n m (d + p) + L (n + m) (d + log(n + m))). Source: arXiv 2605.12879 (paper).
 
     Parameters
     ----------
     amortizer : Amortizer
-        Of as many heads, as from `fit_amortizer`; its epsilon is used.
+        Families of features and weights (H, F), as from `fit_amortizer`, with the epsilon of their teacher.
 
     Returns
     -------
@@ -161,17 +166,17 @@ def asap_attention(q: "... H n d", k: "... H m d", v: "... H m p", amortizer, *,
     """
     masks = dict(query_mask=query_mask, key_mask=key_mask)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
-    f_hat = amortizer.predict(q, k, **masks)
+    f_hat = amortized_query_dual(q, k, *amortizer.families_and_weights(q), **masks)
     settings = dict(epsilon=amortizer.epsilon, refinement=amortizer.refinement(q) if amortizer.refine else None)
     return attention_from_dual(q, k, v, f_hat, **settings, **masks)
 
 
 @vjp_of(asap_attention)
 def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
-    """ASAP attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)``.
+    """ASAP attention and its VJP, ``vjp(d_out) -> (dq, dk, dv)`` (ours).
 
     The gradient follows the scores, the two-sided transform, and the sorts behind the prediction; the
-    amortizer itself is held fixed (`amortized_query_dual_vjp` has the gradients of its weights). Derived.
+    amortizer itself is held fixed (`amortized_query_dual_vjp` has the gradients of its weights).
 
     Examples
     --------
@@ -184,9 +189,9 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     """
     masks = dict(query_mask=query_mask, key_mask=key_mask)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
-    f_hat, predict_vjp = amortizer.predict_vjp(q, k, **masks)
+    f_hat, f_hat_vjp = amortized_query_dual_vjp(q, k, *amortizer.families_and_weights(q), **masks)
     settings = dict(epsilon=amortizer.epsilon, refinement=amortizer.refinement(q) if amortizer.refine else None)
-    return attention_from_dual_vjp(q, k, v, f_hat, predict_vjp, **settings, **masks)
+    return attention_from_dual_vjp(q, k, v, f_hat, lambda df: f_hat_vjp(df)[:2], **settings, **masks)
 
 
 def attention_from_dual(q, k, v, f_hat, *, refinement=None, epsilon=1.0, query_mask=None, key_mask=None):
@@ -207,17 +212,17 @@ def attention_from_dual_vjp(
     """The same and its VJP, where ``dual_vjp(df) -> (dq, dk)`` is that of the query dual.
 
     Gradients reach the scores three times: from the plan itself, through its duals, and through a refinement; and q
-    and k once more through the prediction. The two-sided transform is one iteration of `sinkhorn` from f, whose VJP
-    makes do with one exponential of the scores.
+    and k once more through the prediction.
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
     f, refinement_vjp = (f_hat, None) if refinement is None else refinement.vjp(S, f_hat, **settings)
-    duals, duals_vjp = sinkhorn_vjp(S, n_iter=1, init=f, **settings)
+    duals, duals_vjp = two_sided_c_transform_vjp(S, f, **settings)
     P, plan_vjp = transport_plan_vjp(S, duals, **settings)
 
     def vjp(d_out):
-        dS_direct, d_duals = plan_vjp(d_out @ transpose(v))
+        dP = d_out @ transpose(v)
+        dS_direct, d_duals = plan_vjp(dP)
         dS_through_duals, df = duals_vjp(d_duals)
         dS = dS_direct + dS_through_duals
         if refinement is not None:

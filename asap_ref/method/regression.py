@@ -1,15 +1,19 @@
 """Calibration: the weights are a ridge regression of the closure-ready dual on the features.
 
-    minimise over w    |f - Phiᵀ w|² + penalty,      f = f^(T-1), centred                                       (paper)
+    minimise over w    |f - Phiᵀ w|²    (paper)    + sum_a strength_a (Phi Phiᵀ)_aa w_a²    (ours),
+    where              f = f^(T-1)      (ours)
 
 The query dual f^(T-1) of a teacher's last iteration but one is *closure-ready*: its two-sided transform is exactly the
-plan of the teacher, of T iterations. So that is what ASAP should predict. Dual and features are centred in each
-sequence, since a constant of the dual is free.
+duals of the teacher, of T iterations. So that is what ASAP should predict. Dual and features are centred in each
+sequence (ours).
 
 The error is quadratic in w: all that it takes of the data are the sums of ``Phi Phiᵀ``, ``Phi f`` and ``f f``. Batches
-stream through them in bounded memory, sums of parts add up to those of the whole, and any choice among the features
-can be fitted from the same ones. The paper's other objective, the divergence of the plans, is a regression in another
-metric (calibration/kl.py).
+stream through them in bounded memory, and sums of parts add up to those of the whole. Then
+
+    w = regression_statistics(q, k, families).ridge(strength)        (H, F)
+
+`fit_amortizer` does so, and chooses the strength (calibration/penalty.py): the more, the fewer tokens per feature. The
+paper's other objective, the divergence of the plans, is a regression in another metric (calibration/kl.py).
 
 Shapes: features (..., H, F, n), target (..., H, n), weights (H, F).
 """
@@ -26,12 +30,13 @@ from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores
 from asap_ref.support.arrays import to_numpy
 from asap_ref.support.masks import centred, keep_tokens
+from asap_ref.support.settings import check_count
 from asap_ref.support.sums import Sums
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SufficientStatistics(Sums):
-    """All that ridge regression needs of the data: sums over tokens, one a head, float64 on the host.
+    """All that ridge regression needs of the data: sums over tokens, per head, float64 on the host.
 
     Examples
     --------
@@ -47,15 +52,15 @@ class SufficientStatistics(Sums):
 
     @classmethod
     def of(cls, features, target, *, mask=None):
-        """Sums over features (..., H, F, n) and target (..., H, n), both zero where the mask (..., n) is False."""
-        # (..., H, F, n) -> (H, F, ... n), in float64: float32 sums over many tokens lose the small slices
+        """Sums over features (..., H, F, n) and target (..., H, n), zero where the mask, (n,) or (..., 1, n), is."""
+        # in float64: float32 sums over many tokens lose the small slices
         phi, f = (np.asarray(to_numpy(x), dtype=np.float64) for x in (features, target))
-        H, F, tokens = *phi.shape[-3:-1], math.prod(phi.shape[:-3]) * phi.shape[-1]  # perhaps none
-        phi = np.moveaxis(phi, (-3, -2), (0, 1)).reshape(H, F, tokens)
+        *leading, H, F, n = phi.shape
+        tokens = math.prod(leading) * n
         valid = np.ones(f.shape, bool) if mask is None else np.broadcast_to(to_numpy(mask), f.shape)
-        count = int(valid.sum()) // H  # a head
+        phi = np.moveaxis(phi, (-3, -2), (0, 1)).reshape(H, F, tokens)
         f = np.moveaxis(f, -2, 0).reshape(H, tokens)
-        return cls(phi @ phi.mT, (phi @ f[..., None])[..., 0], np.sum(f * f, axis=-1), count)
+        return cls(phi @ phi.mT, (phi @ f[..., None])[..., 0], np.sum(f * f, axis=-1), int(valid.sum()) // H)
 
     def ridge(self, strength):
         """Weights (H, F) that minimise ``|f - Phiᵀ w|² + sum_a strength_a (Phi Phiᵀ)_aa w_a²``.
@@ -63,7 +68,7 @@ class SufficientStatistics(Sums):
         The penalty, one number or (F,), is relative to each feature's own size, so it does not depend on units.
         """
         size = np.diagonal(self.gram, axis1=-2, axis2=-1)  # (H, F)
-        size = np.where(size > 0, size, 1.0)  # a feature that never varies gets weight 0, by the penalty
+        size = np.where(size > 0, size, 1.0)  # a feature that never varies gets weight 0
         scale = np.sqrt(size)
         correlation = self.gram / (scale[..., :, None] * scale[..., None, :])
         right = (self.cross / scale)[..., None]  # (H, F, 1)
@@ -86,9 +91,13 @@ def regression_statistics(q, k, families, *, n_iter=20, epsilon=1.0, query_mask=
     --------
     >>> from asap_ref import Slices
     >>> q, k = np.random.default_rng(0).standard_normal((2, 10, 1, 5, 4))
-    >>> regression_statistics(q, k, [Slices(np.eye(4))], n_iter=3)
+    >>> statistics = regression_statistics(q, k, [Slices(np.eye(4))], n_iter=3)
+    >>> statistics
     <SufficientStatistics: heads 1, features 4, tokens 50>
+    >>> statistics.ridge(1e-3).shape
+    (1, 4)
     """
+    check_count(n_iter, "n_iter", "regression_statistics", least=1)  # T = 0 is softmax: nothing to predict
     masks = dict(query_mask=query_mask, key_mask=key_mask)
     features = dual_features(q, k, families, **masks)
     S = attention_scores(keep_tokens(q, query_mask), keep_tokens(k, key_mask))

@@ -1,4 +1,4 @@
-"""Sinkhorn in the log domain, and its gradient by hand in O(n² + nT) memory.
+"""Sinkhorn in the log domain, and its gradient by hand in O(n m + (n + m) T) memory.
 
 Start from softmax, then make columns and rows right in turn:
 
@@ -9,19 +9,21 @@ Start from softmax, then make columns and rows right in turn:
 The last half step is on f, so rows are exact and the column error measures convergence. T iterations are
 what the Sinkformer code (Sander et al. 2022) counts as 2T + 1 half steps. Shapes are those of transport.py.
 
-Backward, through every half step. After each half step the plan of the duals at hand,
-``P_t = exp((f + g + S) / epsilon)``, is normalised on the side just updated, and P_t is all its derivative needs:
+Backward, through every half step (ours). After half step h the plan of the duals at hand,
+``P_h = exp((f + g + S) / epsilon)``, is normalised on the side just updated, and P_h is all its derivative needs:
 
-    onto queries:  dS -= df[:, None] * P_t;               dg -= P_tᵀ df;             df = 0
-    onto keys:     dS -= (P_t / mass) * dg[None, :];      df -= (P_t / mass) dg;     dg = 0
+    onto queries:  dS -= df[:, None] * P_h;               dg -= P_hᵀ df;             df = 0
+    onto keys:     dS -= (P_h / mass) * dg[None, :];      df -= (P_h / mass) dg;     dg = 0
 
-Every P_t is one matrix K = exp((f_ref + g_ref + S) / epsilon) with rows scaled by a = exp((f - f_ref) / epsilon)
-and columns by b = exp((g - g_ref) / epsilon). So each half step is a matrix-vector product with K, and what it
-subtracts from dS is (column vector)(row vector) * K: all 2T + 1 of them together are one matrix product,
+The last zeros: the step overwrites that dual, and the one before it counts only through the other. Every P_h is one
+matrix K = exp((f_ref + g_ref + S) / epsilon), rows scaled by a = exp((f - f_ref) / epsilon) and columns by
+b = exp((g - g_ref) / epsilon). So each half step is a matrix-vector product with K, and what it subtracts from dS is
+(column vector)(row vector) * K: all 2T + 1 of them together are one matrix product,
 
-    dS = -K * (A Bᵀ),    A (n, 2T + 1),  B (m, 2T + 1).                                          (derived)
+    dS = -K * (A Bᵀ),    A (n, 2T + 1),  B (m, 2T + 1).
 
-Where duals wander so far that a or b could overflow, K is formed anew from the duals at hand: a new *segment*.
+Where duals wander so far that a or b could overflow, K is formed anew from the duals at hand: a new *segment*. Where
+they do not, there is but one, and K is the last plan: read so, `_segments` may be skipped.
 """
 
 from __future__ import annotations
@@ -36,13 +38,15 @@ from asap_ref.support.masks import column_mass, keep, queries_with_a_key
 def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init: "... n" = None):
     """Sinkhorn's algorithm in the log domain: the duals of a doubly-stochastic plan.
 
-    O(T n m) time, O(n m) memory. Source: Cuturi 2013; log domain: Peyré & Cuturi, section 4.4; the softmax
+    O(T n m) time, O(n m + (n + m) T) memory. Source: Cuturi 2013; log domain: Peyré & Cuturi, section 4.4; the softmax
     start: Sander et al. 2022 (Sinkformer).
 
     Parameters
     ----------
-    n_iter, init : int, array
-        T, the number of iterations, of which 0 is softmax; a query dual to start from instead of softmax.
+    n_iter : int
+        T, the number of iterations; 0 is softmax.
+    init : array (..., n)
+        A query dual to start from instead of that of softmax.
 
     Returns
     -------
@@ -65,13 +69,13 @@ def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_
 def sinkhorn_vjp(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=None, init=None):
     """Sinkhorn and its VJP, unrolled: ``vjp(Duals(df, dg)) -> (d_scores,)``, or ``(d_scores, d_init)``.
 
-    Derived, at the top of the file. O(T n m) time, O(n m + (n + m) T) memory instead of O(T n m) for every P_t.
+    As at the top of the file (ours). O(T n m) time, O(n m + (n + m) T) memory instead of O(T n m) for every P_h.
 
     Examples
     --------
     >>> import numpy as np
     >>> duals, vjp = sinkhorn_vjp(np.zeros((2, 2)), n_iter=3)
-    >>> (d_scores,) = vjp(Duals(np.ones(2), np.ones(2)))  # adding t to all scores takes t from f + g
+    >>> (d_scores,) = vjp(Duals(np.ones(2), np.ones(2)))  # adding s to all scores takes s from f + g
     >>> round(float(d_scores.sum()), 12)
     -2.0
     """
@@ -85,22 +89,22 @@ def sinkhorn_vjp(scores, *, n_iter=20, epsilon=1.0, query_mask=None, key_mask=No
         d_scores = xp.zeros_like(scores)
         differentiable = steps if init is None else steps[1:]  # what was given was not computed from the scores
         for segment in _segments(differentiable, epsilon):
-            reference = segment[0][1]
-            onto = segment[0][0]
-            known = reference.key if onto == "query" else reference.query
-            K = half_step_plan(scores, known, onto=onto, epsilon=epsilon, **masks)  # (..., n, m)
+            updated, reference = segment[0]
+            # exp((f_ref + g_ref + S) / epsilon): the reference is fresh from a half step
+            known = reference.key if updated == "query" else reference.query
+            K = half_step_plan(scores, known, onto=updated, epsilon=epsilon, **masks)  # (..., n, m)
             A, B = [], []
             for onto, (f, g) in segment:
                 a = xp.exp((f - reference.query) / epsilon)  # (..., n)
                 b = xp.exp((g - reference.key) / epsilon)  # (..., m)
                 if onto == "query":
-                    A.append(a * df)
-                    B.append(b)
-                    dg, df = dg - b * vecmat(A[-1], K), 0.0
+                    column, row = a * df, b
+                    dg, df = dg - b * vecmat(column, K), 0.0
                 else:
-                    A.append(a)
-                    B.append(b * dg / mass)
-                    df, dg = df - a * matvec(K, B[-1]), 0.0
+                    column, row = a, b * dg / mass  # mass = n'/m': a number, or (..., 1)
+                    df, dg = df - a * matvec(K, row), 0.0
+                A.append(column)
+                B.append(row)
             d_scores = d_scores - K * (xp.stack(A, axis=-1) @ transpose(xp.stack(B, axis=-1)))
         return (d_scores,) if init is None else (d_scores, keep(df, queries_with_a_key(query_mask, key_mask)))
 
@@ -129,7 +133,7 @@ def _segments(steps, epsilon):
     """The half steps from last to first, cut where the duals have left the range one kernel can serve.
 
     Within a segment each dual stays within ``safe * epsilon`` of the reference. An entry that underflows in
-    K is then negligible in every P_t of the segment: tiny(dtype) * exp(2 safe) is below 1e-29.
+    K is then negligible in every P_h of the segment: tiny(dtype) * exp(2 safe) is below 1e-29.
     """
     segment, reference = [], None
     for side, duals in reversed(steps):

@@ -1,10 +1,12 @@
 """Slices: directions on which queries and keys become samples on the line, and the potentials there.
 
-A *slice* is a direction theta in R^d; queries and keys are projected on it after scaling each by d^(-1/4), so
-that the slices of an orthonormal basis sum to the scores S = q kᵀ / sqrt(d). Each slice is a transport problem
-in one dimension, whose Kantorovich potentials are exact (potentials.py).
+A *slice* is a direction theta in R^d; queries and keys are projected on it after scaling each by d^(-1/4) (ours):
 
-Why they tell of the dual (derived): on an orthonormal basis the sums of phi and psi over the slices satisfy, up to a
+    x_li = d^(-1/4) theta_lᵀ q_i,    y_lj = d^(-1/4) theta_lᵀ k_j,    sum_l x_li y_lj = S_ij  on an orthonormal basis.
+
+Each slice is a transport problem in one dimension, whose Kantorovich potentials are exact (potentials.py).
+
+Why they tell of the dual (ours): on an orthonormal basis the sums of phi and psi over the slices satisfy, up to a
 constant, phi_i + psi_j <= -S_ij: they are a feasible dual of the whole problem without entropy. How good each slice
 is, and what epsilon does, is left to the weights (amortizer.py).
 
@@ -12,6 +14,8 @@ Shapes: q (..., n, d), k (..., m, d), directions (d, L), or (H, d, L) where each
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -25,14 +29,15 @@ from asap_ref.support.settings import check_choice, check_count, check_direction
 def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
     """Unit directions on which queries and keys are projected.
 
-    O(d² L). Sliced transport projects on random directions (paper); the orthogonal blocks are our default.
+    O(d² L). Sliced transport projects on random directions (paper); the orthogonal blocks are the default (ours).
 
     Parameters
     ----------
-    dim, n_slices, seed
-        The dimension d of a head, the number L of directions, and an integer or numpy.random.Generator.
+    dim, n_slices : int
+        The dimension d of a head, and the number L of directions.
     kind : {"orthogonal", "gaussian"}
-        Blocks of d orthonormal directions, which cover the space more evenly, or independent uniform ones.
+        Blocks of d orthonormal directions, which cover the space more evenly, or independent ones, each uniform.
+    seed : int or numpy.random.Generator
 
     Returns
     -------
@@ -54,7 +59,7 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
     check_count(n_slices, "n_slices", "slice_directions", least=1)
     check_choice(kind, "kind", "slice_directions", ("orthogonal", "gaussian"))
     seed = check_seed(seed, "slice_directions")
-    gaussian = np.random.default_rng(seed).standard_normal((-(-n_slices // dim), dim, dim))  # blocks of d
+    gaussian = np.random.default_rng(seed).standard_normal((math.ceil(n_slices / dim), dim, dim))
     if kind == "orthogonal":
         blocks, upper = np.linalg.qr(gaussian)
         # the signs that make QR unique, hence the directions uniform on the sphere
@@ -68,8 +73,7 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
 def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, query_mask=None, key_mask=None):
     """Kantorovich potentials of queries and keys on each slice: the raw features of ASAP.
 
-    O(L (n + m) (d + log(n + m))). Sliced dual projection (paper); the scaling by d^(-1/4), which makes the slices
-    of an orthonormal basis sum to the scores, is asap_ref/oracle/README.md, "Slices".
+    O(L (n + m) (d + log(n + m))). Sliced dual projection (paper), scaled by d^(-1/4) (ours); oracle, "Slices".
 
     Parameters
     ----------
@@ -79,7 +83,7 @@ def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, 
     Returns
     -------
     (phi, psi) : arrays (..., L, n) and (..., L, m)
-        Potentials for the bilinear cost, each of mean zero over its valid tokens, zero at the others.
+        Potentials for the bilinear cost, each of mean zero over its valid tokens.
 
     Examples
     --------
@@ -95,7 +99,7 @@ def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, 
 
 @vjp_of(sliced_potentials)
 def sliced_potentials_vjp(q, k, directions, *, query_mask=None, key_mask=None):
-    """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (d_q, d_k, d_directions)``. Derived.
+    """Sliced potentials and their VJP, ``vjp((d_phi, d_psi)) -> (dq, dk, d_directions)`` (ours).
 
     Examples
     --------
@@ -109,13 +113,13 @@ def sliced_potentials_vjp(q, k, directions, *, query_mask=None, key_mask=None):
 
     def vjp(cotangent):
         d_phi, d_psi = cotangent
-        d_x, d_y = potentials_vjp((d_phi, centred(d_psi, masks["y_mask"])))  # (..., L, n), (..., L, m)
+        dx, dy = potentials_vjp((d_phi, centred(d_psi, masks["y_mask"])))  # (..., L, n), (..., L, m)
         scale = q.shape[-1] ** -0.25
-        d_q, d_k = (scale * (transpose(d) @ transpose(directions)) for d in (d_x, d_y))
+        dq, dk = (scale * (transpose(d) @ transpose(directions)) for d in (dx, dy))
         tokens = keep_tokens(q, query_mask), keep_tokens(k, key_mask)
-        d_directions = scale * transpose(d_x @ tokens[0] + d_y @ tokens[1])  # (..., d, L), still one a problem
+        d_directions = scale * transpose(dx @ tokens[0] + dy @ tokens[1])  # (..., d, L), one per problem
         shared = tuple(range(d_directions.ndim - directions.ndim))
-        return d_q, d_k, xp.sum(d_directions, axis=shared)
+        return dq, dk, xp.sum(d_directions, axis=shared)
 
     return (phi, centred(psi, masks["y_mask"])), vjp
 

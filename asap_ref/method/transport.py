@@ -1,17 +1,18 @@
 """Entropic transport between queries and keys: c-transforms, plans, and their gradients.
 
-Shapes: ``scores`` S is (..., n, m), a similarity (the transport cost is -S); the *query dual* f is
-(..., n), the *key dual* g is (..., m). The plan they stand for is
+    maximise over P >= 0    sum_ij P_ij S_ij - epsilon sum_ij P_ij (log P_ij - 1),
+    where every row of P sums to 1 (it is attention), and every column to n'/m'
+
+Scores S are a similarity: the transport cost is c = -S. epsilon is the temperature, n' and m' are the numbers of valid
+queries and keys. The multipliers of the rows are the *query dual* f, those of the columns the *key dual* g, and the
+plan they stand for is
 
     P_ij = exp((f_i + g_j + S_ij) / epsilon),
 
-and (f + t, g - t) stands for the same one. Every valid row of a doubly-stochastic plan sums to 1 (it is
-attention) and every valid column to n'/m', with n' and m' the numbers of valid queries and keys. Masked
-rows and columns of a plan, and masked entries of duals, are exactly zero.
+for which (f + s, g - s) stand as well, whatever the number s. Masked rows and columns of a plan, and masked entries of
+duals, are exactly zero. Everything is in the log domain, so scores may have any size.
 
-Everything here works in the log domain, so scores may have any size. It is the definition; the fast forms
-are tested against it. A half step ends in a softmax (`half_step_plan`), which is normalised in any precision, where
-the exponential of duals that are rounded already is off by a factor of exp(their rounding / epsilon).
+Shapes: ``scores`` S (..., n, m), f (..., n), g (..., m).
 """
 
 from __future__ import annotations
@@ -90,18 +91,20 @@ def entropic_c_transform(
     get their mass. Onto queries, ``f_i = -epsilon LSE_j((g_j + S_ij) / epsilon)``: the rows get theirs. LSE is the
     logarithm of a sum of exponentials.
 
-    O(nm) time and memory. Source: Peyré & Cuturi, "Computational Optimal Transport", section 4.4 (soft
-    minimum); asap_ref/oracle/README.md, "Sinkhorn". The masked and rectangular marginals are derived, not the paper's.
+    It is the soft minimum over the other side of cost less dual, hence its name. O(n m) time and memory. Source: Peyré
+    & Cuturi, "Computational Optimal Transport", section 4.4; oracle, "Sinkhorn"; masks and n != m are ours.
 
     Parameters
     ----------
-    dual, onto : array (..., n), "key" or array (..., m), "query"
-        The dual that is known, and the side whose dual is computed.
+    dual : array (..., n) or (..., m)
+        The dual of the other side: f onto keys, g onto queries.
+    onto : {"key", "query"}
+        The side whose dual is computed.
 
     Returns
     -------
     array (..., m) or (..., n)
-        The other dual, zero at masked tokens.
+        The dual of that side.
 
     Examples
     --------
@@ -112,7 +115,7 @@ def entropic_c_transform(
     _check_dual(scores, dual, onto)
     valid = valid_pairs(query_mask, key_mask)
     if onto == "key":
-        log_mass = _log(column_mass(scores, query_mask, key_mask))
+        log_mass = _log(column_mass(scores, query_mask, key_mask))  # of n'/m': a number, or (..., 1)
         g = epsilon * (log_mass + _negative_lse((dual[..., :, None] + scores) / epsilon, -2, valid))
         return keep(g, key_mask)
     f = epsilon * _negative_lse((dual[..., None, :] + scores) / epsilon, -1, valid)
@@ -121,11 +124,10 @@ def entropic_c_transform(
 
 @vjp_of(entropic_c_transform)
 def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mask=None, key_mask=None):
-    """Entropic c-transform and its VJP, ``vjp(d_out) -> (d_scores, d_dual)``.
+    """Entropic c-transform and its VJP, ``vjp(d_out) -> (d_scores, d_dual)`` (ours).
 
     The derivative of a log-sum-exp is a softmax W (over queries if onto="key", over keys if onto="query"):
     ``d_scores = -W * d_out`` and ``d_dual = -W d_out``, W multiplied along the axis that was summed.
-    Derived (asap_ref/oracle/README.md, "Sinkhorn").
 
     Examples
     --------
@@ -145,6 +147,132 @@ def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mas
         return d_scores, xp.sum(d_scores, axis=kept)
 
     return out, vjp
+
+
+def half_step_plan(scores, dual, *, onto, epsilon=1.0, query_mask=None, key_mask=None):
+    """The plan after a half step: of a dual and its c-transform onto the other side, where sums are exact.
+
+    Onto queries, rows are ``softmax_j((g_j + S_ij) / epsilon)``; onto keys, columns
+    ``n'/m' softmax_i((f_i + S_ij) / epsilon)``. A softmax is normalised in any precision, where the exponential of
+    duals that are rounded already is off by a factor of exp(their rounding / epsilon).
+    """
+    known, axis = (dual[..., None, :], -1) if onto == "query" else (dual[..., :, None], -2)
+    plan = softmax(at_valid_pairs((known + scores) / epsilon, query_mask, key_mask), axis=axis)
+    if onto == "query":
+        return plan
+    mass = column_mass(scores, query_mask, key_mask)
+    return plan * (mass if isinstance(mass, float) else mass[..., None])
+
+
+@operator
+def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0, query_mask=None, key_mask=None):
+    """The plan that a pair of duals stands for, ``P_ij = exp((f_i + g_j + S_ij) / epsilon)``.
+
+    With f* the c-transform of g onto queries, it is computed as ``softmax_j((g_j + S_ij) / epsilon)``, which is
+    ``exp((f*_i + g_j + S_ij) / epsilon)``, times ``exp((f_i - f*_i) / epsilon)``. Where f is f*, as after `sinkhorn`,
+    this factor is 1, and rows are exact at any scale and epsilon. It overflows, with a FloatingPointError, if the duals
+    do not belong to the scores. O(n m), two passes. Source: Peyré & Cuturi, Proposition 4.3.
+
+    Parameters
+    ----------
+    duals : Duals
+        Computed with the same scores, epsilon and masks.
+
+    Returns
+    -------
+    array (..., n, m)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> transport_plan(np.zeros((2, 2)), Duals(np.log([0.5, 0.5]), np.zeros(2)))
+    array([[0.5, 0.5],
+           [0.5, 0.5]])
+    """
+    f, g = duals
+    settings = dict(onto="query", epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    beyond = keep(f - entropic_c_transform(scores, g, **settings), query_mask)  # what f has beyond f*
+    return half_step_plan(scores, g, **settings) * array_namespace(f).exp(beyond / epsilon)[..., :, None]
+
+
+@vjp_of(transport_plan)
+def transport_plan_vjp(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=None):
+    """Plan and its VJP, ``vjp(dP) -> (d_scores, Duals(df, dg))`` (ours).
+
+    An exponential is its own derivative: d_scores is ``P * dP``, divided by epsilon, df and dg its row and column sums.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> P, vjp = transport_plan_vjp(np.zeros((1, 2)), Duals(np.zeros(1), np.zeros(2)))
+    >>> vjp(np.ones((1, 2)))[1]
+    Duals(query=array([2.]), key=array([1., 1.]))
+    """
+    xp = array_namespace(scores, *duals)
+    P = transport_plan(scores, duals, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+
+    def vjp(dP):
+        d_scores = P * dP / epsilon
+        return d_scores, Duals(xp.sum(d_scores, axis=-1), xp.sum(d_scores, axis=-2))
+
+    return P, vjp
+
+
+@operator
+def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0, query_mask=None, key_mask=None):
+    """Rebuild both duals from a (predicted) query dual: one Sinkhorn iteration from a good start.
+
+    O(n m). The closing step of ASAP (paper). Fed the query dual of iteration T - 1 it returns exactly the
+    duals of a teacher of T iterations: that dual is called *closure-ready*.
+
+    Parameters
+    ----------
+    query_dual
+        A prediction f_hat of f, up to a constant.
+
+    Returns
+    -------
+    Duals
+        g = c-transform of the prediction onto keys, then f = c-transform of g onto queries: rows are exact.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from asap_ref import sinkhorn
+    >>> S = np.asarray([[3.0, 0.0], [1.0, 2.0]])
+    >>> np.allclose(two_sided_c_transform(S, sinkhorn(S, n_iter=4).query), sinkhorn(S, n_iter=5))
+    True
+    """
+    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    g = entropic_c_transform(scores, query_dual, onto="key", **settings)
+    f = entropic_c_transform(scores, g, onto="query", **settings)
+    return Duals(f, g)
+
+
+@vjp_of(two_sided_c_transform)
+def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=None, key_mask=None):
+    """Two-sided c-transform and its VJP, ``vjp(Duals(df, dg)) -> (d_scores, d_query_dual)`` (ours).
+
+    The two half steps backwards: f depends on g, so its gradient first joins that of g.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> duals, vjp = two_sided_c_transform_vjp(np.zeros((2, 2)), np.zeros(2))
+    >>> vjp(Duals(np.asarray([1.0, 0.0]), np.zeros(2)))[1]
+    array([0.5, 0.5])
+    """
+    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
+    g, g_vjp = entropic_c_transform_vjp(scores, query_dual, onto="key", **settings)
+    f, f_vjp = entropic_c_transform_vjp(scores, g, onto="query", **settings)
+
+    def vjp(cotangent):
+        df, dg = cotangent
+        d_scores_f, dg_from_f = f_vjp(df)
+        d_scores_g, d_query_dual = g_vjp(dg + dg_from_f)
+        return d_scores_f + d_scores_g, d_query_dual
+
+    return Duals(f, g), vjp
 
 
 def _log(mass):
@@ -169,129 +297,3 @@ def _check_dual(scores, dual, onto):
             f"entropic_c_transform: onto={onto!r} takes a {side} dual of shape {expected} for scores of shape "
             f"{tuple(scores.shape)}, got {tuple(dual.shape)}"
         )
-
-
-@operator
-def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0, query_mask=None, key_mask=None):
-    """The plan that a pair of duals stands for, ``P_ij = exp((f_i + g_j + S_ij) / epsilon)``.
-
-    It overflows, with a FloatingPointError, if the duals do not belong to the scores. It is computed as
-    ``softmax_j((g_j + S_ij) / epsilon) exp((f_i - f'_i) / epsilon)``, f' the c-transform of g. Where f is f', as after
-    `sinkhorn`, the second factor is 1, and rows are exact at any scale and epsilon.
-    O(nm). Source: Peyré & Cuturi, Proposition 4.3; asap_ref/oracle/README.md, "Shapes and marginals".
-
-    Parameters
-    ----------
-    duals : Duals
-        Computed with the same scores, epsilon and masks.
-
-    Returns
-    -------
-    array (..., n, m)
-        Zero in masked rows and columns.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> transport_plan(np.zeros((2, 2)), Duals(np.log([0.5, 0.5]), np.zeros(2)))
-    array([[0.5, 0.5],
-           [0.5, 0.5]])
-    """
-    f, g = duals
-    settings = dict(onto="query", epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
-    beyond = keep(f - entropic_c_transform(scores, g, **settings), query_mask)  # what f has beyond f'
-    return half_step_plan(scores, g, **settings) * array_namespace(f).exp(beyond / epsilon)[..., :, None]
-
-
-def half_step_plan(scores, dual, *, onto, epsilon=1.0, query_mask=None, key_mask=None):
-    """The plan after a half step: of a dual and its c-transform onto the other side, where sums are exact.
-
-    Onto queries, rows are ``softmax_j((g_j + S_ij) / epsilon)``; onto keys, columns
-    ``n'/m' softmax_i((f_i + S_ij) / epsilon)``.
-    """
-    known, axis = (dual[..., None, :], -1) if onto == "query" else (dual[..., :, None], -2)
-    plan = softmax(at_valid_pairs((known + scores) / epsilon, query_mask, key_mask), axis=axis)
-    if onto == "query":
-        return plan
-    mass = column_mass(scores, query_mask, key_mask)
-    return plan * (mass if isinstance(mass, float) else mass[..., None])
-
-
-@vjp_of(transport_plan)
-def transport_plan_vjp(scores, duals, *, epsilon=1.0, query_mask=None, key_mask=None):
-    """Plan and its VJP, ``vjp(dP) -> (d_scores, Duals(df, dg))``.
-
-    With ``M = P * dP``: ``d_scores = M / epsilon``, df and dg are its row and column sums.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> P, vjp = transport_plan_vjp(np.zeros((1, 2)), Duals(np.zeros(1), np.zeros(2)))
-    >>> vjp(np.ones((1, 2)))[1]
-    Duals(query=array([2.]), key=array([1., 1.]))
-    """
-    xp = array_namespace(scores, *duals)
-    P = transport_plan(scores, duals, epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
-
-    def vjp(dP):
-        d_scores = P * dP / epsilon
-        return d_scores, Duals(xp.sum(d_scores, axis=-1), xp.sum(d_scores, axis=-2))
-
-    return P, vjp
-
-
-@operator
-def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0, query_mask=None, key_mask=None):
-    """Rebuild both duals from a (predicted) query dual: one Sinkhorn iteration from a good start.
-
-    O(nm). The closing step of ASAP (paper). Fed the query dual of iteration T - 1 it returns exactly the
-    duals of a teacher of T iterations: that dual is called *closure-ready*.
-
-    Parameters
-    ----------
-    query_dual
-        A prediction of f, up to a constant.
-
-    Returns
-    -------
-    Duals
-        g = c-transform of the prediction onto keys, then f = c-transform of g onto queries: rows are exact.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from asap_ref import sinkhorn
-    >>> S = np.asarray([[3.0, 0.0], [1.0, 2.0]])
-    >>> np.allclose(two_sided_c_transform(S, sinkhorn(S, n_iter=4).query), sinkhorn(S, n_iter=5))
-    True
-    """
-    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
-    g = entropic_c_transform(scores, query_dual, onto="key", **settings)
-    f = entropic_c_transform(scores, g, onto="query", **settings)
-    return Duals(f, g)
-
-
-@vjp_of(two_sided_c_transform)
-def two_sided_c_transform_vjp(scores, query_dual, *, epsilon=1.0, query_mask=None, key_mask=None):
-    """Two-sided c-transform and its VJP, ``vjp(Duals(df, dg)) -> (d_scores, d_query_dual)``.
-
-    The two half steps backwards: f depends on g, so its gradient first joins that of g. Derived.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> duals, vjp = two_sided_c_transform_vjp(np.zeros((2, 2)), np.zeros(2))
-    >>> vjp(Duals(np.asarray([1.0, 0.0]), np.zeros(2)))[1]
-    array([0.5, 0.5])
-    """
-    settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
-    g, g_vjp = entropic_c_transform_vjp(scores, query_dual, onto="key", **settings)
-    f, f_vjp = entropic_c_transform_vjp(scores, g, onto="query", **settings)
-
-    def vjp(cotangent):
-        df, dg = cotangent
-        d_scores_f, dg_from_f = f_vjp(df)
-        d_scores_g, d_query_dual = g_vjp(dg + dg_from_f)
-        return d_scores_f + d_scores_g, d_query_dual
-
-    return Duals(f, g), vjp

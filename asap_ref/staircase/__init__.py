@@ -1,1 +1,1 @@
-"""Potentials of samples of unequal size, with weights or padded: the general case behind method/potentials.py."""
+"""Potentials of samples of unequal size, weighted, padded or of the squared cost: the rest of method/potentials.py."""

@@ -1,16 +1,19 @@
-"""Potentials between samples of different size, with weights, or padded: the staircase of merged quantile levels.
+"""Potentials of any two samples and either cost: the staircase of merged quantile levels.
 
 Sort x and y, and let A_i and B_j be their cumulative weights, each ending at 1. Walking up the merged levels
 (the north-west rule) pairs the mass: x_(i) holds the levels from A_(i-1) to A_i, and Q(level), the quantile
-function of y, says whom it meets. Potentials for the cost c(x, y) = -x y follow as in the square case
-(potentials.py), minus the area under the map that takes x to y:
+function of y, says whom it meets. Potentials for the cost c(x, y) = -x y follow as for equal sizes
+(method/potentials.py), minus the area under the map that takes x to y:
 
     phi_(i+1) = phi_(i) - (Q(A_i -) + Q(A_i +)) / 2 * (x_(i+1) - x_(i))
     psi_(j) = -x_(i) y_(j) - phi_(i)       for an i that meets j
 
 The two limits of Q differ only where a level of x is also a level of y; any slope between them is optimal, and
 their mean is the symmetric choice (ours, derived). With equal sizes every level meets another: the trapezoid.
-For the squared cost the slope is the mean of x_(i) - Q(A_i -) and x_(i+1) - Q(A_i +).
+
+For the squared cost (x - y)² / 2 the same walk adds up mean displacements: the slope is the mean of x_(i) - Q(A_i -)
+and x_(i+1) - Q(A_i +). To add x² / 2 to the bilinear potential is the same, but loses the digits of samples far from
+zero.
 
 Samples are sorted in samples.py, who meets whom is worked out in levels.py. No n x m matrix is formed.
 
@@ -34,7 +37,7 @@ def staircase_potentials(x, y, cost, x_weights, y_weights, x_mask, y_mask):
 
 
 def staircase_potentials_vjp(x, y, cost, x_weights, y_weights, x_mask, y_mask):
-    """(phi, psi) and ``vjp((d_phi, d_psi)) -> (d_x, d_y)``; see `kantorovich_potentials_1d_vjp`."""
+    """(phi, psi) and ``vjp((d_phi, d_psi)) -> (dx, dy)``; see `kantorovich_potentials_1d_vjp`."""
     xp = array_namespace(x, y)
     a, b = sides(x, y, x_weights, y_weights, x_mask, y_mask)
     phi, psi, (below, above, match) = _walk(a, b, cost, weighted=x_weights is not None or y_weights is not None)
@@ -54,14 +57,14 @@ def staircase_potentials_vjp(x, y, cost, x_weights, y_weights, x_mask, y_mask):
         # step_i reaches every phi after it; d_phi sums to zero, so what comes after i is minus what came up to i
         d_step = keep(-xp.cumulative_sum(d_phi, axis=-1)[..., :-1], a.valid[..., 1:])
         # step_i = slope_i * (x_(i+1) - x_i)
-        d_slope = d_step * (xs[..., :-1] - xs[..., 1:]) / 2
+        d_end = d_step * (xs[..., :-1] - xs[..., 1:]) / 2
         y_below, y_above = (xp.take_along_axis(ys, side, axis=-1) for side in (below, above))
         d_run = d_step * slopes(xs, y_below, y_above, cost)
         zero = xp.zeros_like(x[..., :1])
         d_xs = d_xs + xp.concat([zero, d_run], axis=-1) - xp.concat([d_run, zero], axis=-1)
         if cost == "sqeuclidean":
-            d_xs = d_xs - xp.concat([zero, d_slope], axis=-1) - xp.concat([d_slope, zero], axis=-1)
-        d_ys = d_ys + sum_into(d_slope, below, m) + sum_into(d_slope, above, m)
+            d_xs = d_xs - xp.concat([zero, d_end], axis=-1) - xp.concat([d_end, zero], axis=-1)
+        d_ys = d_ys + sum_into(d_end, below, m) + sum_into(d_end, above, m)
         return unsorted(d_xs, a), unsorted(d_ys, b)
 
     return (unsorted(phi, a), unsorted(psi, b)), vjp

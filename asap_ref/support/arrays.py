@@ -7,10 +7,8 @@ the only file that knows array-api-compat.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-import sys
 
 import array_api_compat as compat
 import numpy as np
@@ -208,18 +206,6 @@ def is_made_under_a_mode(x):
     if compat.is_torch_array(x):
         return x.is_inference() or type(x).__name__ != "Tensor"
     return is_traced(x)
-
-
-@contextlib.contextmanager
-def in_their_dtypes():
-    """Let torch compute in the dtypes of its arrays inside: `torch.autocast` would round products to half."""
-    torch = sys.modules.get("torch")
-    is_on = getattr(torch, "is_autocast_enabled", None)  # another thread may be importing it
-    with contextlib.ExitStack() as off:
-        for device in ("cpu", "cuda") if is_on else ():
-            if is_on(device):
-                off.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 def one_pass(function):

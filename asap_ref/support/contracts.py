@@ -35,13 +35,15 @@ Parameters that mean the same everywhere (`SHARED`) are described by the decorat
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import sys
 import threading
 
 import numpy as np
 
-from asap_ref.support.arrays import in_their_dtypes, is_array, is_half
+from asap_ref.support.arrays import is_array, is_half
 from asap_ref.support.settings import check_settings
 from asap_ref.support.shapes import check_kind, check_shapes, contract, kind_of, literal, named_arrays
 from asap_ref.support.trees import map_leaves, named_leaves
@@ -208,6 +210,18 @@ def inside(function, *args, **kwargs):
             return function(*args, **kwargs)
     finally:
         _scope.inside = False
+
+
+@contextlib.contextmanager
+def in_their_dtypes():
+    """Let torch compute in the dtypes of its arrays inside: `torch.autocast` would round products to half."""
+    torch = sys.modules.get("torch")
+    is_on = getattr(torch, "is_autocast_enabled", None)  # another thread may be importing it
+    with contextlib.ExitStack() as off:
+        for device in ("cpu", "cuda") if is_on else ():
+            if is_on(device):
+                off.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 # ------------------------------------------------------------------------------------------------- the results

@@ -13,11 +13,11 @@ from asap_ref.lab.machine import machine
 from asap_ref.lab.matching import MatchingRun, compile_matcher, judged_pairs, measures, plans, train_matcher
 from asap_ref.lab.pairs import draw_pairs
 from asap_ref.method.amortizer import amortized_query_dual_vjp
-from asap_ref.method.features import Family
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.optimiser import TrainingSettings, adamw, initial_moments, learning_rate_at
 from asap_ref.model.recording import activations
 from asap_ref.support import files
+from asap_ref.support.family import Family
 from asap_ref.support.masks import centred, of_features
 from asap_ref.support.tables import markdown_table
 

@@ -51,6 +51,14 @@ def test_the_fast_sums_are_those_of_the_definition(name, padding, per_head, n_it
     agree(found, expected, 1e-12)
 
 
+@pytest.mark.parametrize("statistics", [fast.regression_statistics, readable.regression_statistics])
+def test_a_teacher_without_iterations_is_refused(statistics):
+    """It is softmax: there is no dual before its last iteration to be fitted."""
+    q, k, _ = qkv(2, 3, n=5, d=4)
+    with pytest.raises(ValueError, match="n_iter must be at least 1, got 0"):
+        statistics(q, k, families(), n_iter=0)
+
+
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sharp_scores_go_through_the_log_domain(name, dtype, monkeypatch):

@@ -12,11 +12,11 @@ import asap_ref as ar
 from asap_ref.fast.form import Weighted, fast_form
 from asap_ref.fast.prediction import fast_forms, predicted_dual
 from asap_ref.fast.quadratic_form import QuadraticForm
-from asap_ref.method.features import FAMILIES
 from asap_ref.model.architecture import Architecture
 from asap_ref.model.transformer import Transformer
 from asap_ref.oracle import reference
 from asap_ref.support.arrays import array_module, array_namespace, to_numpy, transpose
+from asap_ref.support.family import FAMILIES
 from asap_ref.support.masks import centred, keep_tokens, of_features
 
 

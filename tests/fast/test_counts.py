@@ -56,7 +56,7 @@ WORK = {  # what is done, and the most it may cost: launches, waits, transfers
     "ASAP, forward": (forward, ASAP, (50, 2, 0)),  # a second wait asks how far the prediction is off
     "softmax, forward and backward": (backward, SOFTMAX, (32, 2, 0)),
     "Sinkhorn T = 20, forward and backward": (backward, SINKHORN, (345, 5, 0)),
-    "ASAP, forward and backward": (backward, ASAP, (256, 3, 0)),  # a plan is a softmax there: more, but exact
+    "ASAP, forward and backward": (backward, ASAP, (229, 2, 0)),  # a plan is a softmax there: more, but exact
     "training step of two layers, softmax": (training_step, SOFTMAX, (380, 2, 0)),
     "training step of two layers, Sinkhorn T = 20": (training_step, SINKHORN, (1000, 8, 0)),
 }

@@ -169,7 +169,7 @@ def test_no_batches_and_other_head_counts_are_refused():
         fit_amortizer([])
     amortizer = fit_amortizer([sequences(5)], n_slices=2, n_iter=2)
     q, k, _ = qkv(2, 4, n=6, d=4)
-    with pytest.raises(ValueError, match=r"weights has shape \(3, 5\), expected \(H, F\) = \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"weights has shape \(3, 5\), expected \(H, F\) with H = 4 as in q"):
         amortizer.predict(q, k)
 
 

@@ -76,7 +76,7 @@ def test_families_of_users_are_equal_by_value_too():
     from dataclasses import dataclass
     from typing import Any
 
-    from asap_ref.method.features import FAMILIES
+    from asap_ref.support.family import FAMILIES
 
     @dataclass(frozen=True)
     class Own(ar.Family, name="own for a test"):

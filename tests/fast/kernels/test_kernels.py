@@ -20,10 +20,11 @@ from asap_ref.fast.kernels import attention as of_attention
 from asap_ref.fast.kernels import build, launch
 from asap_ref.fast.prediction import predicted_dual
 from asap_ref.method import attention as readable
-from asap_ref.method.features import FAMILIES, Family, Slices
+from asap_ref.method.features import Slices
 from asap_ref.rivals.one_sided import fast_one_sided_attention
 from asap_ref.support.arrays import array_namespace, to_numpy
 from asap_ref.support.contracts import operator
+from asap_ref.support.family import FAMILIES, Family
 from asap_ref.support.masks import centred
 
 # float64: a few hundred roundings of 1e-16. float32: the same of 6e-8, over the largest entry.
