@@ -8,6 +8,8 @@ from gradients import check_against_torch, check_vjp
 from problems import masks, qkv
 
 from asap_ref import Amortizer, Family, fit_amortizer, sinkhorn
+from asap_ref.method import attention as readable
+from asap_ref.method import transport
 from asap_ref.method.attention import (
     asap_attention,
     asap_attention_vjp,
@@ -17,6 +19,7 @@ from asap_ref.method.attention import (
     softmax_attention_vjp,
 )
 from asap_ref.method.transport import attention_scores
+from asap_ref.support import arrays
 from asap_ref.support.family import FAMILIES
 
 Q, K, V = qkv(2, 3, n=6, d=4, p=5)
@@ -45,6 +48,30 @@ def test_asap_with_the_closure_ready_dual_is_the_teacher():
     exact = Amortizer((ClosureReady(),), np.ones((Q.shape[-3], 1)), epsilon=0.7)
     expected = sinkhorn_attention(Q, K, V, n_iter=9, epsilon=0.7)
     np.testing.assert_allclose(asap_attention(Q, K, V, exact), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("attention", "settings", "passes"),
+    [
+        (softmax_attention, {}, 1),
+        (sinkhorn_attention, {"n_iter": 0}, 3),
+        (sinkhorn_attention, {"n_iter": 7}, 2 * 7 + 3),
+        (asap_attention, {"amortizer": AMORTIZER}, 4),
+    ],
+)
+def test_passes_over_the_scores_are_as_many_as_the_header_says(attention, settings, passes, monkeypatch):
+    """A pass is a log-sum-exp or a softmax of an n x m matrix."""
+    seen = []
+    for module in (transport, readable):
+        for function in (arrays.logsumexp, arrays.softmax):
+
+            def counted(x, *, axis, function=function):
+                seen.append(x.shape)
+                return function(x, axis=axis)
+
+            monkeypatch.setattr(module, function.__name__, counted, raising=False)
+    attention(*RECTANGULAR, **settings)
+    assert seen == [(2, 3, 6, 8)] * passes
 
 
 @pytest.mark.parametrize(
