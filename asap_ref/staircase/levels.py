@@ -103,7 +103,10 @@ def _at_most(index, last):
 
 
 def sum_into(values, index, size):
-    """Add values (..., s) up at their ascending indices, (..., size): the transpose of taking them there."""
+    """Add values (..., s) up at their ascending indices, (..., size): the transpose of taking them there.
+
+    The standard has no scatter-add. These are differences of running totals, so an entry is as exact as the total is.
+    """
     xp = array_namespace(values)
     _, ends = ranks(
         index, xp.broadcast_to(xp.arange(size, dtype=index.dtype, device=index.device), (*index.shape[:-1], size))
