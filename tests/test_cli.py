@@ -116,6 +116,7 @@ def test_reproduce_writes_report_figure_and_models(short_run):
     page = (out / "index.html").read_text()
     assert html.escape(report["rows"][0]["attention"]) in page and "What to do next" in page
     assert page.count("data:image/svg+xml;base64,") == len(list(out.glob("*.svg"))) and 'src="http' not in page
+    assert page.index("The attention alone") > page.rindex("data:image")  # pictures before long tables
     for name in ("reproduce.png", "reproduce.svg", "softmax.npz", "sinkhorn.npz", "asap.npz", "fidelity.npz"):
         assert (out / name).stat().st_size > 1000
     assert str(out) not in (out / "report.json").read_text()  # no path of this machine in the record

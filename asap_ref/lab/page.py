@@ -14,7 +14,7 @@ from pathlib import Path
 from asap_ref.support import files
 
 PICTURES = {  # the end of a picture's name, and what it shows
-    "two_plans": "A test input under softmax and under ASAP: the size of a token is what it receives.",
+    "two_plans": "A test input under softmax and ASAP: lines are attention, the size of a token is what it receives.",
     "plans": "A test input, and the plan of one head between its tokens: softmax beside Sinkhorn and ASAP.",
     "accuracy": "Accuracy against the number of points; nothing is trained again for more of them.",
     "dual": "The query dual on an input: the teacher's, and what ASAP predicts.",
@@ -39,6 +39,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #8886; text-align: right; }
 td:first-child, th:first-child, td:nth-child(2), th:nth-child(2) { text-align: left; }
+td { white-space: nowrap; } .files td { white-space: normal; }
+tr.new td { border-top: 2px solid #8886; }
 img { max-width: 100%; background: white; } figure { margin: 1.5rem 0; } figcaption { font-style: italic; }
 pre { background: #8882; padding: .8rem; overflow-x: auto; }
 """
@@ -57,20 +59,20 @@ def write_page(out, *, title, next_steps):
     """
     out = Path(out)
     report = (out / "report.md").read_text(encoding="utf-8")
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        of_markdown(report),
-        "<h2>Pictures</h2>",
-        *map(_figure, _pictures(out)),
-    ]
+    sentence, tables = re.fullmatch(r"((?!\|).+?\n\s*\n)?(.*)", report.strip(), re.DOTALL).groups("")
+    sections = {  # what one sees at once comes first
+        "Pictures": [_figure(picture) for picture in _pictures(out)],
+        "Tables": [of_markdown(tables)],
+    }
     if (out / "fidelity.md").exists():
-        parts += [
-            "<h2>Fidelity, head by head</h2>",
-            of_markdown((out / "fidelity.md").read_text(encoding="utf-8")),
-        ]
-    parts.append("<h2>What to do next</h2>")
-    parts += [f"<p>{html.escape(told)}</p><pre>{html.escape(line)}</pre>" for told, line in next_steps]
-    parts += ["<h2>What is in this folder</h2>", _listed(out)]
+        sections["Fidelity, head by head"] = [of_markdown((out / "fidelity.md").read_text(encoding="utf-8"))]
+    sections["What to do next"] = [
+        f"<p>{html.escape(told)}</p><pre>{html.escape(line)}</pre>" for told, line in next_steps
+    ]
+    sections["What is in this folder"] = [_listed(out)]
+    parts = [f"<h1>{html.escape(title)}</h1>", of_markdown(sentence) if sentence else "", _contents(sections)]
+    for name, blocks in sections.items():
+        parts += [f'<h2 id="{_anchor(name)}">{name}</h2>', *blocks]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     body = "\n".join(parts)
     head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
@@ -96,19 +98,34 @@ def of_markdown(text):
     return "\n".join(_block(block.splitlines()) for block in re.split(r"\n\s*\n", text.strip()))
 
 
+def _contents(sections):
+    """A line of links to the sections."""
+    links = [f'<a href="#{_anchor(name)}">{name}</a>' for name in sections]
+    return f"<p>{' · '.join(links)}</p>"
+
+
+def _anchor(name):
+    return re.sub(r"\W+", "-", name.lower())
+
+
 def _block(lines):
     """One paragraph, list or table; a table ends where its bars do."""
     if lines[0].startswith("|"):
         rows = [line for line in lines if line.startswith("|")]
         cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (rows[0], *rows[2:])]
-        table = "".join(
-            f"<tr>{''.join(_cell(cell, 'td' if i else 'th') for cell in row)}</tr>" for i, row in enumerate(cells)
-        )
+        head = f"<tr>{''.join(_cell(cell, 'th') for cell in cells[0])}</tr>"
+        table = head + "".join(map(_row, cells[1:], cells))
         rest = lines[len(rows) :]
         return f'<div class="wide"><table>{table}</table></div>' + (f"\n{_block(rest)}" if rest else "")
     if all(line.startswith("- ") for line in lines):
         return f"<ul>{''.join(f'<li>{_inline(line[2:])}</li>' for line in lines)}</ul>"
     return f"<p>{_inline(' '.join(lines))}</p>"
+
+
+def _row(cells, above):
+    """A row; a line parts it from the one above where the first cell changes, as the number of tokens does."""
+    new = ' class="new"' if cells[0] != above[0] else ""
+    return f"<tr{new}>{''.join(_cell(cell, 'td') for cell in cells)}</tr>"
 
 
 def _cell(text, tag):
@@ -144,4 +161,4 @@ def _listed(out):
         found = sorted(name for name in names if Path(name).match(pattern))
         names -= set(found)
         rows += [f"<tr><td>{html.escape(', '.join(found))}</td><td>{html.escape(told)}</td></tr>"] if found else []
-    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+    return f'<div class="wide files"><table>{"".join(rows)}</table></div>'
