@@ -62,7 +62,8 @@ def _rounded(x):
 def draw_plans(report, stem, *, drawn=DRAWN):
     """Draw a cloud with a plan between its points for each attention, column sums as the size of points."""
     points, plans = _upwards(report["cloud"]["points"]), report["cloud"]["plans"]
-    fig, axes = presentation.subplots(1, len(drawn), figsize=(3 * len(drawn), 3.9))
+    whole = "sinkhorn" in drawn  # without its teacher it is for the top of a page, whose caption tells the rest
+    fig, axes = presentation.subplots(1, len(drawn), figsize=(3 * len(drawn), 3.9 if whole else 3.1))
     spread = {}
     for axis, (name, title) in zip(axes, drawn.items(), strict=True):
         P = np.asarray(plans[name])
@@ -70,12 +71,13 @@ def draw_plans(report, stem, *, drawn=DRAWN):
         spread[name] = received.max()
         title = f"{title}: a point receives\n{received.min():.2f} to {received.max():.2f}"
         plot_plan(P, points, axis=axis, title=title, colour=name.partition("-")[0])
-    teacher = f", its teacher {spread['sinkhorn']:.2f}" if "sinkhorn" in spread else ""
-    fig.suptitle(
-        f"Softmax lets one point receive {spread['softmax']:.1f} times its share, ASAP at most {spread['asap']:.2f}"
-        f"{teacher}\n(a test cloud; lines: entries of a head's plan above 0.02; size of a point: its column sum)",
-        fontsize=11 if teacher else 9,
-    )
+    told = f"Softmax lets one point receive {spread['softmax']:.1f} times its share, ASAP at most {spread['asap']:.2f}"
+    if whole:
+        told += (
+            f", its teacher {spread['sinkhorn']:.2f}\n(a test cloud; lines: entries of a head's plan above 0.02; "
+        )
+        told += "size of a point: its column sum)"
+    fig.suptitle(told, fontsize=11)
     return presentation.save(fig, stem)
 
 
