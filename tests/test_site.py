@@ -37,6 +37,10 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     api = "".join(page for name, page in pages.items() if name.startswith("api/"))
     for name in ar.__all__:
         assert f'id="asap_ref.{name}"' in api, name
+    assert "Those of `" not in api  # a sentence with a link, not the name of a parameter
+    assert "reproduce_two_plans.svg" in pages["figures/claims/reproduce.html"]  # pictures beside its own, too
+    scorer = (tmp_path / "site" / "_static" / "language_data.js").read_text()
+    assert "glossary" in scorer  # definitions stand first in a search
     assert 'id="asap_ref.sinkhorn_vjp"' in pages["api/sinkhorn.html"]  # beside its function
     assert (tmp_path / "site" / "_static" / "tex-svg.js").stat().st_size > 1e6
     index = (tmp_path / "site" / "searchindex.js").read_text()

@@ -21,6 +21,7 @@ from reading_order import GROUPS
 import asap_ref as ar
 from asap_ref.lab import gallery
 from asap_ref.lab.gallery import FIGURES, ROOT
+from asap_ref.lab.page import PICTURES
 
 SITE = Path(__file__).resolve().parent
 EXPLAIN = {
@@ -242,7 +243,17 @@ def figure_page(name, script):
     lines += [f"- Measured on: {machine}" for machine in machines(record)]
     lines += ["", f"![{sentence}]({picture.name})"] if picture.exists() else []
     lines += ["", table.read_text()] if table.exists() else []
+    for path, told in further_pictures(name, script):
+        lines += ["", f"![{told}]({path.name})", "", f"*{told}*"]
     return "\n".join(lines) + "\n"
+
+
+def further_pictures(name, script):
+    """Pictures that a figure has beside its own, each with what it shows."""
+    for key, told in PICTURES.items():
+        path = script.with_name(f"{name}_{key}.svg")
+        if path.exists():
+            yield path, told
 
 
 def machines(record):

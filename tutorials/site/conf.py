@@ -1,6 +1,8 @@
 """Sphinx's settings. The pages are staged by build.py, which calls Sphinx with this file."""
 
+import re
 import warnings
+from pathlib import Path
 
 from asap_ref import __version__
 
@@ -44,6 +46,7 @@ suppress_warnings = [
 html_theme = "furo"
 html_title = "asap_ref"
 html_css_files = ["site.css"]
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
@@ -65,6 +68,9 @@ def setup(app):
 
 
 _contracts = {}
+THOSE = re.compile(
+    r"\*\*(Those of `\w+`\.)\*\*"
+)  # a VJP's parameters: a sentence, not a parameter's name
 
 
 def _take_contract(app, what, name, thing, options, lines):
@@ -78,6 +84,7 @@ def _take_contract(app, what, name, thing, options, lines):
 
 
 def _give_contract(app, what, name, thing, options, lines):
+    lines[:] = [THOSE.sub(r"\1", line) for line in lines]
     if name in _contracts:
         lines += ["", ".. rubric:: Contract", "", *_contracts.pop(name), ""]
 
