@@ -1,7 +1,8 @@
-// What stands first among pages that a search finds: definitions, then the course, API and texts; after them the solutions
-// and the figures. The numbers below `score` are Sphinx's own, which are needed where `score` is given.
+// What stands first in a search: a name of the package, then definitions, then the course and texts; last solutions and
+// figures. The numbers below `score` are Sphinx's own, which are needed where `score` is given.
 var Scorer = {
-  score: ([docname, title, anchor, descr, score]) => {
+  score: ([docname, title, anchor, descr, score, filename, kind]) => {
+    if (kind === "object") return score + 12;
     if (/^tutorials\/(glossary|explain\/notation)$/.test(docname)) return score + 12;
     return /^(tutorials\/solutions|figures|CHANGELOG|CONTRIBUTING)/.test(docname) ? score - 3 : score;
   },
