@@ -63,7 +63,7 @@ class FidelityReport(EqualByValue):
     >>> compiled, _ = compile_model(teacher, [images], n_slices=4)
     >>> report = fidelity_report(compiled, images)
     >>> report  # report.markdown() has the numbers; a notebook shows them as a table
-    <FidelityReport: layers 1, heads 12, sequences 20, output error 0.003 to 0.010>
+    <FidelityReport: layers 1, heads 12, sequences 20, output error 0.003 to 0.011>
     """
 
     rows: list  # of dict, with the keys of COLUMNS

@@ -5,6 +5,7 @@ All is drawn from a report of the main job, whose ``cloud`` holds one test cloud
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,8 @@ def draw_lengths(report, stem):
                 f"T = {iterations}", (ms, error), xytext=(7, 3), textcoords="offset points", fontsize=8.5
             )
         axis.plot(*at["asap"], "*", markersize=15, color=presentation.COLOURS["asap"], label="ASAP")
-        for name, marker in zip([x for x in at if x.startswith("initial")], "DPX", strict=False):
+        rivals = [name for name in at if name.startswith(("asap-", "initial", "over-relaxed"))]
+        for name, marker in zip(rivals, itertools.cycle("PDXv^"), strict=False):
             axis.plot(*at[name], marker, ls="", color=presentation.COLOURS["other"], label=name)
         axis.axvline(at["softmax"][0], color=presentation.COLOURS["softmax"], label="softmax")
         axis.axvline(at["sinkhorn"][0], color=presentation.COLOURS["sinkhorn"], ls=":", label="teacher")
@@ -133,7 +135,7 @@ def draw_lengths(report, stem):
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(x=0.25, y=0.12)
     axes[0].set_ylabel("attention output error (relative)")
-    fig.legend(*axes[0].get_legend_handles_labels(), ncols=7, fontsize=9, loc="outside lower center")
+    fig.legend(*axes[0].get_legend_handles_labels(), ncols=4, fontsize=9, loc="outside lower center")
     n, m = lengths[0], lengths[-1]
     fig.suptitle(
         f"The teacher takes {last[n]:.1f} times ASAP's time at {n} points, {last[m]:.1f} times at {m}; "

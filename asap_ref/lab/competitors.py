@@ -137,9 +137,10 @@ def exponentials(q, k, v):
 
 
 def sinkhorn_in_tiles(q, k, v, *, n_iter=N_ITER, block=256):
-    """Sinkhorn attention in O(n block) memory, NumPy: each of the 2T + 1 half steps forms its tiles again.
+    """Sinkhorn attention in O(n block) memory, NumPy: T + 1 passes, each of which forms the tiles again.
 
-    As lean as ASAP's tiles: the dual rides inside the product, and the last dual is the stabiliser.
+    A tile of rows, once its rows are right, gives its part of the columns' sums: a pass is two half steps. As lean as
+    ASAP's tiles: the dual rides inside the product, and the last dual is the stabiliser.
     """
 
     def part(q, k, v):
@@ -149,19 +150,20 @@ def sinkhorn_in_tiles(q, k, v, *, n_iter=N_ITER, block=256):
 
 
 def _one_sinkhorn_in_tiles(q, k, v, n_iter, block):
-    q = q / math.sqrt(q.shape[-1])
-    g = np.zeros(len(k), q.dtype)
-    f = np.concatenate([-(q[rows] @ k.T).max(-1) for rows in _blocks(q, block)])  # the stabiliser of the first
-    f = _half_step(q, k, f, g, block)
+    q, g = q / math.sqrt(q.shape[-1]), np.zeros(len(k), q.dtype)
+    f = np.concatenate(
+        [-(q[rows] @ k.T).max(-1) for rows in _blocks(q, block)]
+    )  # the stabiliser of the first pass
     for _ in range(n_iter):
-        g = _half_step(k, q, g, f, block)
-        f = _half_step(q, k, f, g, block)
-    return np.concatenate([_tile(q[rows], k, f[rows], g) @ v for rows in _blocks(q, block)])
-
-
-def _half_step(x, y, old, other, block):
-    sums = np.concatenate([_tile(x[rows], y, old[rows], other).sum(-1) for rows in _blocks(x, block)])
-    return old - np.log(sums)
+        columns = np.zeros_like(g)
+        for rows in _blocks(q, block):
+            E = _tile(q[rows], k, f[rows], g)
+            sums = E.sum(-1)
+            f[rows] -= np.log(sums)
+            columns += (1 / sums) @ E
+        g = g - np.log(columns)
+    tiles = (_tile(q[rows], k, f[rows], g) for rows in _blocks(q, block))
+    return np.concatenate([E @ v / E.sum(-1, keepdims=True) for E in tiles])
 
 
 def _tile(x, y, f, g):

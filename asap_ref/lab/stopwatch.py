@@ -20,7 +20,7 @@ import numpy as np
 
 from asap_ref.support.arrays import to_numpy
 
-ROUNDS, LEAST, BUDGET = 21, 7, 10.0  # who has taken more than so many seconds may stop after LEAST rounds
+ROUNDS, LEAST, BUDGET = 21, 5, 5.0  # who has taken more than so many seconds may stop after LEAST rounds
 # To the C library's allocator: give blocks back when freed, or what was freed before a call hides what it takes.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 PAUSE = 0.005  # seconds before each call: threads that another library keeps spinning go to sleep

@@ -19,7 +19,7 @@ from asap_ref.model.measures import output_error
 from asap_ref.model.mechanism import MECHANISMS, Attention
 from asap_ref.model.recording import activations, check_model, record
 from asap_ref.support.arrays import count_of
-from asap_ref.support.settings import check_choice, check_positive
+from asap_ref.support.settings import check_choice, check_count, check_positive
 
 CANDIDATES = 128  # slices from which each head's are chosen
 
@@ -102,6 +102,7 @@ def compile_model(
         raise TypeError(
             "compile_model: batches can be gone through only once, but every layer needs them; give a list"
         )
+    refine = check_count(refine, "refine", "compile_model", least=0)
     targets = {name: mechanism.predicts for name, mechanism in MECHANISMS.items() if mechanism.predicts}
     check_choice(into, "into", "compile_model", tuple(targets))
     for layer, attention in enumerate(model.attentions):  # before any of them takes its time
