@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from asap_ref.lab.matching import VARIANTS, matching_run
+
 ROOT = Path(__file__).resolve().parent.parent
 nbformat = pytest.importorskip("nbformat", reason="notebooks need nbclient: pip install asap-ref[test]")
 spec = importlib.util.spec_from_file_location("execute", ROOT / "tutorials" / "execute.py")
@@ -187,6 +189,19 @@ def test_what_lesson_7_says_of_matching_is_in_the_record():
     assert error["sinkhorn-3"] < error["asap, refine 1"] < error["sinkhorn-2"]  # between two and three
     told = [error[name] for name in ("asap", "sinkhorn-1", "sinkhorn-3", "asap, refine 1")]
     assert [round(x, 2) for x in told] == [0.31, 0.28, 0.15, 0.19]
+    told = [error[name] for name in ("asap, one pass", "over-relaxed-1", "over-relaxed-2")]
+    assert [round(x, 2) for x in told] == [0.09, 0.16, 0.10]
+    assert len(record("claims/matching.json")["seeds"]) == 3 and matching_run().n_iter == 10
+    assert VARIANTS["asap, one pass"] == {"one_pass": (1.0, 2.0)}
+
+
+def test_what_lesson_7_estimates_of_few_iterations_on_the_card_follows_from_the_record():
+    kept = record("speed/gpu.json")["ms"]
+    worth = {}  # ASAP's time in iterations, on a line from softmax to Sinkhorn with 20
+    for n, ms in kept.items():
+        worth[int(n)] = 20 * (ms["asap"] - ms["softmax"]) / (ms["sinkhorn"] - ms["softmax"])
+    assert round(worth[64]) == 17 and round(worth[4096]) == 4
+    assert min(worth.values()) > 3  # two long iterations and a plain one take less
 
 
 def test_what_lesson_6_says_of_longer_training_is_in_the_record():
