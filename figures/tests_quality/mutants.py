@@ -171,4 +171,4 @@ def _counts(rows):
 
 
 def _code(text):
-    return f"`{' '.join(text.split())}`".replace("|", r"\|")
+    return f"`{' '.join(text.split())}`".replace("|", r"\|") if text.strip() else "(nothing)"
