@@ -79,13 +79,13 @@ EXPERIMENTS = {
     "clouds": Experiment(
         load=load_clouds,
         architecture=Architecture(features=2, n_heads=4),
-        training=TrainingSettings(epochs=25),
+        training=TrainingSettings(epochs=20),
         teacher={"n_iter": 10, "epsilon": 1.0},
         calibrate_on=512,
         points=64,
         lengths=(
             Length(64, timed=60, sampled=60, log_rounds=3),
-            Length(256, judged=192, timed=16, sampled=16, log_rounds=2),
+            Length(256, judged=192, judged_others=96, timed=16, sampled=16, log_rounds=2),
             Length(1024, judged=100, judged_others=24, timed=4, sampled=4, rounds=5),
             Length(
                 4096,
