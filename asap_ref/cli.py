@@ -16,7 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from asap_ref.lab import shell
 from asap_ref.lab.shell import DATASETS, TRAINABLE, add_force, integer
 from asap_ref.oracle.shell import add_commands
-from asap_ref.support.allocator import keep_freed_memory
 from asap_ref.support.arrays import MODULES
 from asap_ref.support.outputs import check_files, check_folder
 from asap_ref.support.words import Parser
@@ -35,8 +34,6 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Greek is no reason to lose an hour's work
-    if argv is None:  # a process of our own
-        keep_freed_memory()
     args = None
     try:
         try:

@@ -31,6 +31,9 @@ class Length:
     timed: int | None = None  # test inputs of a forward pass that is timed; None: all
     sampled: int = 400  # and how many give the errors, and times, of the attention alone
     rounds: int = 7  # times that everybody has a turn at least; the tables have medians
+    alone_rounds: int | None = (
+        None  # turns of an attention alone that takes less than a second for them; None: rounds
+    )
     log_rounds: int = 1  # forward passes of the teacher in the log domain; 0: only one head is timed with it
     only: tuple[str, ...] = ()  # attentions judged; all when empty
     alone: tuple[str, ...] = ()  # attentions timed without the rest of the model; all when empty
@@ -84,15 +87,16 @@ EXPERIMENTS = {
         calibrate_on=512,
         points=64,
         lengths=(
-            Length(64, timed=60, sampled=60, log_rounds=3),
-            Length(256, judged=192, judged_others=96, timed=16, sampled=16, log_rounds=2),
-            Length(1024, judged=100, judged_others=24, timed=4, sampled=4, rounds=5),
+            Length(64, timed=60, sampled=60, rounds=5, log_rounds=3),
+            Length(256, judged=192, judged_others=96, timed=16, sampled=16, rounds=5, log_rounds=2),
+            Length(1024, judged=100, judged_others=24, timed=4, sampled=4, rounds=4),
             Length(
                 4096,
-                judged=8,
+                judged=6,
                 timed=1,
                 sampled=1,
-                rounds=2,
+                rounds=3,
+                alone_rounds=9,
                 log_rounds=0,
                 only=MAIN,
                 alone=("sinkhorn", "sinkhorn-5", "asap", "asap-refined"),

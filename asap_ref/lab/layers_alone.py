@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import numpy as np
@@ -48,7 +47,8 @@ def compare_layers(variants, calls, length):
     for layer, call in enumerate(calls):
         attentions = {name: model.attentions[layer] for name, model in with_parameters.items()}
         given, attentions["softmax"] = attentions["sinkhorn"], Attention("softmax")
-        found = race_layer(given, attentions, call, rounds=length.rounds, budget=math.inf)
+        pace = {"rounds": length.alone_rounds or length.rounds, "least": length.rounds, "budget": 1.0}
+        found = race_layer(given, attentions, call, **pace)
         ms = {name: each for name, (_, each) in found.items()}
         log_domain = log_domain_of_a_head(given, *call) if layer == 0 else None
         for name, (errors, _) in found.items():
