@@ -137,7 +137,7 @@ def test_operators_leave_the_process_as_it_was_also_when_they_fail(module):
         placed = convert(arguments, lambda x: xp.asarray(x.copy()))
         value, vjp = vjp_of(function)(**placed, **settings)
         vjp(map_arrays(xp.asarray, random_like(map_arrays(to_numpy, value))))
-        broken = convert(arguments, lambda x: xp.asarray(x if x.dtype == bool else np.full_like(x, np.nan)))
+        broken = convert(arguments, lambda x: xp.asarray(x.copy() if x.dtype == bool else np.full_like(x, np.nan)))
         with pytest.raises((ValueError, FloatingPointError)):
             function(**broken, **settings)
     unchanged(before)
