@@ -105,7 +105,7 @@ def forward_milliseconds(variants, batches, rounds):
 def log_domain_milliseconds(teacher, batches, rounds):
     """Median milliseconds of the forward pass of a teacher whose loop is in the log domain, as the literature runs it.
 
-    That is one operation on the whole batch after another. (torch, on all cores, takes more: figures/speed/bars.md.)
+    That is one operation on the whole batch after another. (torch, on all cores, takes no less: figures/speed/bars.md.)
     It takes its turns alone: beside the others it would be most of the time that is spent.
     """
     readable = [ReadableAttention(attention.name, attention.settings) for attention in teacher.attentions]
