@@ -116,24 +116,30 @@ def sinkhorn_attention_vjp(q, k, v, *, n_iter=20, epsilon=1.0, query_mask=None, 
     """In scaling form (scaling.py)."""
 
     def part(q, k, v, query_mask, key_mask):
-        masks = {"query_mask": query_mask, "key_mask": key_mask}
         q, k, v = without_padding(q, k, v, query_mask, key_mask)
-        S, scores_vjp = attention_scores_vjp(q, k)
-        segments = scale(S, n_iter=n_iter, epsilon=epsilon, **masks)
-        out = scaled_attention(segments, v)
-
-        def vjp(d_out):
-            d_scores, dv, _ = scaled_attention_vjp(segments, v, out, d_out, column_mass(S, **masks))
-            dq, dk = scores_vjp(d_scores)
-            return dq / epsilon, dk / epsilon, dv
-
-        return out, vjp
+        out, vjp = _scaled_vjp(q, k, v, query_mask, key_mask, n_iter=n_iter, epsilon=epsilon)
+        return out, lambda d_out: vjp(d_out)[:3]
 
     if kernels.can_launch(q):
         settings = {"n_iter": n_iter, "epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
         if made := kernels.sinkhorn_attention_vjp(q, k, v, **settings):
             return made
     return over_problems_vjp(part, [q, k, v], [query_mask, key_mask])
+
+
+def _scaled_vjp(q, k, v, query_mask, key_mask, *, n_iter, epsilon, init=None):
+    """Attention by iterations from softmax or a dual ``init`` (..., n), and ``vjp(d_out) -> (dq, dk, dv, d_init)``."""
+    masks = {"query_mask": query_mask, "key_mask": key_mask}
+    S, scores_vjp = attention_scores_vjp(q, k)
+    segments = scale(S, n_iter=n_iter, epsilon=epsilon, init=init, **masks)
+    out, mass = scaled_attention(segments, v), column_mass(S, **masks)
+
+    def vjp(d_out):
+        d_scores, dv, d_init = scaled_attention_vjp(segments, v, out, d_out, mass)
+        dq, dk = scores_vjp(d_scores)
+        return dq / epsilon, dk / epsilon, dv, d_init / epsilon
+
+    return out, vjp
 
 
 # ------------------------------------------------------------------------------------------------------ ASAP
@@ -186,18 +192,14 @@ def asap_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=None):
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     f_hat, predict_vjp = amortizer.predict_vjp(q, k, **masks)
 
-    def part(q, k, v, f_hat, query_mask, key_mask):
-        masks = {"query_mask": query_mask, "key_mask": key_mask}
-        S, scores_vjp = attention_scores_vjp(q, k)
-        segments = scale(S, n_iter=1, epsilon=epsilon, init=f_hat[..., 0], **masks)
-        out, mass = scaled_attention(segments, v), column_mass(S, **masks)
+    def part(q, k, v, f_hat, *masks):
+        out, vjp = _scaled_vjp(q, k, v, *masks, n_iter=1, epsilon=epsilon, init=f_hat[..., 0])
 
-        def vjp(d_out):
-            d_scores, dv, df = scaled_attention_vjp(segments, v, out, d_out, mass)
-            dq, dk = (d / epsilon for d in scores_vjp(d_scores))
-            return dq, dk, dv, df[..., None] / epsilon
+        def with_axis(d_out):
+            *others, df = vjp(d_out)
+            return *others, df[..., None]
 
-        return out, vjp
+        return out, with_axis
 
     out, from_dual_vjp = over_problems_vjp(part, [q, k, v, f_hat[..., None]], [query_mask, key_mask])
 

@@ -31,6 +31,7 @@ import math
 import numpy as np
 
 from asap_ref.fast.exponential import exp_in_place
+from asap_ref.fast.threads import cut
 from asap_ref.method.transport import attention_scores, entropic_c_transform, half_step_plan, two_sided_c_transform
 from asap_ref.support.arrays import array_namespace, one_pass, transpose
 from asap_ref.support.masks import keep, keep_tokens
@@ -71,11 +72,6 @@ def below_top(x, mask):
 def tiles(count, size, least=1):
     """Slices of ``count`` rows or columns, so that a tile, which has ``size`` entries in each, has about TILE."""
     return cut(count, max(TILE // max(size, 1), least))
-
-
-def cut(count, step):
-    """Slices of 0 to ``count``, ``step`` long but for the last."""
-    return [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
 
 def divisor(sums, mask):

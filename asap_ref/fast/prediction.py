@@ -17,10 +17,9 @@ import numpy as np
 
 from asap_ref.fast import kernels
 from asap_ref.fast.form import fast_form
-from asap_ref.fast.from_dual import cut
 from asap_ref.fast.quadratic_form import QuadraticForm
 from asap_ref.fast.slices import WeightedSlices
-from asap_ref.fast.threads import flat_mask, spread, worker_count
+from asap_ref.fast.threads import cut, even_step, flat_mask, spread
 from asap_ref.support.arrays import one_pass
 from asap_ref.support.family import check_weights
 from asap_ref.support.masks import keep, keep_tokens, queries_with_a_key
@@ -72,11 +71,8 @@ def _in_pieces(q, k, forms, query_mask, key_mask):
     masks = [flat_mask(mask, leading, count, H) for mask in (query_mask, key_mask)]
     dual = np.empty((count, H, n), q.dtype)
     size = max(n * max(q.shape[-1], *(form.width for form in forms)), 1)
-    pieces = math.ceil(count * H * size / PIECE)
-    if pieces > 1:  # within a piece a thread costs more than it saves
-        pieces = math.ceil(pieces / worker_count()) * worker_count()
-    step = max(min(PIECE // size, math.ceil(count * H / max(pieces, 1))), 1)  # heads of sequences
-    heads = [slice(h, min(h + step, H)) for h in range(0, H, step)]
+    step = max(min(PIECE // size, even_step(count * H, size, PIECE)), 1)  # heads of sequences
+    heads = cut(H, step)
     of_those = [forms] if len(heads) == 1 else [of_heads(forms, some) for some in heads]
 
     def fill(piece):

@@ -16,9 +16,8 @@ import math
 import numpy as np
 
 from asap_ref.fast.features import fast_features
-from asap_ref.fast.from_dual import cut
 from asap_ref.fast.scaling import scale, scaled_duals
-from asap_ref.fast.threads import CHUNK, flat_mask, spread
+from asap_ref.fast.threads import CHUNK, cut, flat_mask, spread
 from asap_ref.method import regression as readable
 from asap_ref.method.features import dual_features
 from asap_ref.method.regression import SufficientStatistics

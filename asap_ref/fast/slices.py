@@ -131,7 +131,7 @@ def _met(y, n, query_mask, key_mask):
 
     def key(
         i,
-    ):  # as uniform_steps of staircase/levels.py; where the query is padding, the step is zero and the key any
+    ):  # as uniform_steps of staircase/levels.py; of a query that is padding any key, since its step is zero
         index = xp.clip(i // n_, 0, m - 1)
         index = index if index.ndim == 1 else index[..., None, :]
         return xp.take_along_axis(y, xp.broadcast_to(index, (*y.shape[:-1], n - 1)), axis=-1)

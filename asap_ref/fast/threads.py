@@ -69,12 +69,20 @@ def within_a_chunk(q, k):
 
 def chunks(count, size):
     """Slices of ``count`` problems with ``size`` entries each, evenly over the workers."""
-    workers = worker_count()
-    pieces = max(math.ceil(count * size / CHUNK), 1)
-    if pieces > 1:  # within a chunk a thread costs more than it saves
-        pieces = math.ceil(pieces / workers) * workers
-    step = max(math.ceil(count / pieces), 1)
-    return [slice(i, min(i + step, count)) for i in range(0, count, step)] or [slice(0, 0)]
+    return cut(count, even_step(count, size, CHUNK)) or [slice(0, 0)]
+
+
+def even_step(count, size, most):
+    """Problems in a piece of at most about ``most`` entries, where pieces are as many for each worker."""
+    pieces = max(math.ceil(count * size / most), 1)
+    if pieces > 1:  # within a piece a thread costs more than it saves
+        pieces = math.ceil(pieces / worker_count()) * worker_count()
+    return max(math.ceil(count / pieces), 1)
+
+
+def cut(count, step):
+    """Slices of 0 to ``count``, ``step`` long but for the last."""
+    return [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
 
 def spread(function, pieces):

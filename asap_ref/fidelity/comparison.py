@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asap_ref.model.measures import column_distance, column_sums, output_error
+from asap_ref.model.measures import column_errors, output_error
 from asap_ref.model.recording import record
 
 
@@ -34,9 +34,8 @@ def compare_attentions(teacher, attentions, batch):
     if len(attentions) != len(teacher.attentions):
         raise ValueError(f"compare_attentions: {len(attentions)} attentions for {len(teacher.attentions)} layers")
     report = []
-    for layer, (q, k, v, query_mask, key_mask) in enumerate(record(teacher, batch)):
-        masks = {"query_mask": query_mask, "key_mask": key_mask}
-        error = output_error(teacher.attentions[layer], attentions[layer], [(q, k, v, query_mask, key_mask)])
-        columns = column_distance(column_sums(attentions[layer], q, k, **masks), q.shape[-2], **masks)
+    for layer, call in enumerate(record(teacher, batch)):
+        error = output_error(teacher.attentions[layer], attentions[layer], [call])
+        columns = column_errors(attentions[layer], call)
         report.append({"layer": layer, "output_error": error.tolist(), "column_error": columns.mean(0).tolist()})
     return report

@@ -22,7 +22,7 @@ from asap_ref.fast import attention as fast
 from asap_ref.fast.from_dual import attention_from_dual, tiles
 from asap_ref.fast.prediction import predicted_dual
 from asap_ref.fast.slices import sorted_with_places
-from asap_ref.fast.threads import over_problems, spread
+from asap_ref.fast.threads import cut, over_problems, spread
 from asap_ref.method import attention as readable
 from asap_ref.model.compilation import compile_model
 from asap_ref.rivals.dual_softmax import fast_dual_softmax_attention
@@ -150,19 +150,17 @@ def sinkhorn_in_tiles(q, k, v, *, n_iter=N_ITER, block=256):
 
 
 def _one_sinkhorn_in_tiles(q, k, v, n_iter, block):
-    q, g = q / math.sqrt(q.shape[-1]), np.zeros(len(k), q.dtype)
-    f = np.concatenate(
-        [-(q[rows] @ k.T).max(-1) for rows in _blocks(q, block)]
-    )  # the stabiliser of the first pass
+    q, g, blocks = q / math.sqrt(q.shape[-1]), np.zeros(len(k), q.dtype), cut(len(q), block)
+    f = np.concatenate([-(q[rows] @ k.T).max(-1) for rows in blocks])  # the stabiliser of the first pass
     for _ in range(n_iter):
         columns = np.zeros_like(g)
-        for rows in _blocks(q, block):
+        for rows in blocks:
             E = _tile(q[rows], k, f[rows], g)
             sums = E.sum(-1)
             f[rows] -= np.log(sums)
             columns += (1 / sums) @ E
         g = g - np.log(columns)
-    tiles = (_tile(q[rows], k, f[rows], g) for rows in _blocks(q, block))
+    tiles = (_tile(q[rows], k, f[rows], g) for rows in blocks)
     return np.concatenate([E @ v / E.sum(-1, keepdims=True) for E in tiles])
 
 
@@ -173,10 +171,6 @@ def _tile(x, y, f, g):
         @ np.concatenate([y, np.ones_like(g)[:, None], g[:, None]], -1).T
     )
     return np.exp(E, out=E)
-
-
-def _blocks(x, block):
-    return [slice(i, i + block) for i in range(0, len(x), block)]
 
 
 # ------------------------------------------------------------------------------------------------- who takes part

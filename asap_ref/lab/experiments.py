@@ -31,9 +31,7 @@ class Length:
     timed: int | None = None  # test inputs of a forward pass that is timed; None: all
     sampled: int = 400  # and how many give the errors, and times, of the attention alone
     rounds: int = 7  # times that everybody has a turn at least; the tables have medians
-    alone_rounds: int | None = (
-        None  # turns of an attention alone that takes less than a second for them; None: rounds
-    )
+    alone_rounds: int | None = None  # the same for an attention alone, if they take below a second; None: rounds
     log_rounds: int = 1  # forward passes of the teacher in the log domain; 0: only one head is timed with it
     only: tuple[str, ...] = ()  # attentions judged; all when empty
     alone: tuple[str, ...] = ()  # attentions timed without the rest of the model; all when empty

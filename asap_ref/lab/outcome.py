@@ -82,11 +82,10 @@ def of_layers(report):
 def told(report):
     """Say in sentences what the numbers are and depend on."""
     settings, data, made_on = report["settings"], report["dataset"], report["machine"]
-    training, teacher, compilation = (settings[part] for part in ("training", "teacher", "compilation"))
+    training, teacher = (settings[part] for part in ("training", "teacher"))
     ranges = np.concatenate([layer["score_range"] for layer in report["teacher"]])
     needed = np.concatenate([layer["iterations"] for layer in report["teacher"]])
-    found = report["calibration"][0]
-    features = found.get("features") or {"slices": found.get("n_slices", compilation.get("n_slices"))}
+    features = report["calibration"][0]["features"]
     features = ", ".join(f"{count} {name}" if name == "slices" else name for name, count in features.items())
     whole_run = "" if report["seconds"] is None else f" Whole run: {report['seconds']:.0f} s."
     on = "" if data["calibrated"] == data["train"] else f" calibrated on {data['calibrated']} training examples"
@@ -126,7 +125,7 @@ def _on_how_many(data):
         judged = length["judged"] or data["test"]
         at = "" if length["n"] is None else f"at n = {length['n']} "
         sampled, timed = min(length["sampled"], judged), length["timed"] or judged
-        few = length.get("judged_others")
+        few = length["judged_others"]
         others = "" if few is None else f" ({few} for all but softmax, teacher and ASAP)"
         rest.append(f"{at}labels of {judged}{others}, errors of {sampled}, forward passes over {timed}")
     least = ", ".join(f"{length['rounds']}" for length in data["lengths"])

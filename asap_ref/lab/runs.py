@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from asap_ref.lab.readable import ReadableAttention
-from asap_ref.lab.stopwatch import PAUSE, interleaved
+from asap_ref.lab.stopwatch import PAUSE, interleaved, turns
 from asap_ref.model.batching import batches, trimmed
 from asap_ref.model.pieces import logits_in_pieces
 from asap_ref.model.training import train
@@ -57,7 +57,7 @@ def forward_passes(variants, inputs, *, timed=None, wanted, rounds):
     ----------
     variants : {name: model}
     timed : int, optional
-        Inputs of a pass; None: all of them, texts in batches of like length.
+        Inputs of a pass, where none can be padded; None: all of them, texts in batches of like length.
     wanted : {name: int}
         How many inputs each is to give logits of.
     rounds : int
@@ -67,13 +67,14 @@ def forward_passes(variants, inputs, *, timed=None, wanted, rounds):
     -------
     ({name: logits (wanted, C)}, {name: milliseconds})
     """
-    passes = [batches(inputs, 512)] if timed is None else [[picked] for picked in _in_order(len(inputs), timed)]
+    passes = [batches(inputs, 512)] if timed is None else [[picked] for picked in batches(inputs, timed)]
+    in_order = [np.argsort(np.concatenate(batch)) for batch in passes]  # texts were sorted by length
     like, names, size = next(iter(variants.values())), list(variants), timed or len(inputs)
     placed = [[like.place(trimmed(inputs[picked])) for picked in batch] for batch in passes]
     logits, seconds = {name: [] for name in names}, {name: [] for name in names}
     labelled = {name: math.ceil(wanted[name] / size) for name in names}  # passes
     for i in range(max(*labelled.values(), rounds + 1)):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in turns(names, i):
             if i >= max(labelled[name], rounds + 1):
                 continue
             time.sleep(PAUSE)
@@ -81,17 +82,11 @@ def forward_passes(variants, inputs, *, timed=None, wanted, rounds):
             found = _forward(variants[name], placed[i % len(placed)])
             seconds[name].append(time.perf_counter() - began)
             if i < labelled[name]:
-                logits[name] += found
-    order = np.argsort(np.concatenate([picked for batch in passes for picked in batch]))  # texts were sorted
-    found = {name: np.concatenate(each) for name, each in logits.items()}
+                logits[name].append(np.concatenate(found)[in_order[i]])
     return (
-        {name: each[order] if len(each) == len(order) else each[: wanted[name]] for name, each in found.items()},
+        {name: np.concatenate(each)[: wanted[name]] for name, each in logits.items()},
         {name: 1e3 * float(np.median(each[1:])) for name, each in seconds.items()},
     )
-
-
-def _in_order(count, size):
-    return [np.arange(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def forward_milliseconds(variants, batches, rounds):

@@ -49,7 +49,7 @@ def interleaved(calls, *, rounds=ROUNDS, least=LEAST, budget=BUDGET):
         wait(calls[name]())
     times = {name: [] for name in names}
     for i in range(rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in turns(names, i):
             spent = times[name]
             if len(spent) < least or sum(spent) < budget:
                 time.sleep(PAUSE)
@@ -57,6 +57,11 @@ def interleaved(calls, *, rounds=ROUNDS, least=LEAST, budget=BUDGET):
                 wait(calls[name]())
                 spent.append(time.perf_counter() - start)
     return times
+
+
+def turns(names, i):
+    """Names in the order of round i, which turns by one from round to round."""
+    return names[i % len(names) :] + names[: i % len(names)]
 
 
 @contextlib.contextmanager

@@ -55,11 +55,15 @@ def column_distance(sums, n, *, query_mask=None, key_mask=None):
 
 def column_error(model, calls):
     """Mean distance of column sums from n'/m', over layers, heads and sequences, where each layer is given its call."""
-    found = []
-    for attention, (q, k, _, query_mask, key_mask) in zip(model.attentions, calls, strict=True):
-        masks = {"query_mask": query_mask, "key_mask": key_mask}
-        found.append(np.mean(column_distance(column_sums(attention, q, k, **masks), q.shape[-2], **masks)))
-    return float(np.mean(found))
+    found = (column_errors(*pair) for pair in zip(model.attentions, calls, strict=True))
+    return float(np.mean([np.mean(each) for each in found]))
+
+
+def column_errors(attention, call):
+    """The same of one layer, of each sequence and head: (B, H)."""
+    q, k, _, query_mask, key_mask = call
+    masks = {"query_mask": query_mask, "key_mask": key_mask}
+    return column_distance(column_sums(attention, q, k, **masks), q.shape[-2], **masks)
 
 
 def valid_tokens(x, mask):

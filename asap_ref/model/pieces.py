@@ -12,7 +12,7 @@ from functools import reduce
 
 import numpy as np
 
-from asap_ref.fast.threads import spread
+from asap_ref.fast.threads import cut, spread
 from asap_ref.support.arrays import count_of
 from asap_ref.support.trees import leaves, tree_map
 
@@ -35,7 +35,7 @@ def pieces_of(model, inputs, *, times=1):
     a = model.architecture
     numbers = count * tokens_of(a, inputs) * a.width
     step = math.ceil(count / math.ceil(numbers / (times * PIECE)))
-    return [slice(i, min(i + step, count)) for i in range(0, count, step)]
+    return cut(count, step)
 
 
 def tokens_of(architecture, inputs):

@@ -10,7 +10,7 @@ from asap_ref.lab.experiments import experiment
 from asap_ref.lab.machine import machine
 from asap_ref.lab.runs import trained, whole_batches
 from asap_ref.model.compilation import compile_model
-from asap_ref.model.measures import column_distance, column_sums
+from asap_ref.model.measures import column_error
 from asap_ref.model.optimiser import TrainingSettings
 from asap_ref.model.recording import record as record_layers
 from asap_ref.model.training import accuracy, predict, train
@@ -52,14 +52,10 @@ def of_seed(seed):
     answers = predict(teacher, data.test_inputs).argmax(-1)
 
     def evaluate(model):
-        columns = [
-            column_distance(column_sums(attention, q, k), q.shape[-2]).mean()
-            for attention, (q, k, *_) in zip(model.attentions, record_layers(model, data.test_inputs), strict=True)
-        ]
         return {
             "accuracy": accuracy(model, data.test_inputs, data.test_labels),
             "agreement": float(np.mean(predict(model, data.test_inputs).argmax(-1) == answers)),
-            "column_error": float(np.mean(columns)),
+            "column_error": column_error(model, record_layers(model, data.test_inputs)),
         }
 
     starts = {
