@@ -92,7 +92,7 @@ ATTENTIONS = {
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_scores_that_all_overflow_are_an_error_and_not_zeros(name, masked, backend):
-    """A row whose scores are all -inf has no softmax; that of a query without a key, which is zero, is another thing."""
+    """A row whose scores are all -inf has no softmax; that of a query without a key is zero."""
     xp, attention = ar.array_module(backend), ar.Attention(name, ATTENTIONS[name])
     q, k, v = (xp.full((1, 1, 3, 4), x, dtype=xp.float32) for x in (3e19, -3e19, 1.0))
     mask = {"key_mask": xp.asarray([True, True, False])} if masked else {}
