@@ -20,7 +20,8 @@ def few_sequences(q, k, query_mask, key_mask, *, count):
     xp = array_namespace(q, k)
 
     def first(x, of_a_sequence):
-        return xp.reshape(x, (-1, *of_a_sequence))[:count, ...]
+        sequences = xp.reshape(x, (-1, *of_a_sequence))
+        return sequences[: min(count, sequences.shape[0]), ...]  # the standard knows no slice beyond the end
 
     tokens = [first(x, x.shape[-3:]) for x in (q, k)]
     tokens = [xp.astype(x, xp.float32) if is_half(x.dtype) else x for x in tokens]
