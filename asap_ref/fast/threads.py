@@ -38,14 +38,19 @@ def _engage(yes=True):
     _thread.engaged = yes
 
 
-def _is_engaged():
-    """Say whether it is: what it calls takes no threads, and how that is cut does not depend on how many there are."""
-    return getattr(_thread, "engaged", False)
+def _begin_in_pool():
+    _engage()
+    _thread.of_pool = True
+
+
+def _is_of_pool():
+    """Say whether this thread is one: what it calls takes no others, and is not cut by how many there are."""
+    return getattr(_thread, "of_pool", False)
 
 
 @functools.cache
 def _pool(workers):
-    return ThreadPoolExecutor(workers, thread_name_prefix="asap_ref", initializer=_engage)
+    return ThreadPoolExecutor(workers, thread_name_prefix="asap_ref", initializer=_begin_in_pool)
 
 
 if hasattr(os, "register_at_fork"):  # the threads of a pool do not come along into a forked child
@@ -80,7 +85,7 @@ def chunks(count, size):
 def even_step(count, size, most):
     """Problems in a piece of at most about ``most`` entries, where pieces are as many for each worker."""
     pieces = max(math.ceil(count * size / most), 1)
-    if pieces > 1 and not _is_engaged():  # within a piece a thread costs more than it saves
+    if pieces > 1 and not _is_of_pool():  # within a piece a thread costs more than it saves
         pieces = math.ceil(pieces / worker_count()) * worker_count()
     return max(math.ceil(count / pieces), 1)
 
@@ -95,7 +100,7 @@ def spread(function, pieces):
     own = functools.partial(inside, function)
     # a thread of the pool that waited for others of it could wait for ever, and so could a handler of signals that has
     # come in where the pool is locked
-    if len(pieces) == 1 or worker_count() == 1 or _is_engaged():
+    if len(pieces) == 1 or worker_count() == 1 or getattr(_thread, "engaged", False):
         return list(map(own, pieces))
     with _blas_on_one_thread:
         _engage()
