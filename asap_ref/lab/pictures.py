@@ -1,9 +1,10 @@
-"""Pictures of what attention does between points: a plan or a match as lines, a dual as colour, error against time.
+"""Pictures of what attention does between points: a plan or a match as lines, a dual as colour.
 
 Each function takes your own arrays and draws on the axis it is given, or on a new figure, which it returns; `show`
 puts a figure into a notebook, with a text for those who do not see it. Colours say what a thing is, and are the same
 everywhere: queries are black dots, keys purple squares, a mechanism has its colour of `presentation.COLOURS`.
-(Pictures of how the method works, its slices, its hill and its pipeline, are in diagrams.py.)
+(Pictures of how the method works, its slices, its hill and its pipeline, are in diagrams.py; of error against time in
+time_pictures.py.)
 
 Shapes: points (n, 2), as (x, y) with y upwards; plans (n, m); query duals (n).
 """
@@ -15,7 +16,6 @@ import io
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from asap_ref.model.partners import partners_of
 from asap_ref.support import presentation
@@ -308,44 +308,3 @@ def _plot_match(axis, title, named, first, second, partners):
     if partners is not None:
         counted = f"{np.sum(named == partners)} of {len(partners)} right, {counted}"
     bare(axis, f"{title}\n{counted}")
-
-
-# -------------------------------------------------------------------------------------------------------- time
-
-
-def plot_front(curves, *, axis=None, title="", unit="ms", figsize=(5.2, 3.8)):
-    """Draw error against time on logarithmic axes: what is lower and further left is better.
-
-    Parameters
-    ----------
-    curves : dict of str -> list of (time, error, label)
-        By name, whose colour is that of its mechanism; one point is drawn as a star, several as a line. An empty
-        label is left out.
-
-    Examples
-    --------
-    >>> fig = plot_front({"Sinkhorn": [(1.0, 0.5, "T = 1"), (2.0, 0.2, "T = 2")], "ASAP": [(1.0, 0.05, "")]})
-    """
-    axis, fig = axis_and_figure(axis, figsize)
-    for name, points in curves.items():
-        time, error = [p[0] for p in points], [p[1] for p in points]
-        style = {"marker": "*", "ms": 15, "ls": ""} if len(points) == 1 else {"marker": "o", "ms": 5}
-        axis.plot(time, error, color=COLOURS[mechanism_colour(name)], label=name, **style)
-        for t, e, label in points:
-            axis.annotate(label, (t, e), xytext=(7, 3), textcoords="offset points", fontsize=8.5)
-    axis.set(xscale="log", yscale="log", xlabel=f"time ({unit})", ylabel="error (relative)", title=title)
-    axis.margins(x=0.2, y=0.12)
-    _few_times(axis.xaxis)
-    axis.legend(fontsize=9)
-    return fig
-
-
-def _few_times(xaxis):
-    """Label a logarithmic axis by few plain numbers, whatever it spans: 1, 10, 100; or 1, 2, 5, 10; or 2, 4."""
-    low, high = sorted(xaxis.get_view_interval())
-    if high / low < 7:  # too short to be sure of two of 1, 2, 5
-        xaxis.set_major_locator(MaxNLocator(3))
-    else:
-        xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 50 else (1,)))
-    xaxis.set_major_formatter("{x:g}")
-    xaxis.set_minor_formatter(NullFormatter())

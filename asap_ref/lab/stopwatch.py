@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from asap_ref.support.arrays import to_numpy
 
@@ -57,6 +58,34 @@ def interleaved(calls, *, rounds=ROUNDS, least=LEAST, budget=BUDGET):
                 wait(calls[name]())
                 spent.append(time.perf_counter() - start)
     return times
+
+
+def least_times(calls, *, rounds):
+    """Time functions in turn and keep what they return: {name: (milliseconds, result)}, the least of all rounds.
+
+    It is the time that processors spend, all cores together, because other programs disturb that least. BLAS is on one
+    thread: those that it keeps spinning after a call would be charged to whose turn is next.
+
+    Parameters
+    ----------
+    calls : dict
+        NumPy functions without arguments, by name.
+    rounds : int
+        All count: with two or more the first call is hardly ever the least.
+
+    Examples
+    --------
+    >>> least_times({"ones": lambda: np.ones(2)}, rounds=3)["ones"][1]
+    array([1., 1.])
+    """
+    names, least, results = list(calls), dict.fromkeys(calls, np.inf), {}
+    with threadpool_limits(1, user_api="blas"):
+        for i in range(rounds):
+            for name in turns(names, i):
+                start = time.process_time()
+                results[name] = calls[name]()
+                least[name] = min(least[name], 1e3 * (time.process_time() - start))
+    return {name: (least[name], results[name]) for name in names}
 
 
 def turns(names, i):

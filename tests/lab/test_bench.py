@@ -205,6 +205,15 @@ def test_interleaved_stops_who_is_over_budget_after_the_least_rounds():
     assert len(times["a"]) == 4
 
 
+def test_the_least_times_are_taken_in_turn_and_results_are_kept():
+    called = []
+    calls = {name: lambda name=name: called.append(name) or np.full(2, len(called)) for name in "ab"}
+    found = stopwatch.least_times(calls, rounds=3)
+    assert called == ["a", "b", "b", "a", "a", "b"]
+    assert all(0 <= milliseconds < np.inf for milliseconds, _ in found.values())
+    assert found["a"][1][0] == 5 and found["b"][1][0] == 6  # of the last round
+
+
 def test_on_another_array_module_sections_of_the_host_are_left_out():
     sections = ("parts", "long", "memory")
     told = []

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from asap_ref import attention_scores, sinkhorn, transport_plan
-from asap_ref.lab import diagrams, pictures
+from asap_ref.lab import diagrams, pictures, time_pictures
 from asap_ref.lab.clouds import pair_of_clouds, queries_and_keys
 
 
@@ -117,7 +117,7 @@ def test_matches_are_blue_where_right_orange_where_wrong_and_hollow_where_nobody
 @pytest.mark.parametrize("fastest", [0.037, 1.0, 640.0])
 def test_the_times_of_a_front_are_apart_from_each_other_however_far_they_reach(fastest, slowest):
     points = [(fastest * t, 1 / t, "") for t in np.geomspace(1, slowest, 5)]
-    fig = pictures.plot_front({"Sinkhorn": points}, figsize=(3.1, 3.4))  # one of three in a row
+    fig = time_pictures.plot_front({"Sinkhorn": points}, figsize=(3.1, 3.4))  # one of three in a row
     fig.draw_without_rendering()
     (axis,) = fig.axes
     low, high = axis.get_xlim()
@@ -126,6 +126,33 @@ def test_the_times_of_a_front_are_apart_from_each_other_however_far_they_reach(f
     boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
     assert len(boxes) >= 2
     assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+
+
+def test_fronts_are_a_line_for_each_kind_with_labels_on_the_solid_ones():
+    entries = {("Sinkhorn", "1"): (1, 0.2), ("Sinkhorn", "3"): (2, 0.1), ("Sinkhorn in tiles", "1"): (3, 0.2)}
+    fig = time_pictures.plot_fronts({64: entries, 4096: entries | {("ASAP", ""): (1.5, 0.05)}})
+    assert [axis.get_title() for axis in fig.axes] == ["64 points", "4,096 points"]
+    lines = {line.get_label(): line for line in fig.axes[1].lines}
+    assert list(lines) == ["Sinkhorn", "Sinkhorn in tiles", "ASAP"]
+    assert np.array_equal(lines["Sinkhorn"].get_xydata(), [(1, 0.2), (2, 0.1)])
+    assert [text.get_text() for text in fig.axes[0].texts if text.get_text()] == ["1", "3"]
+    assert lines["Sinkhorn in tiles"].get_linestyle() == ":"
+    assert [text.get_text() for text in fig.legends[0].texts] == list(lines)
+
+
+def test_a_map_has_the_colour_of_who_wins_and_pale_fields_are_told():
+    won = {(1, 64): ("over-relaxed in tiles", "2+1"), (2, 64): ("ASAP", "A"), (1, 128): None}
+    fig = time_pictures.plot_cheapest(won, ties={(2, 64)})
+    (axis,) = fig.axes
+    relaxed, asap, none = axis.patches
+    assert [to_hex(field.get_facecolor()) for field in (relaxed, asap)] == [
+        to_hex(pictures.COLOURS[name]) for name in ("other", "asap")
+    ]
+    assert relaxed.get_alpha() == none.get_alpha() == 1 > asap.get_alpha()
+    assert asap.get_xy() == (1, 0) and none.get_xy() == (0, 1)
+    assert [text.get_text() for text in axis.texts] == ["2+1", "A", "none"]
+    told = [text.get_text() for text in fig.legends[0].texts]
+    assert told == ["over-relaxed", "ASAP", "none", "pale: nearly a tie"]
 
 
 def test_a_plan_of_another_shape_is_refused_before_it_is_drawn():
