@@ -139,6 +139,10 @@ class Transformer(trees.EqualByValue):
         cls, architecture, attention, *, seed=0, xp=np, dtype=np.float32, classes=(), words=()
     ) -> Transformer:
         """Draw a new model with the same attention in every layer, its parameters in the module xp."""
+        if isinstance(attention, str):
+            raise TypeError(
+                f"Transformer.create: attention must be an Attention, got {attention!r}; give Attention({attention!r})"
+            )
         params = initialise(architecture, seed=check_seed(seed, "Transformer.create"), dtype=dtype)
         if xp is not np:
             params = trees.place(params, xp)
