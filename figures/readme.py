@@ -1,17 +1,20 @@
-"""Put what is generated into README.md (a sentence) and figures/README.md (the index); neither is typed by hand.
+"""Put what is generated into README.md (a sentence, the words of a picture) and figures/README.md (the index).
 
 python figures/readme.py            rewrite both
 python figures/readme.py --check    only say whether they are up to date
 """
 
 import ast
+import json
 import re
 import sys
 
+from asap_ref.lab.cloud_pictures import told_of_two_plans
 from asap_ref.lab.gallery import FIGURES, ROOT, names, scripts
 from asap_ref.support.tables import markdown_table
 
 SENTENCE = re.compile(r"<!-- sentence: (\S+) -->\n.*?<!-- end of sentence -->", re.DOTALL)
+PICTURE = re.compile(r"!\[[^]]*\]\((figures/claims/reproduce)_two_plans\.svg\)")
 INDEX = re.compile(r"<!-- index -->\n.*?<!-- end of index -->", re.DOTALL)
 FOLDERS = {
     "claims": "What the paper claims, and what is seen here.",
@@ -24,13 +27,17 @@ FOLDERS = {
 
 
 def with_sentences(text):
-    """README text with each marked sentence replaced by the first paragraph of the file that its marker names."""
+    """README text with the picture told anew, and each marked sentence the first paragraph of the file it names."""
+
+    def picture(match):
+        report = json.loads((ROOT / f"{match[1]}.json").read_text())
+        return f"![{told_of_two_plans(report)}]({match[1]}_two_plans.svg)"
 
     def first(match):
         paragraph = (ROOT / match[1]).read_text().partition("\n\n")[0]
         return f"<!-- sentence: {match[1]} -->\n{paragraph}\n<!-- end of sentence -->"
 
-    return SENTENCE.sub(first, text)
+    return SENTENCE.sub(first, PICTURE.sub(picture, text))
 
 
 def with_index(text):

@@ -117,6 +117,14 @@ def test_what_was_left_out_is_told_with_the_numbers_of_its_record():
     assert record["rows"][2]["times_as_long"] > 9  # "ten times the time"
 
 
+def test_what_it_says_of_a_gpu_is_in_the_record():
+    ms = json.loads((ROOT / "figures" / "speed" / "gpu.json").read_text())["ms"]["4096"]
+    others = ("softmax", 1), ("torch softmax, fused", 0)
+    softmax, fused = (f"{ms['asap'] / ms[name]:.{digits}f} times" for name, digits in others)
+    assert f"took {softmax} the time of our softmax, {fused} that of torch's fused one" in README
+    assert f"{ms['sinkhorn'] / ms['asap']:.1f} times less than Sinkhorn" in README
+
+
 def test_what_it_says_of_matching_is_in_the_record():
     seeds = json.loads((CLAIMS / "matching.json").read_text())["seeds"]
 

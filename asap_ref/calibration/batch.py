@@ -6,6 +6,7 @@ A batch is (q, k) or (q, k, query_mask, key_mask), of any array module. What com
 from __future__ import annotations
 
 from asap_ref.calibration.kl import fast_kl_statistics
+from asap_ref.calibration.rounding import is_rounding
 from asap_ref.fast.regression import regression_statistics
 from asap_ref.support.arrays import is_array
 from asap_ref.support.trees import place_like
@@ -14,10 +15,11 @@ OBJECTIVES = {"regression": regression_statistics, "kl": fast_kl_statistics}
 
 
 def statistics_of_batch(objective, families, n_iter, epsilon, batch):
-    """Sums of one batch, in the metric of an objective: method/regression.py, kl.py."""
+    """Sums of one batch, in the metric of an objective (method/regression.py, kl.py); none of what is rounding."""
     q, k, query_mask, key_mask = with_masks(batch)
     settings = {"n_iter": n_iter, "epsilon": epsilon, "query_mask": query_mask, "key_mask": key_mask}
-    return OBJECTIVES[objective](q, k, place_like(q, families), **settings)
+    statistics = OBJECTIVES[objective](q, k, place_like(q, families), **settings)
+    return statistics.without(is_rounding(families, q, k, query_mask, key_mask))
 
 
 def check_batches(batches, function):

@@ -11,7 +11,7 @@ the column sums of the teacher's and the student's plan:
 
 The kl gradient is the column error pulled back through one softmax. The semi-dual
 
-    D(f_hat) = sum_i f_hat_i + sum_j g_j,    g the c-transform of f_hat onto keys,
+    D(f_hat) = sum_i f_hat_i + (n'/m') sum_j g_j,    g the c-transform of f_hat onto keys,
 
 is concave and needs no teacher: its maximum is the fully converged plan (OA-OT's idea, arXiv 2604.15114).
 

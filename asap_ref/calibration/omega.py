@@ -20,6 +20,7 @@ import math
 
 import numpy as np
 
+from asap_ref.calibration.few import few_sequences
 from asap_ref.extensions.relaxation import over_relaxed_dual
 from asap_ref.fast.scaling import scale, scaled_duals
 from asap_ref.method.transport import Duals, attention_scores, transport_plan, two_sided_c_transform
@@ -37,9 +38,8 @@ def fitted_omega(amortizer, q, k, query_mask=None, key_mask=None):
 
 
 def _fitted(amortizer, q, k, query_mask, key_mask):
-    few = slice(min(max(ENOUGH // math.prod((*q.shape[-3:-1], k.shape[-2])), 1), q.shape[0]))
-    q, k = q[few, ...], k[few, ...]
-    query_mask, key_mask = (x if x is None or x.shape[0] == 1 else x[few, ...] for x in (query_mask, key_mask))
+    count = max(ENOUGH // math.prod((*q.shape[-3:-1], k.shape[-2])), 1)
+    q, k, query_mask, key_mask = few_sequences(q, k, query_mask, key_mask, count=count)
     settings = {"epsilon": amortizer.epsilon, "query_mask": query_mask, "key_mask": key_mask}
     xp, S = array_namespace(q), attention_scores(q, k)
     f, g = scaled_duals(scale(S, n_iter=amortizer.n_iter, **settings), amortizer.epsilon)

@@ -22,7 +22,7 @@ from asap_ref.fast.form import Weighted, fast_form
 from asap_ref.method.transport import attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, logsumexp, matvec, softmax, vecmat
 from asap_ref.support.family import Family
-from asap_ref.support.masks import at_valid_pairs, centred, keep, keep_tokens, of_features
+from asap_ref.support.masks import centred, keep, keep_tokens, of_features, queries_with_a_key, valid_pairs
 from asap_ref.support.settings import check_positive
 
 
@@ -74,12 +74,12 @@ class OnePass(Family, name="one_pass"):
 def _at_temperature_vjp(S, t, query_mask, key_mask):
     """Three of (..., n), and ``vjp`` of theirs -> dS (..., n, m)."""
     xp = array_namespace(S)
-    X = at_valid_pairs(S / t, query_mask, key_mask)
-    P = softmax(X, axis=-1)  # zero in masked rows and columns
+    X, valid = S / t, valid_pairs(query_mask, key_mask)
+    P = softmax(X, axis=-1, valid=valid)  # zero in masked rows and columns
     c = xp.sum(P, axis=-2)  # (..., m)
     safe = xp.where(c > 0, c, xp.ones_like(c))  # a key that nobody attends to weighs nothing
-    lse = logsumexp(X, axis=-1)
-    f0 = keep(-t * xp.where(lse == -xp.inf, xp.zeros_like(lse), lse), query_mask)
+    lse = logsumexp(X if valid is None else xp.where(valid, X, -xp.inf), axis=-1)
+    f0 = keep(-t * lse, queries_with_a_key(query_mask, key_mask))
 
     def vjp(d_f0, d_crowd, d_log):
         d_c = vecmat(d_crowd, P) + vecmat(d_log, P) / safe

@@ -49,10 +49,13 @@ def _softmax_whole(q, k, v, query_mask, key_mask):
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, valid = attention_scores(q, k), valid_pairs(query_mask, key_mask)
     S = S if valid is None else xp.where(valid, S, -xp.inf)
+    some = (
+        None if valid is None else xp.any(valid, axis=-1, keepdims=True)
+    )  # a query without a key attends to none
     top = xp.max(S, axis=-1, keepdims=True)
-    E = _exp_of_difference(S, top if valid is None else xp.where(top == -xp.inf, xp.zeros_like(top), top))
+    E = _exp_of_difference(S, top if valid is None else xp.where(some, top, xp.zeros_like(top)))
     total = xp.sum(E, axis=-1, keepdims=True)
-    return E @ v / (total if valid is None else xp.where(total > 0, total, xp.ones_like(total)))
+    return E @ v / (total if valid is None else xp.where(some, total, xp.ones_like(total)))
 
 
 @one_pass

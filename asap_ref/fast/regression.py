@@ -25,7 +25,7 @@ from asap_ref.method.transport import attention_scores
 from asap_ref.support.arrays import array_namespace, is_half, to_numpy
 from asap_ref.support.contracts import inside
 from asap_ref.support.family import check_families
-from asap_ref.support.masks import centred, keep_tokens
+from asap_ref.support.masks import centred, keep, keep_tokens, of_features, queries_with_a_key
 from asap_ref.support.settings import check_count
 from asap_ref.support.trees import of_heads
 
@@ -88,9 +88,10 @@ def _regression_products(q, k, families, query_mask, key_mask, *, n_iter, epsilo
 
 
 def features_and_dual(q, k, families, dual, *, query_mask, key_mask):
-    """X: features, and the dual they are to explain, (..., F + 1, n)."""
+    """X: features, and the dual they are to explain, (..., F + 1, n); zero where a query has no key to meet."""
     features = [fast_features(family, q, k, query_mask, key_mask) for family in families]
-    return array_namespace(q).concat([*features, centred(dual, query_mask)[..., None, :]], axis=-2)
+    X = array_namespace(q).concat([*features, centred(dual, query_mask)[..., None, :]], axis=-2)
+    return keep(X, of_features(queries_with_a_key(query_mask, key_mask)))
 
 
 def product(X):

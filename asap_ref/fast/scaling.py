@@ -113,11 +113,12 @@ def softmax_start(scores, epsilon, valid):
     xp = array_namespace(scores)
     X = scores if epsilon == 1.0 else scores / epsilon
     X = X if valid is None else xp.where(valid, X, -xp.inf)
+    some = None if valid is None else xp.any(valid, axis=-1, keepdims=True)  # else it is a row of padding
     top = xp.max(X, axis=-1, keepdims=True)
-    top = top if valid is None else xp.where(top == -xp.inf, 0.0, top)  # a row of padding
+    top = top if valid is None else xp.where(some, top, 0.0)
     E = _exp_of_difference(X, top)
     total = xp.sum(E, axis=-1, keepdims=True)
-    total = total if valid is None else xp.where(total == 0, 1.0, total)
+    total = total if valid is None else xp.where(some, total, 1.0)
     f, g = -epsilon * (top + xp.log(total))[..., 0], xp.zeros_like(scores[..., 0, :])
     return Segment(E / total, Duals(f, g), [("query", xp.ones_like(f), xp.ones_like(g))])
 

@@ -38,9 +38,19 @@ def _engage(yes=True):
     _thread.engaged = yes
 
 
+def _begin_in_pool():
+    _engage()
+    _thread.of_pool = True
+
+
+def _is_of_pool():
+    """Say whether this thread is one: what it calls takes no others, and is not cut by how many there are."""
+    return getattr(_thread, "of_pool", False)
+
+
 @functools.cache
 def _pool(workers):
-    return ThreadPoolExecutor(workers, thread_name_prefix="asap_ref", initializer=_engage)
+    return ThreadPoolExecutor(workers, thread_name_prefix="asap_ref", initializer=_begin_in_pool)
 
 
 if hasattr(os, "register_at_fork"):  # the threads of a pool do not come along into a forked child
@@ -75,7 +85,7 @@ def chunks(count, size):
 def even_step(count, size, most):
     """Problems in a piece of at most about ``most`` entries, where pieces are as many for each worker."""
     pieces = max(math.ceil(count * size / most), 1)
-    if pieces > 1:  # within a piece a thread costs more than it saves
+    if pieces > 1 and not _is_of_pool():  # within a piece a thread costs more than it saves
         pieces = math.ceil(pieces / worker_count()) * worker_count()
     return max(math.ceil(count / pieces), 1)
 

@@ -7,6 +7,7 @@ import numpy as np
 from asap_ref.fidelity.diagnostics import marginal_error
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores, transport_plan
+from asap_ref.model.measures import as_float64, valid_tokens
 from asap_ref.model.recording import check_model, record
 from asap_ref.support.arrays import to_numpy
 from asap_ref.support.settings import check_count, check_positive
@@ -41,7 +42,7 @@ def hardness(model, batch, *, tolerance=0.05, most=100):
         settings = {"query_mask": query_mask, "key_mask": key_mask}
         settings["epsilon"] = model.attentions[layer].setting("epsilon")
         S = attention_scores(q, k)
-        spread = to_numpy(S).max((-2, -1)) - to_numpy(S).min((-2, -1))
+        spread = score_range(S, valid_tokens(q, query_mask), valid_tokens(k, key_mask))
         needed = np.full(q.shape[1], most)
         duals = sinkhorn(S, n_iter=0, **settings)
         for t in range(most):
@@ -60,3 +61,10 @@ def hardness(model, batch, *, tolerance=0.05, most=100):
             }
         )
     return report
+
+
+def score_range(S, valid_queries, valid_keys):
+    """Largest less smallest score at pairs of tokens: (B, H, n, m) -> NumPy float64 (B, H)."""
+    S, valid = as_float64(S), valid_queries[..., :, None] & valid_keys[..., None, :]
+    high, low = np.where(valid, S, -np.inf).max((-2, -1)), np.where(valid, S, np.inf).min((-2, -1))
+    return np.where(valid.any((-2, -1)), high - low, 0.0)

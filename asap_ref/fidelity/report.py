@@ -23,10 +23,10 @@ import numpy as np
 
 from asap_ref.extensions.mixed_heads import pick_heads, pick_mask
 from asap_ref.fidelity.diagnostics import equivalent_iterations
-from asap_ref.fidelity.hardness import hardness
+from asap_ref.fidelity.hardness import hardness, score_range
 from asap_ref.method.sinkhorn import sinkhorn
 from asap_ref.method.transport import attention_scores
-from asap_ref.model.measures import as_float64, column_distance, plan_of, valid_tokens
+from asap_ref.model.measures import as_float64, column_distance, plan_of, root_of_ratio, valid_tokens
 from asap_ref.model.mechanism import Attention
 from asap_ref.model.recording import check_model, record
 from asap_ref.support import files
@@ -224,7 +224,7 @@ def fidelity_report(compiled, inputs, *, teacher=None, most=50):
                     "attention": attends[head].name,
                     "r_squared": float(explained) if attends[head].mechanism.predicts else None,
                     "plan_kl": float(of["plan_kl"].mean()),
-                    "output_error": float(np.sqrt(of["difference"].sum() / of["size"].sum())),
+                    "output_error": float(root_of_ratio(of["difference"].sum(), of["size"].sum())),
                     "column_error": float(of["column_error"].mean()),
                     "equivalent_iterations": float(np.median(of["equivalent_iterations"])),
                     "score_range": float(of["score_range"].mean()),
@@ -268,7 +268,7 @@ def measure(teacher, attentions, batch, *, most=50):
         epsilon, S = given.setting("epsilon"), attention_scores(q, k)
         place = partial(array_namespace(S).asarray, dtype=S.dtype, device=S.device)
         valid = valid_tokens(q, masks["query_mask"])
-        spread = _score_range(as_float64(S), valid, valid_tokens(k, masks["key_mask"])) / epsilon
+        spread = score_range(S, valid, valid_tokens(k, masks["key_mask"])) / epsilon
         dual_square, target_square, tokens = _dual_error(given, attention, q, k, **masks)
         difference, size = np.sum((found - expected) ** 2, (-2, -1)), np.sum(expected**2, (-2, -1))
         layers.append(
@@ -312,12 +312,6 @@ def _dual_error(teacher, attention, q, k, *, query_mask=None, key_mask=None):
         tokens = np.maximum(valid_tokens(x, mask).sum(-1), 1)
         found[:, :, list(heads)] = np.sum((dual - target) ** 2, -1), np.sum(target**2, -1), tokens
     return found
-
-
-def _score_range(S, valid_queries, valid_keys):
-    valid = valid_queries[..., :, None] & valid_keys[..., None, :]
-    high, low = np.where(valid, S, -np.inf).max((-2, -1)), np.where(valid, S, np.inf).min((-2, -1))
-    return np.where(valid.any((-2, -1)), high - low, 0.0)
 
 
 def _divergence(P, Q):

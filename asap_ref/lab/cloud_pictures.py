@@ -69,7 +69,7 @@ def draw_plans(report, stem, *, drawn=DRAWN):
         P = np.asarray(plans[name])
         received = P.sum(0)
         spread[name] = received.max()
-        title = f"{title}: a point receives\n{received.min():.2f} to {received.max():.2f}"
+        title = f"{title}: a point receives\n{received.min():.2f} to {received.max():.2f} times its share"
         plot_plan(P, points, axis=axis, title=title, colour=name.partition("-")[0])
     told = f"Softmax lets one point receive {spread['softmax']:.1f} times its share, ASAP at most {spread['asap']:.2f}"
     if whole:
@@ -79,6 +79,19 @@ def draw_plans(report, stem, *, drawn=DRAWN):
         told += "size of a point: its column sum)"
     fig.suptitle(told, fontsize=11)
     return presentation.save(fig, stem)
+
+
+def told_of_two_plans(report):
+    """Tell in words what is seen where a cloud is drawn under softmax and under ASAP."""
+    told = []
+    for name in ("softmax", "asap"):
+        received = np.asarray(report["cloud"]["plans"][name]).sum(0)
+        told.append(f"{received.min():.2f} to {received.max():.2f}")
+    points = len(report["cloud"]["points"])
+    return (
+        f"One cloud of {points} points, the same scores. Under softmax a point receives {told[0]} times its share of "
+        f"attention, under ASAP {told[1]}. Lines are weights, the size of a point is what it receives."
+    )
 
 
 def draw_dual(report, stem):

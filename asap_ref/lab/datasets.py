@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,15 +44,20 @@ def load_digits():
     >>> digits.train_inputs.shape, digits.test_inputs.shape
     ((1437, 8, 8), (360, 8, 8))
     """
+    parts, classes = _split_digits()
+    train_x, test_x, train_y, test_y = (part.copy() for part in parts)
+    return Dataset("digits", train_x, train_y, test_x, test_y, classes)
+
+
+@functools.cache
+def _split_digits():
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
 
     digits = sklearn_digits()
     images = (digits.images / 8 - 1).astype(np.float32)
-    train_x, test_x, train_y, test_y = train_test_split(
-        images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
-    )
-    return Dataset("digits", train_x, train_y, test_x, test_y, tuple(map(str, digits.target_names)))
+    parts = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
+    return parts, tuple(map(str, digits.target_names))
 
 
 def shift(images, rng):

@@ -19,7 +19,7 @@ from asap_ref.model.mechanism import Attention
 from asap_ref.model.recording import record
 from asap_ref.rivals.initial_duals import STARTS
 
-SUMMED = 2**22  # scores of the inputs whose column sums are taken: those need a backward pass
+SUMMED = 2**20  # scores of the inputs whose column sums are taken: those need a backward pass
 RELAXED, OMEGA = (1, 2, 3), 1.7  # over-relaxed iterations before the closing one
 
 

@@ -1,79 +1,95 @@
-"""One sentence that says when ASAP pays and when it does not, from the numbers of a report of the main job."""
+"""In a few words when ASAP pays and when it does not, from the numbers of a report of the main job."""
 
 from __future__ import annotations
 
 LOOPS = ("sinkhorn", "over-relaxed")
+ABOUT_AS_NEAR = 1.5  # times ASAP's error
+ABOUT_THE_SAME_TIME = 1.05  # medians of few turns differ by as much
+SOME_LABELS = 50  # judged, at least, where agreement is told
+MODULES = {"numpy": "NumPy", "cupy": "CuPy"}
 
 
 def in_one_sentence(report):
-    """Say the times and labels at the greatest length, and up to which length a loop does better.
+    """Say the times at the greatest length, the labels, and up to which length a loop is the better buy.
 
-    It does better where the teacher, cut or not, or over-relaxed iterations that nobody calibrated, are at least as
-    near as ASAP in no more time, in a whole forward pass.
+    It is one where the teacher, cut or not, or over-relaxed iterations that nobody calibrated, are about as near as
+    ASAP in about the same time or less, in a whole forward pass.
     """
     by_length = {}
     for row in report["rows"]:
         by_length.setdefault(row["n"], {})[row["attention"]] = row
     longest, rows = list(by_length.items())[-1]
-    n_iter, asap = report["settings"]["teacher"]["n_iter"], rows["asap"]
+    settings, machine = report["settings"], report["machine"]["processor"]
+    ms, log_domain, teacher, asap = _times(report, longest, rows)
+    said = (
+        f"At {longest:,} tokens ({machine}, {MODULES.get(settings['backend'], settings['backend'])}) {teacher}, "
+    )
+    said += (
+        f"Sinkhorn with T = {settings['teacher']['n_iter']}, takes {_times_as_long(ms['sinkhorn'] / ms['asap'])} "
+    )
+    said += f"as {asap} in scaling form"
+    if log_domain is not None:
+        said += f" and {_times_as_long(log_domain)} in the log domain, as the literature runs it"
+    if ms.get("softmax"):
+        said += f"; ASAP's time is {ms['asap'] / ms['softmax']:.2f} of softmax's"
+    said += f". Its output is off by {rows['asap']['output_error']:.1%} of the teacher's; {_labels(by_length)}"
+    return f"**{said}. {_where_sinkhorn_pays(by_length)}.**"
+
+
+def _times(report, n, rows):
+    """Milliseconds by attention, the log domain's ratio, and of what: of the attention alone if it was timed."""
     alone = {
-        name: [row for row in report["layers"] if (row["n"], row["attention"]) == (longest, name)]
+        name: [row for row in report["layers"] if (row["n"], row["attention"]) == (n, name)]
         for name in ("asap", "sinkhorn", "softmax")
     }
     if alone["asap"]:  # all layers for the scaling form, the first for the log domain
-        ms = {name: sum(row["ms"] for row in rows) for name, rows in alone.items()}
-        log_domain, of = alone["asap"][0]["speedup_log_domain"], "ASAP's attention"
-    else:
-        ms = {name: row["ms_per_forward"] for name, row in rows.items()}
-        log_domain, of = asap["speedup_log_domain"], "a forward pass with ASAP"
-    judged = report["dataset"]["lengths"][-1]["judged"] or report["dataset"]["test"]
-    said = (
-        f"At {longest:,} tokens, on {report['machine']['processor']} with {report['settings']['backend']}, {of} takes "
-        f"{_of_the_time(ms['sinkhorn'] / ms['asap'])} its teacher's (Sinkhorn, T = {n_iter}, in scaling form)"
-    )
-    if log_domain is not None:
-        said += f", {_of_the_time(log_domain)} the log-domain loop of the literature"
-    if ms.get("softmax"):
-        said += f", and {ms['asap'] / ms['softmax']:.2f} of softmax's time"
-    said += (
-        f"; its output is off by {asap['output_error']:.1%}, and the label is the teacher's for "
-        f"{asap['agreement']:.1%} of {judged} test inputs"
-    )
-    return f"**{said}; {_where_sinkhorn_pays(by_length)}.**"
+        ms = {name: sum(row["ms"] for row in own) for name, own in alone.items()}
+        return ms, alone["asap"][0]["speedup_log_domain"], "the teacher's attention", "ASAP's"
+    ms = {name: row["ms_per_forward"] for name, row in rows.items()}
+    return ms, rows["asap"]["speedup_log_domain"], "a forward pass with the teacher", "with ASAP"
 
 
-def _of_the_time(ratio):
-    """1.25 -> "1.2 times less than", 0.5 -> "2.0 times as long as"."""
-    if ratio >= 1:
-        return f"{ratio:.0f} times less than" if ratio >= 10 else f"{ratio:.1f} times less than"
-    return f"{1 / ratio:.1f} times as long as"
+def _times_as_long(ratio):
+    digits = 0 if ratio >= 10 else 1 if ratio >= 1 else 2
+    return f"{ratio:.{digits}f} times as long"
+
+
+def _labels(by_length):
+    """Say how many labels are the teacher's, at the greatest length where so many were judged as to say something."""
+    judged = {n: rows["asap"]["judged"] for n, rows in by_length.items()}
+    n = max((n for n in judged if judged[n] >= SOME_LABELS), default=max(judged))
+    same = round(by_length[n]["asap"]["agreement"] * judged[n])
+    where = f"at {n:,} tokens " if len(by_length) > 1 else ""
+    return f"{where}the label is the teacher's for {same} of {judged[n]} test inputs"
 
 
 def _where_sinkhorn_pays(by_length):
     pays = {}
     for n, rows in by_length.items():
         asap = rows["asap"]
-        near = [
+        buys = [
             row
             for name, row in rows.items()
-            if name.startswith(LOOPS) and row["output_error"] <= asap["output_error"]
+            if name.startswith(LOOPS)
+            and row["output_error"] <= ABOUT_AS_NEAR * asap["output_error"]
+            and row["ms_per_forward"] <= ABOUT_THE_SAME_TIME * asap["ms_per_forward"]
         ]
-        best = min(near, key=lambda row: row["ms_per_forward"])
-        if best["ms_per_forward"] <= asap["ms_per_forward"]:
-            pays[n] = _called(best["attention"])
+        if buys:
+            pays[n] = min(buys, key=lambda row: row["output_error"])["attention"]
     if not pays:
-        return "at no length measured is a Sinkhorn loop as near in less time"
+        return "At no length measured is a Sinkhorn loop about as near in the same time"
     n = max(pays)
-    if pays[n] is None:
-        return f"at {n:,} tokens and below the teacher itself takes no more time"
-    return f"at {n:,} tokens and below use {pays[n]}, which is as near in no more time"
+    return f"At {n:,} tokens and below use {_called(pays[n])}"
 
 
 def _called(name):
-    """Say in words what a row's attention is, as "over-relaxed-gaussian-1"; None for the teacher."""
+    """Say in words what a row's attention is, as "over-relaxed-gaussian-1", and what it is worth."""
     kind, _, rest = name.partition("-")
+    if (kind, rest) == ("sinkhorn", ""):
+        return "the teacher itself, in about the same time or less"
+    worth = "about as near as ASAP in about the same time or less"
     if kind == "sinkhorn":
-        return f"Sinkhorn with T = {rest}" if rest else None
+        return f"Sinkhorn with T = {rest}, {worth}"
     start, count = rest.removeprefix("relaxed-").split("-")
     start = "softmax" if start == "softmax" else "the Gaussian dual"
-    return f"Sinkhorn, T = {count}, over-relaxed from {start}"
+    return f"Sinkhorn, T = {count}, over-relaxed from {start}, {worth}"

@@ -27,7 +27,7 @@ Helpers, which are what their names say; masks are True at tokens, False at padd
     array_namespace(x)          the array module of x: all functions are taken from it
     keep(x, mask)               x (..., n), zero at padding;  keep_tokens: x (..., n, d);  without_padding: q, k and v
     centred(x, mask)            x (..., n) less its mean over tokens
-    valid_pairs                 (..., n, m): query and key are both tokens;  at_valid_pairs(x): x there, -inf elsewhere
+    valid_pairs                 (..., n, m): query and key are both tokens
     queries_with_a_key          (..., n): query masks where there is a key as well: the others have the dual 0
     column_mass                 n'/m', what a column sums to: a number without masks, (..., 1) with them, never 0
     of_features(mask)           (..., n) -> (..., 1, n)

@@ -29,7 +29,7 @@ from asap_ref.method.transport import (
 )
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
-from asap_ref.support.masks import at_valid_pairs, without_padding
+from asap_ref.support.masks import valid_pairs, without_padding
 
 
 @operator
@@ -50,7 +50,7 @@ def softmax_attention(q: "... n d", k: "... m d", v: "... m p", *, query_mask=No
            [2.]])
     """
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
-    return softmax(at_valid_pairs(attention_scores(q, k), query_mask, key_mask), axis=-1) @ v
+    return softmax(attention_scores(q, k), axis=-1, valid=valid_pairs(query_mask, key_mask)) @ v
 
 
 @vjp_of(softmax_attention)
@@ -68,7 +68,7 @@ def softmax_attention_vjp(q, k, v, *, query_mask=None, key_mask=None):
     xp = array_namespace(q, k, v)
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
-    P = softmax(at_valid_pairs(S, query_mask, key_mask), axis=-1)
+    P = softmax(S, axis=-1, valid=valid_pairs(query_mask, key_mask))
 
     def vjp(d_out):
         dP = d_out @ transpose(v)

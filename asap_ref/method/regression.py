@@ -72,8 +72,10 @@ class SufficientStatistics(Sums):
         scale = np.sqrt(size)
         correlation = self.gram / (scale[..., :, None] * scale[..., None, :])
         right = (self.cross / scale)[..., None]  # (H, F, 1)
-        if not np.any(strength):  # features may depend on each other: of all the best weights, the smallest
-            solution = np.linalg.pinv(correlation, hermitian=True) @ right
+        if (
+            np.max(strength) < 1e-12
+        ):  # features may depend on each other, but for rounding: the smallest best weights
+            solution = np.linalg.pinv(correlation, rtol=1e-12, hermitian=True) @ right
         else:
             solution = np.linalg.solve(correlation + np.eye(size.shape[-1]) * strength, right)
         return solution[..., 0] / scale

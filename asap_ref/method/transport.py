@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from asap_ref.support.arrays import array_namespace, logsumexp, softmax, transpose
 from asap_ref.support.contracts import operator, vjp_of
-from asap_ref.support.masks import at_valid_pairs, column_mass, keep, valid_pairs
+from asap_ref.support.masks import column_mass, keep, valid_pairs
 from asap_ref.support.printing import values_if_short
 
 
@@ -142,8 +142,8 @@ def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mas
     def vjp(d_out):
         known = dual[..., :, None] if onto == "key" else dual[..., None, :]
         summed, kept = (-2, -1) if onto == "key" else (-1, -2)
-        exponents = at_valid_pairs((known + scores) / epsilon, query_mask, key_mask)
-        d_scores = -softmax(exponents, axis=summed) * xp.expand_dims(d_out, axis=summed)
+        W = softmax((known + scores) / epsilon, axis=summed, valid=valid_pairs(query_mask, key_mask))
+        d_scores = -W * xp.expand_dims(d_out, axis=summed)
         return d_scores, xp.sum(d_scores, axis=kept)
 
     return out, vjp
@@ -157,7 +157,7 @@ def half_step_plan(scores, dual, *, onto, epsilon=1.0, query_mask=None, key_mask
     duals that are rounded already is off by a factor of exp(their rounding / epsilon).
     """
     known, axis = (dual[..., None, :], -1) if onto == "query" else (dual[..., :, None], -2)
-    plan = softmax(at_valid_pairs((known + scores) / epsilon, query_mask, key_mask), axis=axis)
+    plan = softmax((known + scores) / epsilon, axis=axis, valid=valid_pairs(query_mask, key_mask))
     if onto == "query":
         return plan
     mass = column_mass(scores, query_mask, key_mask)

@@ -107,7 +107,10 @@ def layer_norm_vjp(x, gain, bias, *, eps=1e-05):
 def _standardise(x, eps):
     xp = array_namespace(x)
     centred = x - xp.mean(x, axis=-1, keepdims=True)
-    inverse_deviation = 1 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    variance = xp.mean(centred * centred, axis=-1, keepdims=True) + eps
+    inverse_deviation = (
+        1 / xp.sqrt(variance) + 0 * variance
+    )  # where the variance overflows it is NaN, and not zero
     return centred * inverse_deviation, inverse_deviation
 
 

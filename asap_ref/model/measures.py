@@ -18,13 +18,19 @@ def output_error(expected, found, calls):
         out, other = (as_float64(a(q, k, v, query_mask=query_mask, key_mask=key_mask)) for a in (expected, found))
         axes = (0, 2, 3)  # all but the head
         difference, size = difference + np.sum((other - out) ** 2, axes), size + np.sum(out**2, axes)
-    return np.sqrt(difference / size)
+    return root_of_ratio(difference, size)
 
 
 def relative_error(expected, found):
     """Relative error of outputs (B, H, n, p) against others, NumPy float64, head by head: (H,)."""
     axes = (0, 2, 3)  # all but the head
-    return np.sqrt(np.sum((found - expected) ** 2, axes) / np.sum(expected**2, axes))
+    return root_of_ratio(np.sum((found - expected) ** 2, axes), np.sum(expected**2, axes))
+
+
+def root_of_ratio(difference, size):
+    """Relative error of sums of squares; that of nothing (a head whose values are zero) is 0, or infinite."""
+    nothing = np.where(difference > 0, np.inf, 0.0)
+    return np.sqrt(np.where(size > 0, difference / np.where(size > 0, size, 1.0), nothing))
 
 
 def plan_of(attention, q, k, *, query_mask=None, key_mask=None):

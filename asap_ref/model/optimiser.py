@@ -138,7 +138,7 @@ def descend(
     if resume and checkpoint is not None and Path(checkpoint).exists():
         state, history = _load_checkpoint(checkpoint, made_by, {"params": params, "moments": moments})
         like = next(iter(trees.leaves(params)))
-        state = trees.place(state, array_namespace(like), device=like.device)
+        state = trees.place(state, array_namespace(like), dtype=like.dtype, device=like.device)
         params, moments = state["params"], state["moments"]
     for epoch in epochs_with_progress(len(history), settings.epochs, label, history):
         losses, examples = [], 0

@@ -2,7 +2,8 @@
 
 On NumPy all but large matrix products runs on one core, and what a batch is on its way through a model outgrows the
 cache. A piece stays in the cache, and pieces run on threads. How a batch is cut depends on its shape alone, and sums
-are taken in order: the same bits come out whatever the number of threads. Other modules take a batch as it is.
+are taken in order: the same bits come out whatever the number of threads (of a batch that is one piece, whose attention
+may take threads itself, the same numbers up to rounding). Other modules take a batch as it is.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from asap_ref.method.transport import (
 )
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import fast_form_of, operator, vjp_of
-from asap_ref.support.masks import at_valid_pairs, keep, without_padding
+from asap_ref.support.masks import keep, valid_pairs, without_padding
 
 
 @operator
@@ -65,7 +65,7 @@ def dual_softmax_attention_vjp(q, k, v, *, epsilon=1.0, query_mask=None, key_mas
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, scores_vjp = attention_scores_vjp(q, k)
     g, bias_vjp = entropic_c_transform_vjp(S, xp.zeros_like(S[..., 0]), onto="key", **settings)
-    P = softmax(at_valid_pairs((2 * S + g[..., None, :]) / epsilon, query_mask, key_mask), axis=-1)
+    P = softmax((2 * S + g[..., None, :]) / epsilon, axis=-1, valid=valid_pairs(query_mask, key_mask))
 
     def vjp(d_out):
         dP = d_out @ transpose(v)

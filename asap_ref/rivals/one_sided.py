@@ -22,7 +22,7 @@ from asap_ref.fast.prediction import predicted_dual
 from asap_ref.method.transport import attention_scores, attention_scores_vjp
 from asap_ref.support.arrays import array_namespace, softmax, transpose
 from asap_ref.support.contracts import fast_form_of, operator, vjp_of
-from asap_ref.support.masks import at_valid_pairs, without_padding
+from asap_ref.support.masks import valid_pairs, without_padding
 
 
 @operator
@@ -87,7 +87,7 @@ def one_sided_attention_vjp(q, k, v, amortizer, *, query_mask=None, key_mask=Non
 
 
 def _biased_softmax(S, g, epsilon, query_mask, key_mask):
-    return softmax(at_valid_pairs((S + g[..., None, :]) / epsilon, query_mask, key_mask), axis=-1)
+    return softmax((S + g[..., None, :]) / epsilon, axis=-1, valid=valid_pairs(query_mask, key_mask))
 
 
 def _from_kernels(q, k, v, amortizer, *, query_mask=None, key_mask=None, found=None):

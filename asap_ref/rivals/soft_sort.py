@@ -101,4 +101,4 @@ def _soft_sort(x, temperature, hard, mask):
         return xp.astype(chosen if valid is None else chosen & valid, x.dtype), None, order
     gap = x[..., None, :] - xp.take_along_axis(x, order, axis=-1)[..., :, None]
     exponent = -(gap * gap) / t
-    return softmax(exponent if valid is None else xp.where(valid, exponent, -xp.inf), axis=-1), gap, order
+    return softmax(exponent, axis=-1, valid=valid), gap, order

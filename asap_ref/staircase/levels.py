@@ -105,12 +105,18 @@ def _at_most(index, last):
 def sum_into(values, index, size):
     """Add values (..., s) up at their ascending indices, (..., size): the transpose of taking them there.
 
-    The standard has no scatter-add. These are differences of running totals, so an entry is as exact as the total is.
+    The standard has no scatter-add. These are differences of running totals; what rounding took from the totals, which
+    is more than an entry where many are added up, is added up beside them.
     """
     xp = array_namespace(values)
     _, ends = ranks(
         index, xp.broadcast_to(xp.arange(size, dtype=index.dtype, device=index.device), (*index.shape[:-1], size))
     )
     running = xp.cumulative_sum(values, axis=-1, include_initial=True)  # (..., s + 1)
-    upto = xp.take_along_axis(running, ends, axis=-1)
-    return upto - xp.concat([xp.zeros_like(upto[..., :1]), upto[..., :-1]], axis=-1)
+    lost = xp.cumulative_sum(values - (running[..., 1:] - running[..., :-1]), axis=-1, include_initial=True)
+    first = xp.zeros_like(ends[..., :1])
+    begins = xp.concat([first, ends[..., :-1]], axis=-1)
+    return sum(
+        xp.take_along_axis(total, ends, axis=-1) - xp.take_along_axis(total, begins, axis=-1)
+        for total in (running, lost)
+    )

@@ -46,9 +46,12 @@ def _check_weights(name, weights, mask):
     if weights is None:
         return
     xp, weights = array_namespace(weights), keep(weights, mask)
-    if not bool(xp.all((weights >= 0) & xp.isfinite(weights))):
-        raise ValueError(f"kantorovich_potentials_1d: {name} must be finite and at least 0, got {weights}")
-    empty = xp.sum(weights, axis=-1) == 0
+    total = xp.sum(weights, axis=-1)
+    if not bool(xp.all(weights >= 0) & xp.all(xp.isfinite(total))):
+        raise ValueError(
+            f"kantorovich_potentials_1d: {name} must be finite and at least 0, and so their sum, got {weights}"
+        )
+    empty = total == 0
     if bool(xp.any(empty if mask is None else empty & xp.any(mask, axis=-1))):
         raise ValueError(f"kantorovich_potentials_1d: {name} must not sum to zero, got {weights}")
 

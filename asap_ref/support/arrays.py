@@ -275,20 +275,24 @@ def logsumexp(x, *, axis):
         return xp.squeeze(xp.log(total) + top, axis=axis)
 
 
-def softmax(x, *, axis):
-    """Exponentials normalised to sum to one along one axis; all zero where every entry is -inf.
+def softmax(x, *, axis, valid=None):
+    """Exponentials of the valid entries, normalised to sum to one along one axis; zero at others, and where none is.
+
+    Where every valid entry is -inf, as where scores overflow, it is NaN: there is nothing to normalise.
 
     Examples
     --------
     >>> import numpy as np
-    >>> softmax(np.asarray([0.0, -np.inf, 0.0]), axis=-1)
+    >>> softmax(np.asarray([0.0, 9.0, 0.0]), axis=-1, valid=np.asarray([True, False, True]))
     array([0.5, 0. , 0.5])
     """
     xp = array_namespace(x)
+    x = x if valid is None else xp.where(valid, x, -xp.inf)
     top = xp.max(x, axis=axis, keepdims=True)
-    e = xp.exp(x - xp.where(top == -xp.inf, 0.0, top))
+    some = None if valid is None else xp.any(valid, axis=axis, keepdims=True)
+    e = xp.exp(x - (top if valid is None else xp.where(some, top, 0.0)))
     total = xp.sum(e, axis=axis, keepdims=True)
-    return e / xp.where(total == 0, 1.0, total)
+    return e / (total if valid is None else xp.where(some, total, 1.0))
 
 
 def transpose(x):

@@ -39,12 +39,6 @@ def queries_with_a_key(query_mask, key_mask):
     return None if valid is None else array_namespace(valid).any(valid, axis=-1)
 
 
-def at_valid_pairs(x, query_mask, key_mask):
-    """Keep x (..., n, m) at pairs of valid tokens, -inf at the others, whose exponential is zero."""
-    xp, valid = array_namespace(x), valid_pairs(query_mask, key_mask)
-    return x if valid is None else xp.where(valid, x, -xp.inf)
-
-
 def column_mass(scores, query_mask=None, key_mask=None):
     """n'/m', what each valid column of a plan sums to: a float, or (..., 1) where there are masks."""
     xp = array_namespace(scores)

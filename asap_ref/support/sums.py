@@ -56,6 +56,12 @@ class Sums(EqualByValue):
         gram = self.gram[heads[:, :, None], picked[:, :, None], picked[:, None, :]]
         return replace(self, gram=gram, cross=self.cross[heads, picked])
 
+    def without(self, marked):
+        """Sums in which the features that are marked, (H, F) booleans, are zero."""
+        kept = np.where(marked, 0.0, 1.0)
+        gram = self.gram * kept[:, :, None] * kept[:, None, :]
+        return replace(self, gram=gram, cross=self.cross * kept)
+
     def of_slices(self, picked, candidates):
         """Sums of some of the slices, (H, L) indices into the first ``candidates`` features, and of all others."""
         others = np.arange(candidates, self.gram.shape[-1])

@@ -69,7 +69,7 @@ FAULTS = [
     Fault(*fault)
     for fault in [
         # ---- entropic transport
-        ("support/arrays.py", "return e / xp.where(total == 0, 1.0, total)", "return e / total"),
+        ("support/arrays.py", "xp.where(some, total, 1.0)", "total"),
         ("support/arrays.py", "xp.exp(x - top), axis=axis", "xp.exp(x), axis=axis"),
         ("support/masks.py", "return n / m", "return m / n"),
         ("support/masks.py", "(keys > 0), queries / xp", "(keys > 0), keys / xp"),
@@ -90,14 +90,14 @@ FAULTS = [
         ),
         (
             "method/transport.py",
-            "exponents = at_valid_pairs((known + scores) / epsilon, query_mask, key_mask)",
-            "exponents = (known + scores) / epsilon",
+            "W = softmax((known + scores) / epsilon, axis=summed, valid=valid_pairs(query_mask, key_mask))",
+            "W = softmax((known + scores) / epsilon, axis=summed)",
         ),
-        ("method/transport.py", "d_scores = -softmax(", "d_scores = softmax("),
+        ("method/transport.py", "-W * xp.expand_dims(", "W * xp.expand_dims("),
         ("method/transport.py", ".exp(beyond / epsilon)", ".exp(beyond)"),
         (
             "method/transport.py",
-            "softmax(at_valid_pairs((known + scores) / epsilon, query_mask, key_mask), axis=axis)",
+            "softmax((known + scores) / epsilon, axis=axis, valid=valid_pairs(query_mask, key_mask))",
             "softmax((known + scores) / epsilon, axis=axis)",
         ),
         ("method/transport.py", "plan * (mass if isinstance", "plan * (1.0 if isinstance"),

@@ -22,6 +22,7 @@ PADDING = {
     "none": {},
     "both": dict(zip(("query_mask", "key_mask"), (x[:, None] for x in masks(7, 12, 9)), strict=True)),
     "keys alone": {"key_mask": masks(7, 12, 9)[1][:, None]},
+    "no key": {"key_mask": np.arange(7)[:, None, None] > np.zeros(9, int)},  # of the first sequence
 }
 
 

@@ -63,3 +63,17 @@ def test_omega_is_saved_and_cut_to_heads(tmp_path):
     )
     with pytest.raises(ValueError, match=r"omega must be \(H,\) = \(3,\) numbers between 0 and 2"):
         replace(amortizer, omega=np.asarray([1.0, 2.0, 1.0]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_omega_of_any_batch_that_calibrates(dtype):
+    """Of half precision, of one sequence without an axis for it, of masks that lack axes."""
+    q, k, _ = (x.astype(dtype) for x in qkv(3, 2, n=12, d=4))
+    mask, settings = np.arange(12) < 9, {"n_slices": 4, "n_iter": 5, "refine": 1}
+    whole, lacking = (
+        fit_amortizer([(q, k, *[each] * 2)], **settings).omega for each in (np.tile(mask, (3, 2, 1)), mask)
+    )
+    np.testing.assert_array_equal(lacking, whole)
+    assert fit_amortizer([(q[0], k[0])], **settings).omega.shape == (2,)
+    long_q, long_k, _ = (x.astype(dtype) for x in qkv(2, n=1500, d=4))  # more scores than are looked at
+    assert fit_amortizer([(long_q, long_k)], **settings).omega.shape == (2,)

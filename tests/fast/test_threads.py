@@ -24,6 +24,7 @@ def _several_workers(monkeypatch):
     """Of ours and of BLAS, that there is something to restore: it may have one here."""
     monkeypatch.setenv("ASAP_REF_THREADS", "2")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")  # of processes that are started
+    threads._blas.cache_clear()  # a library of BLAS that a test has loaded since was not found then
     with threadpool_limits(2, user_api="blas"):
         yield
 

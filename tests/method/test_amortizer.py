@@ -60,6 +60,21 @@ def test_r_squared_is_scikit_learns():
         assert statistics.r_squared(weights)[head] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("strength", [0.0, 1e-17])
+def test_features_that_depend_on_each_other_but_for_rounding_get_small_weights(strength):
+    """The last is a sum of others, in float32: the rounding of that sum explains nothing, and weighed 1e5 for it."""
+    features = FEATURES.astype(np.float32)
+    features[..., 4, :] = features[..., 0, :] + features[..., 1, :] + features[..., 2, :]
+    weights = SufficientStatistics.of(features, TARGET).ridge(strength)
+    independent = SufficientStatistics.of(features[..., :4, :], TARGET).ridge(0.0)
+    assert np.abs(weights).max() <= np.abs(independent).max()
+    np.testing.assert_allclose(  # the same map
+        np.einsum("hf,bhfn->bhn", weights, features),
+        np.einsum("hf,bhfn->bhn", independent, features[..., :4, :]),
+        atol=1e-5 * np.abs(TARGET).max(),
+    )
+
+
 def test_a_dual_in_the_span_of_the_features_is_found_exactly():
     weights = rng.standard_normal((2, 5))
     target = np.einsum("hf,bhfn->bhn", weights, FEATURES)

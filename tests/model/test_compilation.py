@@ -10,7 +10,7 @@ from asap_ref.fidelity.report import FidelityReport, fidelity_report, teacher_of
 from asap_ref.method.transport import attention_scores
 from asap_ref.model.architecture import Architecture
 from asap_ref.model.compilation import compile_model
-from asap_ref.model.measures import column_distance, column_sums, plan_of
+from asap_ref.model.measures import column_distance, column_sums, plan_of, root_of_ratio
 from asap_ref.model.recording import record
 from asap_ref.model.sequences import Sequences
 from asap_ref.model.transformer import Transformer
@@ -86,6 +86,29 @@ def test_the_teacher_is_faithful_to_itself_and_column_error_is_the_plans():
     sums = column_sums(TEACHER.attentions[0], q, k)
     np.testing.assert_allclose(sums, plan_of(TEACHER.attentions[0], q, k).sum(-2), atol=1e-5)
     np.testing.assert_allclose(column_distance(sums, q.shape[-2]).mean(0), expected, atol=1e-5)
+
+
+def test_hardness_is_that_of_tokens_and_not_of_padding():
+    a = Architecture(vocabulary=9, length=7, n_classes=3, width=12, n_heads=3, n_layers=1)
+    model = Transformer.create(a, Attention("sinkhorn", {"n_iter": 8}))
+    model.params["embedding"]["position"][5:] *= 100  # places that only padding has
+    words = np.random.default_rng(0).integers(1, 9, (6, 4))
+    padded = np.hstack([words, np.zeros((6, 3), int)])
+    for name, found in hardness(model, padded)[0].items():
+        np.testing.assert_allclose(found, hardness(model, words)[0][name], rtol=1e-5, err_msg=name)
+
+
+def test_a_head_without_values_has_no_error():
+    """What is off by nothing of nothing is not off: NaN would hide it from every comparison."""
+    model = Transformer.create(SMALL, TEACHER.attentions[0])
+    model.params["block0"]["heads"]["qkv"]["weight"][:, 24:28] = 0  # values of the first head
+    compiled, report = compile_model(model, [CALIBRATION[:50]], n_slices=2, fallback=0.0)
+    assert report[0]["output_error"][0] == 0 and 0 not in report[0]["on_sinkhorn"]
+    rows = fidelity_report(compiled, HELD_OUT[:9]).rows
+    assert [row["output_error"] for row in rows if row["layer"] == 0] == [0, 0, 0]
+    np.testing.assert_array_equal(
+        root_of_ratio(np.asarray([0.0, 1.0, 1.0]), np.asarray([0.0, 0.0, 4.0])), [0, np.inf, 0.5]
+    )
 
 
 def test_hardness_grows_as_epsilon_falls():

@@ -108,3 +108,10 @@ def test_cross_entropy_is_the_log_loss_and_survives_large_logits():
 def test_wrong_calls_say_what_was_expected(call, error, message):
     with refused(CALLS, error, match=message):
         call()
+
+
+def test_a_variance_that_overflows_is_an_error_and_not_a_row_of_zeros():
+    x, one = np.asarray([[1e20, -1e20, 0.0]], np.float32), np.ones(3, np.float32)
+    for form in (layers.layer_norm, layers.layer_norm_vjp):
+        with pytest.raises(FloatingPointError, match="overflows float32"):
+            form(x, one, one)

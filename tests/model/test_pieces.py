@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from asap_ref import Architecture, Attention, Sequences, Transformer, predict
+from asap_ref.fast import threads
 from asap_ref.model import pieces
 from asap_ref.model.pieces import logits_in_pieces, loss_in_pieces, pieces_of
 from asap_ref.model.training import dropout_noise, loss_and_gradients
@@ -54,12 +55,18 @@ def test_logits_of_pieces_are_those_of_the_batch(kind, monkeypatch):
     np.testing.assert_allclose(predict(model, KINDS[kind][1]), whole, rtol=1e-12, atol=1e-12)
 
 
-def test_the_number_of_threads_changes_no_bit(monkeypatch):
+@pytest.mark.parametrize("sharp", [False, True])
+def test_the_number_of_threads_changes_no_bit(sharp, monkeypatch):
+    """Sharp: some problems of a piece go back to the log domain, with all that share their chunk."""
     model, inputs = a_model("images", np.float32)
     monkeypatch.setattr(pieces, "PIECE", 2 * 17 * 48)
+    if sharp:
+        monkeypatch.setattr(threads, "CHUNK", 5 * 17 * 17)  # a piece of 8 problems is two chunks
+        model.params["block0"]["heads"]["qkv"]["weight"] *= np.float32(5)
+        model = model.with_attention(Attention("sinkhorn", {"n_iter": 5}))
     found = []
-    for threads in ("1", "3"):
-        monkeypatch.setenv("ASAP_REF_THREADS", threads)
+    for workers in ("1", "3"):
+        monkeypatch.setenv("ASAP_REF_THREADS", workers)
         found.append((loss_in_pieces(loss_and_gradients, model, (inputs, LABELS, None)), predict(model, inputs)))
     (one, logits), (three, other_logits) = found
     assert one[0] == three[0]

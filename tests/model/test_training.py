@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from tallies import CALLS, refused
 
-from asap_ref import Attention
+from asap_ref import Attention, array_module
 from asap_ref.lab.datasets import load_digits, shift
 from asap_ref.model.architecture import Architecture
 from asap_ref.model.optimiser import TrainingSettings, learning_rate_at
 from asap_ref.model.training import accuracy, predict, train
 from asap_ref.model.transformer import Transformer
-from asap_ref.support.trees import leaves
+from asap_ref.support.trees import leaves, place
 
 SMALL = Architecture(patch=4, width=16, n_layers=1, n_heads=4)
 SETTINGS = TrainingSettings(epochs=4, batch_size=32, learning_rate=1e-2)
@@ -74,6 +74,16 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     first, history = train(model(), X, Y, SETTINGS, checkpoint=tmp_path / "run.npz")
     again, history_again = train(model(), X, Y, SETTINGS, checkpoint=tmp_path / "run.npz", resume=True)
     assert same(first, again) and history == history_again
+
+
+def test_a_run_resumes_in_the_precision_of_the_model(tmp_path):
+    double, single = (
+        replace(model(), params=place(model().params, array_module("numpy"), dtype=dtype))
+        for dtype in ("f8", "f4")
+    )
+    train(double, X, Y, SETTINGS, checkpoint=tmp_path / "run.npz")
+    resumed, _ = train(single, X, Y, SETTINGS, checkpoint=tmp_path / "run.npz", resume=True)
+    assert all(x.dtype == np.float32 for x in leaves(resumed.params))
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path):

@@ -78,6 +78,35 @@ def test_an_output_lies_among_its_values(name, n, m, power, ties, seed):
     note(ANY_SIZE, FINITE)
 
 
+ATTENTIONS = {
+    "softmax": {},
+    "sinkhorn": {"n_iter": 0},
+    "one-sided": {"amortizer": ar.Amortizer((ar.Slices(np.eye(4)),), np.zeros((1, 4)))},
+    "dual-softmax": {},
+    "over-relaxed": {},
+    "sliced": {},
+}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "array_api_strict"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_scores_that_all_overflow_are_an_error_and_not_zeros(name, masked, backend):
+    """A row whose scores are all -inf has no softmax; that of a query without a key is zero."""
+    xp, attention = ar.array_module(backend), ar.Attention(name, ATTENTIONS[name])
+    q, k, v = (xp.full((1, 1, 3, 4), x, dtype=xp.float32) for x in (3e19, -3e19, 1.0))
+    mask = {"key_mask": xp.asarray([True, True, False])} if masked else {}
+    for form in (attention, attention.vjp):
+        with pytest.raises(FloatingPointError, match="overflows"):
+            form(q, k, v, **mask)
+
+
+def test_a_plan_whose_scores_all_overflow_is_an_error_and_not_zeros():
+    S, duals = np.full((3, 3), -3e19, np.float32), ar.Duals(*np.zeros((2, 3), np.float32))
+    with pytest.raises(FloatingPointError, match="overflows"):
+        ar.transport_plan(S, duals, epsilon=1e-25)
+
+
 # ------------------------------------------------------------------------------------------------------- memory
 
 

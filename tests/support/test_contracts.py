@@ -164,10 +164,13 @@ def test_a_module_that_is_not_installed_says_how_to_install_it(monkeypatch):
 
 def test_logsumexp_and_softmax_of_nothing():
     x = np.asarray([[-np.inf, -np.inf], [0.0, -np.inf], [1e4, 1e4]])
+    valid = np.asarray([[False, False], [True, True], [True, True]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(logsumexp(x, axis=-1), [-np.inf, 0, 1e4 + np.log(2)])
-        np.testing.assert_array_equal(softmax(x, axis=-1), [[0, 0], [1, 0], [0.5, 0.5]])
+        np.testing.assert_array_equal(softmax(x, axis=-1, valid=valid), [[0, 0], [1, 0], [0.5, 0.5]])
+    with np.errstate(invalid="ignore"):  # all valid, and all -inf: there is nothing to normalise
+        assert np.isnan(softmax(x, axis=-1)[0]).all()
 
 
 def test_to_numpy_of_a_tensor_that_tracks_gradients():
