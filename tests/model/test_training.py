@@ -128,6 +128,7 @@ def test_the_schedule_warms_up_and_comes_to_rest():
             TypeError,
             r"must be an Attention, .* give Attention\('softmax'",
         ),
+        (lambda: model().with_attention("softmax"), TypeError, r"give Attention\('softmax'\)"),
         (lambda: train(model(), X, Y + 1, SETTINGS), ValueError, "labels lie from 1 to 10, expected 0 to 9"),
         (lambda: train(model(), X, Y - 1, SETTINGS), ValueError, "labels lie from -1 to 8, expected 0 to 9"),
         (lambda: TrainingSettings(epochs=0), ValueError, "epochs must be at least 1, got 0"),
