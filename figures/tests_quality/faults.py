@@ -85,21 +85,15 @@ FAULTS = [
         ("method/transport.py", "(q / math.sqrt(q.shape[-1]))", "(q / q.shape[-1])"),
         ("method/transport.py", "scale * (transpose(dS) @ q)", "transpose(dS) @ q"),
         ("method/transport.py", "epsilon * (log_mass + _neg", "(log_mass + epsilon * _neg"),
-        ("method/transport.py", "f = epsilon * _neg", "f = _neg"),
+        ("method/transport.py", "return epsilon * _neg", "return _neg"),
         ("method/transport.py", "return keep(g, key_mask)", "return g"),
-        (
-            "method/transport.py",
-            "return keep(f, query_mask)",
-            "return f",
-            "a query without pairs has the dual 0 already",
-        ),
         (
             "method/transport.py",
             "W = softmax((known + scores) / epsilon, axis=summed, valid=valid_pairs(query_mask, key_mask))",
             "W = softmax((known + scores) / epsilon, axis=summed)",
         ),
         ("method/transport.py", "-W * xp.expand_dims(", "W * xp.expand_dims("),
-        ("method/transport.py", ".exp(beyond / epsilon)", ".exp(beyond)"),
+        ("method/transport.py", ".exp(excess / epsilon)", ".exp(beyond)"),
         (
             "method/transport.py",
             "softmax((known + scores) / epsilon, axis=axis, valid=valid_pairs(query_mask, key_mask))",
