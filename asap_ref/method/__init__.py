@@ -2,8 +2,8 @@
 
 ASAP is "Amortized Doubly-Stochastic Attention via Sliced Dual Projection" (Tran, Milkert & Hyde, arXiv 2605.12879).
 Softmax attention makes the rows of its weights, the *plan*, sum to 1. Doubly-stochastic attention balances the columns
-too, by Sinkhorn's T iterations, each two passes over an n x m matrix. ASAP predicts one of two dual vectors, that of the
-queries (paper), from transport on lines, which a sort solves; a single iteration gives the other, and the plan.
+too, by Sinkhorn's T iterations, each two passes over an n x m matrix. ASAP predicts one of two dual vectors, that of
+the queries (paper), from transport on lines, which a sort solves; a single iteration gives the other, and the plan.
 
     transport    S = q kᵀ / sqrt(d), duals f and g, P = exp((f + g + S) / epsilon), half steps: one dual from the other
     sinkhorn     the loop that makes P doubly stochastic: the *teacher*, T iterations
