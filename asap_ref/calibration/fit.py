@@ -111,8 +111,8 @@ def fit_amortizer(
 
     Notes
     -----
-    A feature that is nothing but rounding on a batch, as |q|² is where queries are normalised, is left out of its sums
-    (rounding.py).
+    A feature that is nothing but rounding on a batch, as ``|q|²`` is where queries are normalised, is left out of its
+    sums (rounding.py).
 
     One Sinkhorn run a batch, O(T n m), in scaling form, and O(n F²) for the sums: together about two forward passes of
     the teacher. The statistics are O(H F²) and the solve O(H F³).

@@ -26,7 +26,6 @@ from asap_ref.fast.scaling import scale, scaled_duals
 from asap_ref.method.transport import Duals, attention_scores, transport_plan, two_sided_c_transform
 from asap_ref.support.arrays import array_namespace, to_numpy
 from asap_ref.support.contracts import inside
-from asap_ref.support.masks import keep
 
 TRIED = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8)  # stable between 0 and 2 (extensions/relaxation.py)
 ENOUGH = 2**22  # entries of scores, of the first sequences
@@ -49,7 +48,7 @@ def _fitted(amortizer, q, k, query_mask, key_mask):
     def divergence(omega):
         refined = over_relaxed_dual(S, f_hat, omega, n_iter=amortizer.refine, **settings)
         closed = two_sided_c_transform(S, refined, **settings)
-        by_query, by_key = keep(f - closed.query, query_mask), c * (g - closed.key)
+        by_query, by_key = f - closed.query, c * (g - closed.key)  # f and its closure are zero at padding
         kl = to_numpy(xp.sum(by_query, axis=-1) + xp.sum(by_key, axis=-1)).astype(np.float64)
         return kl.reshape(-1, kl.shape[-1]).sum(axis=0)  # (H,)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 
 from asap_ref.lab.pictures import COLOURS, as_image, axis_and_figure
 from asap_ref.method.potentials import kantorovich_potentials_1d
@@ -139,9 +140,11 @@ def plot_hill(S, *, epsilon=1.0, n_iter=10, start=None, axis=None, reach=None):
     axis.plot(*path[1:].T, "o", ms=3, color=COLOURS["sinkhorn"], label="Sinkhorn's half steps")
     axis.plot(*path[0], "s", color=COLOURS["softmax"], label="softmax", zorder=4)
     if predicted:
-        axis.plot(*predicted[0], "*", ms=14, color=COLOURS["asap"], label="from a predicted f", zorder=5)
-    axis.plot(*top, "+", ms=9, mew=1.6, color=COLOURS["black"], label="the top", zorder=6)
+        star = {"marker": "*", "ms": 15, "mew": 1.4, "ls": "", "mfc": "none"}  # hollow: the top may lie under it
+        axis.plot(*predicted[0], color=COLOURS["asap"], label="from a predicted f", zorder=5, **star)
+    axis.plot(*top, "+", ms=8, mew=1.6, color=COLOURS["black"], label="the top", zorder=6)
     axis.set(xlabel="f₁ − f₂", ylabel="g₁ − g₂", title=f"ε = {epsilon:g}")
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     if alone:
         fig.legend(fontsize=8.5, loc="outside lower center", ncols=2)
     return fig
@@ -149,6 +152,8 @@ def plot_hill(S, *, epsilon=1.0, n_iter=10, start=None, axis=None, reach=None):
 
 def plot_pipeline(stage=()):
     """Draw the strip that opens every notebook: the way from tokens to plan, what this notebook is about lit.
+
+    An arrow above takes the scores straight from the tokens to the c-transforms, which need them beside the dual.
 
     Parameters
     ----------
@@ -167,12 +172,15 @@ def plot_pipeline(stage=()):
     for name in lit:
         if name not in STAGES and name != "loop":
             raise ValueError(f"{name!r} is no stage: {', '.join(STAGES)}, loop")
-    fig, axis = presentation.subplots(figsize=(9.0, 1.7))
+    fig, axis = presentation.subplots(figsize=(9.0, 2.1))
     for place, (name, text) in enumerate(STAGES.items()):
         _box(axis, place, 0.0, text, name in lit)
         if place:
             _arrow(axis, (place - 0.57, 0.0), (place - 0.43, 0.0))
-    last = len(STAGES) - 1
+    last, rebuilt = len(STAGES) - 1, list(STAGES).index("transforms")
+    _arrow(axis, (0, 0.28), (rebuilt, 0.28), bend=-0.06)  # the plan is not made of f̂ alone
+    label = {"ha": "center", "va": "center", "fontsize": 9.5, "zorder": 5}
+    axis.text(rebuilt / 2, 0.5, "scores S", bbox={"fc": "white", "ec": "none", "pad": 3}, **label)
     _arrow(axis, (0, -0.28), (last / 2 - 1.47, -1.0), bend=0.12)
     _arrow(axis, (last / 2 + 1.47, -1.0), (last, -0.28), bend=0.12)
     _box(axis, last / 2, -1.0, "Sinkhorn's loop, T times:  f → g → f → …", "loop" in lit, half=1.45)
@@ -181,7 +189,7 @@ def plot_pipeline(stage=()):
             axis.plot(
                 [last / 2 - 1.4, last / 2 + 1.4], [-1.0 - slope, -1.0 + slope], color=COLOURS["asap"], lw=1.5
             )
-    axis.set(xlim=(-0.5, last + 0.5), ylim=(-1.35, 0.4))
+    axis.set(xlim=(-0.5, last + 0.5), ylim=(-1.35, 0.75))
     axis.set_axis_off()
     return fig
 

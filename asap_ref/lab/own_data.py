@@ -191,6 +191,11 @@ def numbered(path, labels, classes, count):
         labels.dtype, np.integer
     ):  # a model that was not told the names of its classes
         return labels
+    if not number:
+        raise ValueError(
+            f"{path}: y is {labels.dtype}, but the model has no names of classes; give y as the numbers that it was "
+            "trained with, or create it with classes=names"
+        )
     if -1 in found:
         raise ValueError(
             f"{path}: label {str(labels[found.index(-1)])!r} is none of the model's classes: {', '.join(classes)}"

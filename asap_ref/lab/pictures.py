@@ -187,7 +187,10 @@ def plot_plans(plans, queries, keys=None, *, teacher=None, apart=None, figsize=N
 
 def _plot_difference(D, queries, keys, axis, is_teacher, apart):
     if is_teacher:
-        axis.text(0.5, 0.5, "this is\nthe teacher", ha="center", va="center", transform=axis.transAxes, fontsize=9)
+        axis.text(0.5, 0.7, "this is\nthe teacher", ha="center", va="center", transform=axis.transAxes, fontsize=9)
+        for name, text in (("warm", "too much"), ("light", "too little")):
+            axis.plot([], [], color=COLOURS[name], label=text)
+        axis.legend(loc="center", bbox_to_anchor=(0.5, 0.3), fontsize=9)
         axis.set_axis_off()
         return
     queries, keys = placed(queries, keys, apart)

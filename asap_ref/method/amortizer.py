@@ -2,10 +2,11 @@
 
     f_hat = Phiᵀ w,    Phi (..., F, n) features of the tokens (features.py),  w (F,) weights of a head
 
-The paper has a light parametric map there; that it is linear is ours.
+The paper has a light parametric map there; that it is linear, and one per head, is ours. f_hat has the unit of a score;
+only its differences count.
 
 Families of features and weights are calibrated once, on data (regression.py), and kept with the epsilon of their
-teacher in an `Amortizer` (calibration/amortizer.py).
+teacher in an `Amortizer`, whose class is in calibration/amortizer.py; ``families_and_weights(q)`` gives them, like q.
 
 Shapes: q (..., H, n, d), k (..., H, m, d), weights (H, F), query dual (..., H, n).
 """

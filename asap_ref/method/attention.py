@@ -1,15 +1,16 @@
 """Three attentions that differ in one line, the plan: softmax, Sinkhorn and ASAP, each forward and backward.
 
     S = q kᵀ / sqrt(d)        scores
-    P = plan(S)               rows sum to 1; Sinkhorn and ASAP: columns sum to n'/m' as well
+    P = plan(S)               rows sum to 1; columns nearly to n'/m': Sinkhorn as T grows, ASAP if f_hat is good
     out = P v
 
-                                                                                              passes over n x m
-    softmax     P = softmax_j(S_ij)                                                                           1
-    Sinkhorn    P = exp((f + g + S) / epsilon),    f and g from T iterations                             2T + 3
-    ASAP        P = exp((f + g + S) / epsilon),    g and f from f_hat = Phiᵀ w by two half steps              4
+                                                                                 LSE or softmax over n x m
+    softmax     P = softmax_j(S_ij)                                                                      1
+    Sinkhorn    P = exp((f + g + S) / epsilon),    f and g from T iterations                        2T + 3
+    ASAP        P = exp((f + g + S) / epsilon),    g and f from f_hat = Phiᵀ w by two half steps         4
 
-At epsilon = 1, Sinkhorn of T = 0 is softmax. All three are quadratic, by S and P v: what ASAP saves is the factor T.
+At epsilon = 1, Sinkhorn of T = 0 is softmax. All three are quadratic, by S and P v: what ASAP saves is the factor T
+(two passes would do: f only makes the rows exact, and is formed to be seen).
 An amortizer may refine f_hat before the half steps (ours; it does so only if told to): read as if it were not there.
 
 Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading axes are batch and head.
@@ -34,7 +35,7 @@ from asap_ref.support.masks import valid_pairs, without_padding
 
 @operator
 def softmax_attention(q: "... n d", k: "... m d", v: "... m p", *, query_mask=None, key_mask=None):
-    """Row-softmax attention: half of a Sinkhorn iteration.
+    """Row-softmax attention: half step 0 of Sinkhorn at epsilon = 1.
 
     O(n m (d + p)). Source: Vaswani et al. 2017, equation 1.
 
@@ -160,8 +161,8 @@ def asap_attention(q: "... H n d", k: "... H m d", v: "... H m p", amortizer, *,
     >>> import numpy as np
     >>> from asap_ref import fit_amortizer
     >>> q, k, v = np.random.default_rng(0).standard_normal((3, 64, 1, 8, 4))
-    >>> teacher, compiled = sinkhorn_attention(q, k, v), asap_attention(q, k, v, fit_amortizer([(q, k)], n_slices=4))
-    >>> bool(np.abs(compiled - teacher).max() < 0.1 * np.abs(teacher).max())
+    >>> teacher, asap = sinkhorn_attention(q, k, v), asap_attention(q, k, v, fit_amortizer([(q, k)], n_slices=4))
+    >>> bool(np.abs(asap - teacher).max() < 0.1 * np.abs(teacher).max())
     True
     """
     masks = dict(query_mask=query_mask, key_mask=key_mask)
@@ -207,11 +208,11 @@ def attention_from_dual(q, k, v, f_hat, *, refinement=None, epsilon=1.0, query_m
 
 
 def attention_from_dual_vjp(
-    q, k, v, f_hat, dual_vjp, *, refinement=None, epsilon=1.0, query_mask=None, key_mask=None
+    q, k, v, f_hat, f_hat_vjp, *, refinement=None, epsilon=1.0, query_mask=None, key_mask=None
 ):
-    """The same and its VJP, where ``dual_vjp(df) -> (dq, dk)`` is that of the query dual.
+    """The same and its VJP, where ``f_hat_vjp(df) -> (dq, dk)`` is that of the prediction.
 
-    Gradients reach the scores three times: from the plan itself, through its duals, and through a refinement; and q
+    Gradients reach the scores from the plan itself, through its duals, and through a refinement if there is one; and q
     and k once more through the prediction.
     """
     settings = dict(epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
@@ -229,7 +230,7 @@ def attention_from_dual_vjp(
             dS_through_refinement, df = refinement_vjp(df)
             dS = dS + dS_through_refinement
         dq, dk = scores_vjp(dS)
-        dq_dual, dk_dual = dual_vjp(df)
+        dq_dual, dk_dual = f_hat_vjp(df)
         return dq + dq_dual, dk + dk_dual, transpose(P) @ d_out
 
     return P @ v, vjp

@@ -4,10 +4,10 @@ The paper's features are the L potentials phi of the queries on the slices (slic
 makes them. psi, those of the keys, are not needed: g follows from f by a half step. Our own families are in
 extensions/; what each has to say of itself is in support/family.py.
 
-A dual has a free constant, so every feature is centred over the valid tokens of its sequence.
+A dual has a free constant, so each family centres its features over the valid tokens of each sequence (ours).
 
-Shapes: q (..., n, d), k (..., m, d), features Phi (..., F, n). Arrays of a family are directions: (d, r) shared by all
-heads, or (H, d, r), one set per head.
+Shapes: q (..., n, d), k (..., m, d), features Phi (..., F, n). Arrays of a family are directions, as many as it has:
+(d, L) shared by all heads, or (H, d, L), one set per head.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Slices(Family, name="slices"):
 
     @property
     def count(self):
-        """L."""
+        """L, the number of features."""
         return self.directions.shape[-1]
 
     def features(self, q, k, **masks):

@@ -1,20 +1,20 @@
 """Exact one-dimensional Kantorovich potentials by sorting.
 
 In one dimension optimal transport is sorting: the i-th smallest x goes to the i-th smallest y. Potentials
-phi, psi certify it: phi_i + psi_j <= c(x_i, y_j) everywhere, with equality on matched pairs. For the cost
-c(x, y) = -x y and samples sorted ascending,
+phi, psi certify it: phi_i + psi_j <= c(x_i, y_j) everywhere, with equality on matched pairs. They are the duals f, g of
+this problem at epsilon = 0. For the cost c(x, y) = -x y, so S = x y, and samples sorted ascending,
 
     phi_(1) = 0,    phi_(i+1) = phi_(i) - (y_(i) + y_(i+1)) / 2 * (x_(i+1) - x_(i)),
     psi_(i) = -x_(i) y_(i) - phi_(i):
 
-phi is minus the area under the monotone map that takes x to y. A constant is free, and is chosen last, so that phi has
-mean zero. Any slope between y_(i) and y_(i+1) is optimal; the trapezoid is the symmetric choice (ours). No n x n matrix
-is formed.
+phi is minus the area under the monotone map that takes x to y. A constant is free: phi gets mean zero, and psi follows.
+Any slope of phi from -y_(i+1) to -y_(i) is optimal; the trapezoid is the symmetric choice (ours). No n x n matrix is
+formed.
 
 That is all that slices of equal length need, and it is below. Samples of different size, with weights, padded, or of
 the squared cost take the same walk on uneven steps (staircase/, which may be skipped).
 
-Shapes: x (..., n), y (..., m); the last axis is the sample. Below the public functions n = m.
+Shapes: x (..., n), y (..., m); the last axis is the sample. In the helpers at the end n = m.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def kantorovich_potentials_1d(
     Returns
     -------
     (phi, psi) : arrays (..., n) and (..., m)
-        phi has (weighted) mean zero and ``phi_i + psi_j <= c(x_i, y_j)``, with equality on pairs that meet: no
+        phi has (weighted) mean zero and ``phi_i + psi_j <= c(x_i, y_j)``, with equality on matched pairs: no
         duality gap. Samples of weight zero get values that keep this true, padding gets zero.
 
     Examples

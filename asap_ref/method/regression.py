@@ -1,7 +1,7 @@
 """Calibration: the weights are a ridge regression of the closure-ready dual on the features.
 
-    minimise over w    |f - Phiᵀ w|²    (paper)    + sum_a strength_a (Phi Phiᵀ)_aa w_a²    (ours),
-    where              f = f^(T-1)      (ours)
+    minimise over w    sum |f - Phiᵀ w|²    (paper)    + sum_a strength_a G_aa w_a²,    G = sum Phi Phiᵀ    (ours),
+    where              f = f^(T-1)          (ours), and sums are over sequences, for each head
 
 The query dual f^(T-1) of a teacher's last iteration but one is *closure-ready*: its two-sided transform is exactly the
 duals of the teacher, of T iterations. So that is what ASAP should predict. Dual and features are centred in each
@@ -10,9 +10,9 @@ sequence (ours).
 The error is quadratic in w: all that it takes of the data are the sums of ``Phi Phiᵀ``, ``Phi f`` and ``f f``. Batches
 stream through them in bounded memory, and sums of parts add up to those of the whole. Then
 
-    w = regression_statistics(q, k, families).ridge(strength)        (H, F)
+    w = regression_statistics(q, k, families).ridge(strength)        (H, F): (G + diag(strength_a G_aa)) w = sum Phi f
 
-`fit_amortizer` does so, and chooses the strength (calibration/penalty.py): the more, the fewer tokens per feature. The
+`fit_amortizer` does so, and chooses the strength (calibration/penalty.py): larger where features have fewer tokens. The
 paper's other objective, the divergence of the plans, is a regression in another metric (calibration/kl.py).
 
 Shapes: features (..., H, F, n), target (..., H, n), weights (H, F).
@@ -52,8 +52,8 @@ class SufficientStatistics(Sums):
 
     @classmethod
     def of(cls, features, target, *, mask=None):
-        """Sums over features (..., H, F, n) and target (..., H, n), zero where the mask, (n,) or (..., 1, n), is."""
-        # in float64: float32 sums over many tokens lose the small slices
+        """Sums over tokens; features (..., H, F, n), target (..., H, n) are zero at padding, the mask only counts."""
+        # in float64: float32 sums over many tokens lose the features that are small
         phi, f = (np.asarray(to_numpy(x), dtype=np.float64) for x in (features, target))
         *leading, H, F, n = phi.shape
         tokens = math.prod(leading) * n
@@ -72,16 +72,14 @@ class SufficientStatistics(Sums):
         scale = np.sqrt(size)
         correlation = self.gram / (scale[..., :, None] * scale[..., None, :])
         right = (self.cross / scale)[..., None]  # (H, F, 1)
-        if (
-            np.max(strength) < 1e-12
-        ):  # features may depend on each other, but for rounding: the smallest best weights
+        if np.max(strength) < 1e-12:  # features may depend on each other: the smallest of the best weights
             solution = np.linalg.pinv(correlation, rtol=1e-12, hermitian=True) @ right
         else:
             solution = np.linalg.solve(correlation + np.eye(size.shape[-1]) * strength, right)
         return solution[..., 0] / scale
 
     def r_squared(self, weights):
-        """Share of the dual's variance within sequences that the weights explain, in the metric of the sums, (H,)."""
+        """Share of the dual's variance within sequences that the weights explain, as the sums weigh tokens, (H,)."""
         explained = 2 * np.sum(weights * self.cross, -1) - np.einsum("hf,hfg,hg->h", weights, self.gram, weights)
         return np.where(self.square > 0, explained / np.where(self.square > 0, self.square, 1.0), 1.0)
 

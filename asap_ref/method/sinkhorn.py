@@ -15,12 +15,12 @@ Backward, through every half step (ours). After half step h the plan of the dual
     onto queries:  dS -= df[:, None] * P_h;               dg -= P_hᵀ df;             df = 0
     onto keys:     dS -= (P_h / mass) * dg[None, :];      df -= (P_h / mass) dg;     dg = 0
 
-The last zeros: the step overwrites that dual, and the one before it counts only through the other. Every P_h is one
-matrix K = exp((f_ref + g_ref + S) / epsilon), rows scaled by a = exp((f - f_ref) / epsilon) and columns by
+The last zeros: that dual was overwritten, and its old value counts only through the other, made from it. Every P_h is
+one matrix K = exp((f_ref + g_ref + S) / epsilon), rows scaled by a = exp((f - f_ref) / epsilon) and columns by
 b = exp((g - g_ref) / epsilon). So each half step is a matrix-vector product with K, and what it subtracts from dS is
 (column vector)(row vector) * K: all 2T + 1 of them together are one matrix product,
 
-    dS = -K * (A Bᵀ),    A (n, 2T + 1),  B (m, 2T + 1).
+    dS = -K * (A Bᵀ),    columns of A (n, 2T + 1): a * df, or a;    of B (m, 2T + 1): b, or b * dg / mass.
 
 Where duals wander so far that a or b could overflow, K is formed anew from the duals at hand: a new *segment*. Where
 they do not, there is but one, and K is the last plan: read so, `_segments` may be skipped.
@@ -44,7 +44,7 @@ def sinkhorn(scores: "... n m", *, n_iter=20, epsilon=1.0, query_mask=None, key_
     Parameters
     ----------
     n_iter : int
-        T, the number of iterations; 0 is softmax.
+        T, the number of iterations; 0 is softmax, or with ``init`` that dual and zeros, whose rows are not exact.
     init : array (..., n)
         A query dual to start from instead of that of softmax.
 

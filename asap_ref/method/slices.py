@@ -6,9 +6,9 @@ A *slice* is a direction theta in R^d; queries and keys are projected on it afte
 
 Each slice is a transport problem in one dimension, whose Kantorovich potentials are exact (potentials.py).
 
-Why they tell of the dual (ours): on an orthonormal basis the sums of phi and psi over the slices satisfy, up to a
-constant, phi_i + psi_j <= -S_ij: they are a feasible dual of the whole problem without entropy. How good each slice
-is, and what epsilon does, is left to the weights (amortizer.py).
+Why they tell of the dual (ours): each slice has phi_li + psi_lj <= -x_li y_lj. On an orthonormal basis their sums over
+l are then, up to a constant, at most -S_ij: a feasible dual of the whole problem at epsilon = 0, if not the best. How
+good each slice is, and what epsilon does, is left to the weights (amortizer.py).
 
 Shapes: q (..., n, d), k (..., m, d), directions (d, L), or (H, d, L) where each head has its own.
 """
@@ -71,7 +71,7 @@ def slice_directions(dim, n_slices, *, kind="orthogonal", seed=0):
 
 @operator
 def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, query_mask=None, key_mask=None):
-    """Kantorovich potentials of queries and keys on each slice: the raw features of ASAP.
+    """Kantorovich potentials of queries and keys on each slice; phi are the features of ASAP.
 
     O(L (n + m) (d + log(n + m))). Sliced dual projection (paper), scaled by d^(-1/4) (ours); oracle, "Slices".
 
@@ -83,7 +83,7 @@ def sliced_potentials(q: "... n d", k: "... m d", directions: "d L | H d L", *, 
     Returns
     -------
     (phi, psi) : arrays (..., L, n) and (..., L, m)
-        Potentials for the bilinear cost, each of mean zero over its valid tokens.
+        Potentials for the bilinear cost (ours), each of mean zero over its valid tokens.
 
     Examples
     --------

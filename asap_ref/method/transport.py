@@ -118,16 +118,15 @@ def entropic_c_transform(
         log_mass = _log(column_mass(scores, query_mask, key_mask))  # of n'/m': a number, or (..., 1)
         g = epsilon * (log_mass + _negative_lse((dual[..., :, None] + scores) / epsilon, -2, valid))
         return keep(g, key_mask)
-    f = epsilon * _negative_lse((dual[..., None, :] + scores) / epsilon, -1, valid)
-    return keep(f, query_mask)
+    return epsilon * _negative_lse((dual[..., None, :] + scores) / epsilon, -1, valid)
 
 
 @vjp_of(entropic_c_transform)
 def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mask=None, key_mask=None):
     """Entropic c-transform and its VJP, ``vjp(d_out) -> (d_scores, d_dual)`` (ours).
 
-    The derivative of a log-sum-exp is a softmax W (over queries if onto="key", over keys if onto="query"):
-    ``d_scores = -W * d_out`` and ``d_dual = -W d_out``, W multiplied along the axis that was summed.
+    The derivative of ``epsilon LSE(x / epsilon)`` is a softmax W along the axis that is summed (epsilon cancels):
+    ``d_scores_ij = -W_ij d_out_j`` onto keys, ``-W_ij d_out_i`` onto queries. d_dual sums it over the index of d_out.
 
     Examples
     --------
@@ -141,16 +140,16 @@ def entropic_c_transform_vjp(scores, dual, *, onto="key", epsilon=1.0, query_mas
 
     def vjp(d_out):
         known = dual[..., :, None] if onto == "key" else dual[..., None, :]
-        summed, kept = (-2, -1) if onto == "key" else (-1, -2)
+        summed, other = (-2, -1) if onto == "key" else (-1, -2)
         W = softmax((known + scores) / epsilon, axis=summed, valid=valid_pairs(query_mask, key_mask))
         d_scores = -W * xp.expand_dims(d_out, axis=summed)
-        return d_scores, xp.sum(d_scores, axis=kept)
+        return d_scores, xp.sum(d_scores, axis=other)
 
     return out, vjp
 
 
 def half_step_plan(scores, dual, *, onto, epsilon=1.0, query_mask=None, key_mask=None):
-    """The plan after a half step: of a dual and its c-transform onto the other side, where sums are exact.
+    """The plan right after a half step: of a dual and its c-transform onto side ``onto``, whose sums are exact.
 
     Onto queries, rows are ``softmax_j((g_j + S_ij) / epsilon)``; onto keys, columns
     ``n'/m' softmax_i((f_i + S_ij) / epsilon)``. A softmax is normalised in any precision, where the exponential of
@@ -170,8 +169,8 @@ def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0,
 
     With f* the c-transform of g onto queries, it is computed as ``softmax_j((g_j + S_ij) / epsilon)``, which is
     ``exp((f*_i + g_j + S_ij) / epsilon)``, times ``exp((f_i - f*_i) / epsilon)``. Where f is f*, as after `sinkhorn`,
-    this factor is 1, and rows are exact at any scale and epsilon. It overflows, with a FloatingPointError, if the duals
-    do not belong to the scores. O(n m), two passes. Source: Peyré & Cuturi, Proposition 4.3.
+    this factor is 1, and rows are exact at any scale and epsilon. Duals of other scores give a wrong plan, which is not
+    noticed unless it overflows (FloatingPointError). O(n m), two passes. Source: Peyré & Cuturi, Proposition 4.3.
 
     Parameters
     ----------
@@ -191,8 +190,8 @@ def transport_plan(scores: "... n m", duals: ("... n", "... m"), *, epsilon=1.0,
     """
     f, g = duals
     settings = dict(onto="query", epsilon=epsilon, query_mask=query_mask, key_mask=key_mask)
-    beyond = keep(f - entropic_c_transform(scores, g, **settings), query_mask)  # what f has beyond f*
-    return half_step_plan(scores, g, **settings) * array_namespace(f).exp(beyond / epsilon)[..., :, None]
+    excess = keep(f - entropic_c_transform(scores, g, **settings), query_mask)  # f - f*
+    return half_step_plan(scores, g, **settings) * array_namespace(f).exp(excess / epsilon)[..., :, None]
 
 
 @vjp_of(transport_plan)
@@ -233,7 +232,7 @@ def two_sided_c_transform(scores: "... n m", query_dual: "... n", *, epsilon=1.0
     Returns
     -------
     Duals
-        g = c-transform of the prediction onto keys, then f = c-transform of g onto queries: rows are exact.
+        g = c-transform of f_hat onto keys; f = c-transform of g onto queries, which replaces f_hat: rows are exact.
 
     Examples
     --------
@@ -280,7 +279,7 @@ def _log(mass):
 
 
 def _negative_lse(exponents, axis, valid):
-    """-LSE over the valid pairs, and 0 where there are none, so that the duals of padding are 0."""
+    """-LSE over the valid pairs, and 0 where there are none: the dual of a query without a key."""
     if valid is None:
         return -logsumexp(exponents, axis=axis)
     xp = array_namespace(exponents)

@@ -139,6 +139,7 @@ class Transformer(trees.EqualByValue):
         cls, architecture, attention, *, seed=0, xp=np, dtype=np.float32, classes=(), words=()
     ) -> Transformer:
         """Draw a new model with the same attention in every layer, its parameters in the module xp."""
+        _check_no_names([attention], "Transformer.create")
         params = initialise(architecture, seed=check_seed(seed, "Transformer.create"), dtype=dtype)
         if xp is not np:
             params = trees.place(params, xp)
@@ -170,6 +171,7 @@ class Transformer(trees.EqualByValue):
         """Return the same parameters with other attention: one for all layers, or one for each."""
         if len(attentions) == 1:
             attentions = attentions * self.architecture.n_layers
+        _check_no_names(attentions, "with_attention")
         return replace(self, attentions=tuple(attentions))
 
     def save(self, path) -> None:
@@ -234,3 +236,10 @@ def load_model(path, *, backend="numpy"):
     """
     array_module(backend)  # what is not there is said before the file is read
     return Transformer.load(path, backend=backend)
+
+
+def _check_no_names(attentions, function):
+    """Raise where a mechanism's name was given for an `Attention`: it would fail only when the model is used."""
+    for name in attentions:
+        if isinstance(name, str):
+            raise TypeError(f"{function}: attention must be an Attention, got {name!r}; give Attention({name!r})")

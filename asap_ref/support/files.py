@@ -61,6 +61,8 @@ def load(path, kind, build=lambda arrays, settings: (arrays, settings)):
     with _opened(path) as file:
         try:
             flat = _read_parts(file)
+            if "header" not in flat:
+                raise ValueError(f"it has no header, only {', '.join(flat):.60}")
             header = json.loads(str(flat.pop("header")))
             if header["arrays"] != list(flat):
                 raise ValueError("some of its arrays are missing, or are not its own")

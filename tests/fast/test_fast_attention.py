@@ -2,6 +2,7 @@
 
 import tracemalloc
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,8 +15,8 @@ from problems import masks, qkv
 
 from asap_ref import Amortizer, Cumulants, Slices, fit_amortizer, sinkhorn
 from asap_ref.fast import attention as fast_forms
-from asap_ref.fast import prediction, scaling, slices, threads
-from asap_ref.fast.from_dual import attention_from_dual
+from asap_ref.fast import from_dual, prediction, scaling, slices, threads
+from asap_ref.fast.from_dual import attention_from_dual, below_top
 from asap_ref.method import attention as readable
 from asap_ref.method.transport import attention_scores, transport_plan, two_sided_c_transform
 from asap_ref.rivals import initial_duals, one_sided
@@ -216,7 +217,8 @@ def in_blocks(q, k, v, amortizer, block, **masks):
         f_hat = prediction.predicted_dual(q, k, amortizer, query_mask=query_mask, key_mask=key_mask)[..., None]
 
         def part(q, k, v, f_hat, *masks):
-            return attention_from_dual(q, k, v, f_hat[..., 0], *masks, epsilon=1.0, block=block)
+            more = {"refine": amortizer.refine, "omega": 1.3} if amortizer.refine else {}
+            return attention_from_dual(q, k, v, f_hat[..., 0], *masks, epsilon=1.0, block=block, **more)
 
         if isinstance(q, np.ndarray):
             return threads.over_problems(part, [q, k, v, f_hat], [query_mask, key_mask])
@@ -426,3 +428,43 @@ def test_places_that_ride_along_in_a_sort_are_those_of_argsort(x):
     np.testing.assert_array_equal(xs, np.sort(x, axis=-1))
     np.testing.assert_array_equal(np.take_along_axis(x, places, axis=-1), xs)
     np.testing.assert_array_equal(np.sort(places, axis=-1), np.broadcast_to(np.arange(x.shape[-1]), x.shape))
+
+
+def test_the_largest_dual_of_tokens_becomes_zero_whatever_padding_holds():
+    mask = np.asarray([[True, True, False], [False, False, False]])
+    found = below_top(np.asarray([[-1e4, -1e4 - 3, 0.0], [5.0, 6, 7]]), mask)
+    np.testing.assert_array_equal(found[0], [0, -3, 0])
+    assert np.all(found[1] == 0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kept", [0, from_dual.KEPT])  # scores between iterations: formed again, or kept
+@pytest.mark.parametrize("block", [3, 8])  # some of the columns at a time, or all
+@pytest.mark.parametrize("module", ["numpy", "array_api_strict"])
+def test_refining_iterations_in_blocks_are_the_readable_ones(module, block, kept, masked, monkeypatch):
+    monkeypatch.setattr(from_dual, "KEPT", kept)
+    q, k, v = qkv(4, 2, n=11, m=8, p=3)
+    amortizer = replace(fit_amortizer([(q, k)], n_slices=5, n_iter=4), refine=2, omega=np.full(2, 1.3))
+    masking = dict(zip(("query_mask", "key_mask"), masks(4, 11, 8), strict=True)) if masked else {}
+    masking = {key: mask[:, None] for key, mask in masking.items()}
+    place = array_module(module).asarray
+    placed = {key: place(mask) for key, mask in masking.items()}
+    found = in_blocks(*map(place, (q, k, v)), amortizer=amortizer, block=block, **placed)
+    agree(to_numpy(found), readable.asap_attention(q, k, v, amortizer, **masking), np.float64)
+
+
+def test_softmax_in_tiles_holds_scores_of_any_size(monkeypatch):
+    monkeypatch.setattr(fast_forms, "within_a_chunk", lambda q, k: False)
+    q, k, v = KINDS["huge"]
+    agree(fast_forms.softmax_attention(q, k, v), readable.softmax_attention(q, k, v), np.float64)
+
+
+@pytest.mark.parametrize("offset", [-8192.0, 8192.0])
+def test_a_constant_of_the_dual_costs_no_digits(offset):
+    q, k, v = (x.astype(np.float32) for x in qkv(1, 1, n=9, d=4))
+    f_hat = (np.arange(9, dtype=np.float32) % 4 / 8)[None]  # with the offset, too, exact in float32
+
+    def out(f_hat):
+        return inside(attention_from_dual, q[0], k[0], v[0], f_hat, None, None, epsilon=1.0)
+
+    np.testing.assert_array_equal(out(f_hat + np.float32(offset)), out(f_hat))

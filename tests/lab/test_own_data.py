@@ -105,6 +105,9 @@ def test_a_model_refuses_data_that_it_does_not_read(tmp_path):
         for_model(npz(tmp_path, X=X, y=NAMES), vectors)
     with pytest.raises(ValueError, match="holds texts, but the model reads vectors"):
         for_model(text_file(tmp_path, "text\nx\n"), vectors)
+    unnamed = Transformer.create(Architecture(features=2, n_classes=2), Attention("softmax"))
+    with pytest.raises(ValueError, match="y is <U3, but the model has no names of classes"):
+        for_model(npz(tmp_path, X=X, y=NAMES), unnamed)
     nameless = Transformer.create(Architecture(vocabulary=5, length=2), Attention("softmax"))
     with pytest.raises(ValueError, match="saved without its words"):
         for_model(text_file(tmp_path, "text\nx\n"), nameless)

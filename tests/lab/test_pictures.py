@@ -81,10 +81,10 @@ def test_a_figure_is_shown_as_a_sharp_png_with_its_text(clouds, monkeypatch):
     data, metadata = shown[0]
     picture = Image.open(io.BytesIO(data["image/png"]))
     assert (
-        metadata["image/png"] == {"alt": "the way", "width": 900, "height": 170}
+        metadata["image/png"] == {"alt": "the way", "width": 900, "height": 210}
         and data["text/plain"] == "the way"
     )
-    assert picture.size == (1800, 340)
+    assert picture.size == (1800, 420)
     with pytest.raises(ValueError, match="alt is empty"):
         pictures.show(diagrams.plot_pipeline("sort"), alt=" ")
 

@@ -10,6 +10,7 @@ from sklearn.metrics import r2_score
 
 from asap_ref import (
     Amortizer,
+    Slices,
     SufficientStatistics,
     attention_scores,
     fit_amortizer,
@@ -18,6 +19,7 @@ from asap_ref import (
     transport_plan,
     two_sided_c_transform,
 )
+from asap_ref import dual_features_vjp as of_families_vjp
 
 rng = np.random.default_rng(0)
 FEATURES, TARGET = rng.standard_normal((20, 2, 5, 6)), rng.standard_normal((20, 2, 6))
@@ -206,3 +208,15 @@ def test_the_target_is_the_closure_ready_dual_one_iteration_before_the_teachers(
     features = dual_features(q, k, amortizer.family("slices").directions)
     judge = SufficientStatistics.of(features, target - target.mean(-1, keepdims=True))
     np.testing.assert_allclose(amortizer.weights, judge.ridge(1e-3), rtol=1e-9)
+
+
+def test_each_family_gets_its_own_gradient():
+    q, k = np.random.default_rng(0).standard_normal((2, 2, 6, 4))
+    families = [Slices(slice_directions(4, 3, seed=seed)) for seed in (0, 1)]
+    features, vjp = of_families_vjp(q, k, families)
+    d_features = np.random.default_rng(1).standard_normal(features.shape)
+    found = vjp(d_features)[2]
+    for i, family in enumerate(families):
+        _, alone = of_families_vjp(q, k, [family])
+        expected = alone(d_features[:, 3 * i : 3 * i + 3])[2][0]
+        np.testing.assert_allclose(found[i]["directions"], expected["directions"], rtol=1e-12)

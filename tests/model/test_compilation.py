@@ -12,6 +12,7 @@ from asap_ref.model.architecture import Architecture
 from asap_ref.model.compilation import compile_model
 from asap_ref.model.measures import column_distance, column_sums, plan_of, root_of_ratio
 from asap_ref.model.recording import record
+from asap_ref.model.sequences import Sequences
 from asap_ref.model.transformer import Transformer
 from asap_ref.support.trees import leaves
 
@@ -258,3 +259,21 @@ def test_examples_are_held_out_on_any_module(module):
         assert compiled.attentions[0].name == "sinkhorn" and layer["on_sinkhorn"] == [0, 1]  # nothing is that good
         errors.append(layer["output_error"])
     np.testing.assert_allclose(*errors, rtol=1e-3)  # float32, through normal equations
+
+
+@pytest.mark.parametrize(
+    ("sizes", "inputs"),
+    [
+        (SMALL, CALIBRATION),
+        (Architecture(features=2, width=4, n_layers=1, n_heads=1), np.zeros((8, 5, 2), np.float32)),
+        (
+            Architecture(features=2, width=4, n_layers=1, n_heads=1),
+            Sequences.of([np.zeros((3, 2)), np.zeros((2, 2))]),
+        ),
+        (Architecture(vocabulary=5, length=3, width=4, n_layers=1, n_heads=1), np.ones((8, 3), int)),
+    ],
+)
+def test_one_batch_that_was_given_for_a_list_of_them_is_named(sizes, inputs):
+    model = Transformer.create(sizes, Attention("sinkhorn", {"n_iter": 2}))
+    with pytest.raises(TypeError, match=r"got the inputs of one batch; give \[inputs\]"):
+        compile_model(model, inputs)

@@ -303,3 +303,9 @@ def test_trees_flatten_and_unflatten():
     assert list(flat) == ["a/b", "a/c", "d"]
     assert unflatten(flat).keys() == TREE.keys()
     np.testing.assert_array_equal(place(TREE, np)["a"]["b"], TREE["a"]["b"])
+
+
+def test_data_that_was_given_for_a_model_is_told_by_what_it_holds(tmp_path):
+    np.savez(tmp_path / "own.npz", X=np.ones((2, 3)), y=np.arange(2))
+    with pytest.raises(ValueError, match="was not written by asap_ref: it has no header, only X, y"):
+        files.load(tmp_path / "own.npz", "transformer")
