@@ -22,7 +22,7 @@ from asap_ref.support.contracts import inside
 from asap_ref.support.masks import keep_tokens
 from asap_ref.support.trees import place_like
 
-SEQUENCES = 4  # that are looked at, of a batch
+ENOUGH = 1024  # queries that are looked at, of a batch: in whole sequences
 TENTH = 0.1
 
 
@@ -36,7 +36,7 @@ def is_rounding(families, q, k, query_mask=None, key_mask=None):
     >>> is_rounding([Cumulants()], q / np.linalg.norm(q, axis=-1, keepdims=True), k)  # |q|² is the second of three
     array([[False,  True, False]])
     """
-    some = few_sequences(q, k, query_mask, key_mask, count=SEQUENCES)
+    some = few_sequences(q, k, query_mask, key_mask, count=max(ENOUGH // q.shape[-2], 1))
     q, k, *masks = (None if x is None else to_numpy(x) for x in some)
     q, k = (keep_tokens(x, mask).astype(np.float64) for x, mask in zip((q, k), masks, strict=True))
     rng, unit = np.random.default_rng(0), np.finfo(np.float32).eps

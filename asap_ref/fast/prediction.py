@@ -19,7 +19,7 @@ from asap_ref.fast import kernels
 from asap_ref.fast.form import fast_form
 from asap_ref.fast.quadratic_form import QuadraticForm
 from asap_ref.fast.slices import WeightedSlices
-from asap_ref.fast.threads import cut, even_step, flat_mask, spread, worker_count
+from asap_ref.fast.threads import cut, even_step, flat_mask, spread
 from asap_ref.support.arrays import one_pass
 from asap_ref.support.family import check_weights
 from asap_ref.support.masks import keep, keep_tokens, queries_with_a_key
@@ -72,8 +72,7 @@ def _in_pieces(q, k, forms, query_mask, key_mask):
     masks = [flat_mask(mask, leading, count, H) for mask in (query_mask, key_mask)]
     dual = np.empty((count, H, n), q.dtype)
     size = max(n * max(q.shape[-1], *(form.width for form in forms)), 1)
-    most = min(PIECE, max(count * H * size // worker_count(), WORTH_A_THREAD))
-    step = max(min(PIECE // size, even_step(count * H, size, most)), 1)  # heads of sequences
+    step = max(min(PIECE // size, even_step(count * H, size, PIECE, WORTH_A_THREAD)), 1)  # heads of sequences
     heads = cut(H, step)
     of_those = [forms] if len(heads) == 1 else [of_heads(forms, some) for some in heads]
 

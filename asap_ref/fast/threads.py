@@ -82,11 +82,16 @@ def chunks(count, size):
     return cut(count, even_step(count, size, CHUNK)) or [slice(0, 0)]
 
 
-def even_step(count, size, most):
-    """Problems in a piece of at most about ``most`` entries, where pieces are as many for each worker."""
+def even_step(count, size, most, least=math.inf):
+    """Problems in a piece of at most about ``most`` entries.
+
+    Where there are several pieces, or each worker would have ``least`` entries, they are as many for each worker.
+    """
     pieces = max(math.ceil(count * size / most), 1)
-    if pieces > 1 and not _is_of_pool():  # within a piece a thread costs more than it saves
-        pieces = math.ceil(pieces / worker_count()) * worker_count()
+    if not _is_of_pool():  # within a piece a thread costs more than it saves
+        even = math.ceil(pieces / worker_count()) * worker_count()
+        if pieces > 1 or count * size >= even * least:
+            pieces = even
     return max(math.ceil(count / pieces), 1)
 
 
