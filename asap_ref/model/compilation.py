@@ -98,7 +98,7 @@ def compile_model(
     check_model(model, "model", "compile_model")
     if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         raise TypeError(f"compile_model: batches must be a list of inputs, got {type(batches).__name__}")
-    axes = 2 if model.architecture.kind == "text" else 3
+    axes = 2 if getattr(model.architecture, "kind", None) == "text" else 3
     if len(getattr(batches, "shape", ())) == axes and not hasattr(batches, "chunks"):  # Dask and zarr have batches
         raise TypeError("compile_model: batches is a list of inputs, got the inputs of one batch; give [inputs]")
     if iter(batches) is batches:
