@@ -35,7 +35,7 @@ WRONG = [
     # ---- compilation
     (lambda: compile_model(None, [IMAGES]), TypeError, "compile_model: model must be a Transformer, got NoneType"),
     (lambda: compile_model(TEACHER, 3), TypeError, "batches must be a list of inputs, got int"),
-    (lambda: compile_model(TEACHER, IMAGES), ValueError, r"inputs has shape \(8, 8\), expected \(batch, "),
+    (lambda: compile_model(TEACHER, IMAGES), TypeError, r"got the inputs of one batch; give \[inputs\]"),
     (lambda: compile_model(TEACHER, [NAN[0]]), ValueError, "inputs has shape"),
     (lambda: compile_model(TEACHER, [IMAGES * np.nan]), ValueError, "inputs contains NaN; pass finite values"),
     (lambda: compile_model(TEACHER, [IMAGES], into="softmax"), ValueError, "one of 'asap', 'one-sided'"),
