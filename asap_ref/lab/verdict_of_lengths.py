@@ -27,7 +27,7 @@ def in_one_sentence(report):
     said += (
         f"Sinkhorn with T = {settings['teacher']['n_iter']}, takes {_times_as_long(ms['sinkhorn'] / ms['asap'])} "
     )
-    said += f"as {asap} in scaling form"
+    said += f"as {asap} in the fast scaling form"
     if log_domain is not None:
         said += f" and {_times_as_long(log_domain)} in the log domain, as the literature runs it"
     if ms.get("softmax"):
@@ -90,6 +90,4 @@ def _called(name):
     worth = "about as near as ASAP in about the same time or less"
     if kind == "sinkhorn":
         return f"Sinkhorn with T = {rest}, {worth}"
-    start, count = rest.removeprefix("relaxed-").split("-")
-    start = "softmax" if start == "softmax" else "the Gaussian dual"
-    return f"Sinkhorn, T = {count}, over-relaxed from {start}, {worth}"
+    return f"a few over-relaxed iterations (the row {name}), {worth}"
