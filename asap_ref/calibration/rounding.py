@@ -50,9 +50,8 @@ def _moves(families, given, rounded, masks):
         if isinstance(family, Slices):
             marks.append(np.zeros((given[0].shape[1], family.count), bool))
             continue
-        one, other = (
-            fast_features(family, *tokens, *masks) for tokens in (given, rounded)
-        )  # (sequences, H, F, n)
+        # (sequences, H, F, n)
+        one, other = (fast_features(family, *tokens, *masks) for tokens in (given, rounded))
         move, size = (np.sum(x * x, axis=(0, -1)) for x in (other - one, one))
         marks.append(move > TENTH**2 * size)
     return np.concatenate(marks, axis=-1)

@@ -49,9 +49,8 @@ def _softmax_whole(q, k, v, query_mask, key_mask):
     q, k, v = without_padding(q, k, v, query_mask, key_mask)
     S, valid = attention_scores(q, k), valid_pairs(query_mask, key_mask)
     S = S if valid is None else xp.where(valid, S, -xp.inf)
-    some = (
-        None if valid is None else xp.any(valid, axis=-1, keepdims=True)
-    )  # a query without a key attends to none
+    # a query without a key attends to none
+    some = None if valid is None else xp.any(valid, axis=-1, keepdims=True)
     top = xp.max(S, axis=-1, keepdims=True)
     E = _exp_of_difference(S, top if valid is None else xp.where(some, top, xp.zeros_like(top)))
     total = xp.sum(E, axis=-1, keepdims=True)

@@ -67,9 +67,8 @@ def draw_plans(report, stem, *, drawn=DRAWN):
     spread = {}
     for axis, (name, title) in zip(axes, drawn.items(), strict=True):
         P = np.asarray(plans[name])
-        received = P.sum(0)
-        spread[name] = received.max()
-        title = f"{title}: a point receives\n{received.min():.2f} to {received.max():.2f} times its share"
+        spread[name] = P.sum(0).max()
+        title = f"{title}: a point receives\n{_shares(P)}"
         plot_plan(P, points, axis=axis, title=title, colour=name.partition("-")[0])
     told = f"Softmax lets one point receive {spread['softmax']:.1f} times its share, ASAP at most {spread['asap']:.2f}"
     if whole:
@@ -83,15 +82,17 @@ def draw_plans(report, stem, *, drawn=DRAWN):
 
 def told_of_two_plans(report):
     """Tell in words what is seen where a cloud is drawn under softmax and under ASAP."""
-    told = []
-    for name in ("softmax", "asap"):
-        received = np.asarray(report["cloud"]["plans"][name]).sum(0)
-        told.append(f"{received.min():.2f} to {received.max():.2f}")
+    softmax, asap = (_shares(np.asarray(report["cloud"]["plans"][name])) for name in ("softmax", "asap"))
     points = len(report["cloud"]["points"])
     return (
-        f"One cloud of {points} points, the same scores. Under softmax a point receives {told[0]} times its share of "
-        f"attention, under ASAP {told[1]}. Lines are weights, the size of a point is what it receives."
+        f"One cloud of {points} points, the same scores. Under softmax a point receives {softmax} of attention, under "
+        f"ASAP {asap}. Lines are weights, the size of a point is what it receives."
     )
+
+
+def _shares(P):
+    received = P.sum(0)
+    return f"{received.min():.2f} to {received.max():.2f} times its share"
 
 
 def draw_dual(report, stem):

@@ -9,7 +9,7 @@ import numpy as np
 
 from asap_ref.lab.cloud_pictures import draw_all
 from asap_ref.lab.replacements import SUMMED
-from asap_ref.lab.verdict_of_lengths import in_one_sentence
+from asap_ref.lab.verdict_of_lengths import in_few_words
 from asap_ref.support import presentation
 from asap_ref.support.tables import markdown_table
 
@@ -52,7 +52,7 @@ def markdown(report):
     cost = f"{1e3 * report['compile']['seconds']:.0f} (once)"
     lines.append([str(report["rows"][0]["n"]), "the compile step", "", "", "", "", cost, "", ""])
     alone = f"\n{of_layers(report)}" if report["layers"] else ""
-    return f"{in_one_sentence(report)}\n\n{markdown_table(lines)}\n{told(report)}\n{alone}"
+    return f"{in_few_words(report)}\n\n{markdown_table(lines)}\n{told(report)}\n{alone}"
 
 
 def of_layers(report):

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from asap_ref.fast.threads import blas_on_one_thread
 from asap_ref.support.arrays import to_numpy
 
 ROUNDS, LEAST, BUDGET = 21, 5, 5.0  # who has taken more than so many seconds may stop after LEAST rounds
@@ -79,7 +79,7 @@ def least_times(calls, *, rounds):
     array([1., 1.])
     """
     names, least, results = list(calls), dict.fromkeys(calls, np.inf), {}
-    with threadpool_limits(1, user_api="blas"):
+    with blas_on_one_thread():
         for i in range(rounds):
             for name in turns(names, i):
                 start = time.process_time()

@@ -9,7 +9,7 @@ SOME_LABELS = 50  # judged, at least, where agreement is told
 MODULES = {"numpy": "NumPy", "cupy": "CuPy"}
 
 
-def in_one_sentence(report):
+def in_few_words(report):
     """Say the times at the greatest length, the labels, and up to which length a loop is the better buy.
 
     It is one where the teacher, cut or not, or over-relaxed iterations that nobody calibrated, are about as near as
@@ -21,13 +21,9 @@ def in_one_sentence(report):
     longest, rows = list(by_length.items())[-1]
     settings, machine = report["settings"], report["machine"]["processor"]
     ms, log_domain, teacher, asap = _times(report, longest, rows)
-    said = (
-        f"At {longest:,} tokens ({machine}, {MODULES.get(settings['backend'], settings['backend'])}) {teacher}, "
-    )
-    said += (
-        f"Sinkhorn with T = {settings['teacher']['n_iter']}, takes {_times_as_long(ms['sinkhorn'] / ms['asap'])} "
-    )
-    said += f"as {asap} in the fast scaling form"
+    module, n_iter = MODULES.get(settings["backend"], settings["backend"]), settings["teacher"]["n_iter"]
+    said = f"At {longest:,} tokens ({machine}, {module}) {teacher}, Sinkhorn with T = {n_iter}, takes "
+    said += f"{_times_as_long(ms['sinkhorn'] / ms['asap'])} as {asap} in the fast scaling form"
     if log_domain is not None:
         said += f" and {_times_as_long(log_domain)} in the log domain, as the literature runs it"
     if ms.get("softmax"):

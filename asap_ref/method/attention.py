@@ -9,8 +9,8 @@
     Sinkhorn    P = exp((f + g + S) / epsilon),    f and g from T iterations                        2T + 3
     ASAP        P = exp((f + g + S) / epsilon),    g and f from f_hat = Phiᵀ w by two half steps         4
 
-At epsilon = 1, Sinkhorn of T = 0 is softmax. All three are quadratic, by S and P v: what ASAP saves is the factor T
-(two passes would do: f only makes the rows exact, and is formed to be seen).
+At epsilon = 1, Sinkhorn of T = 0 is softmax. All three are quadratic, by S and P v: what ASAP saves is the factor T.
+(Two passes would do for ASAP: f only makes its rows exact, and is formed to be seen.)
 An amortizer may refine f_hat before the half steps (ours; it does so only if told to): read as if it were not there.
 
 Shapes: q (..., n, d), k (..., m, d), v (..., m, p) -> out (..., n, p). Leading axes are batch and head.

@@ -108,9 +108,8 @@ def _standardise(x, eps):
     xp = array_namespace(x)
     centred = x - xp.mean(x, axis=-1, keepdims=True)
     variance = xp.mean(centred * centred, axis=-1, keepdims=True) + eps
-    inverse_deviation = (
-        1 / xp.sqrt(variance) + 0 * variance
-    )  # where the variance overflows it is NaN, and not zero
+    # NaN, and not zero, where the variance overflows
+    inverse_deviation = 1 / xp.sqrt(variance) + 0 * variance
     return centred * inverse_deviation, inverse_deviation
 
 

@@ -12,7 +12,7 @@ from asap_ref.lab.outcome import markdown, times
 from asap_ref.lab.readable import ReadableAttention
 from asap_ref.lab.reproduce import ReproduceSettings, reproduce
 from asap_ref.lab.runs import calibration_batches
-from asap_ref.lab.verdict_of_lengths import in_one_sentence
+from asap_ref.lab.verdict_of_lengths import in_few_words
 
 
 def row(n, attention, ms, error, log_domain=100.0):
@@ -42,7 +42,7 @@ def report_of(*rows, layers=()):
 def test_the_sentence_names_the_length_below_which_sinkhorn_is_about_as_near_in_about_the_same_time():
     short = [row(64, "sinkhorn", 10, 0.0), row(64, "sinkhorn-3", 7.2, 0.03), row(64, "sinkhorn-2", 5, 0.031)]
     long = [row(256, "sinkhorn", 10, 0.0), row(256, "sinkhorn-3", 6, 0.01), row(256, "asap", 4, 0.02)]
-    told = in_one_sentence(report_of(*short, row(64, "asap", 7, 0.02), *long))
+    told = in_few_words(report_of(*short, row(64, "asap", 7, 0.02), *long))
     assert "At 256 tokens (two cores, NumPy) a forward pass with the teacher, Sinkhorn with T = 10, takes" in told
     assert "at 256 tokens the label is the teacher's for 199 of 200 test inputs." in told
     assert (
@@ -57,21 +57,21 @@ def test_the_sentence_names_the_length_below_which_sinkhorn_is_about_as_near_in_
 
 def test_the_sentence_says_so_where_the_whole_teacher_is_faster_and_where_nothing_is():
     slow = [row(64, "sinkhorn", 10, 0.0), row(64, "sinkhorn-3", 6, 0.5), row(64, "asap", 20, 0.02)]
-    told = in_one_sentence(report_of(*slow))
+    told = in_few_words(report_of(*slow))
     assert (
         "takes 0.50 times as long as with ASAP in the fast scaling form" in told
         and "use the teacher itself, in about" in told
     )
     relaxed = [row(64, "sinkhorn", 10, 0.0), row(64, "over-relaxed-gaussian-1", 3, 0.02), row(64, "asap", 4, 0.02)]
-    told = in_one_sentence(report_of(*relaxed))
+    told = in_few_words(report_of(*relaxed))
     assert "use a few over-relaxed iterations (the row over-relaxed-gaussian-1), about as near" in told
     fast = [row(64, "sinkhorn", 10, 0.0), row(64, "asap", 2, 0.02)]
-    assert "At no length measured" in in_one_sentence(report_of(*fast))
+    assert "At no length measured" in in_few_words(report_of(*fast))
 
 
 def test_the_sentence_tells_of_labels_where_enough_of_them_were_judged():
     many, few = (row(64, "asap", 9, 0.1), row(4096, "asap", 9, 0.1) | {"judged": 6})
-    told = in_one_sentence(report_of(row(64, "sinkhorn", 10, 0.0), many, row(4096, "sinkhorn", 10, 0.0), few))
+    told = in_few_words(report_of(row(64, "sinkhorn", 10, 0.0), many, row(4096, "sinkhorn", 10, 0.0), few))
     assert (
         told.startswith("**At 4,096 tokens") and "at 64 tokens the label is the teacher's for 199 of 200" in told
     )
@@ -82,7 +82,7 @@ def test_the_sentence_takes_the_attention_alone_where_it_was_timed():
         {"n": 64, "attention": name, "ms": ms, "speedup_log_domain": log}
         for name, ms, log in (("sinkhorn", 30, 3.0), ("sinkhorn", 30, None), ("asap", 5, 80.4), ("asap", 5, None))
     ]
-    told = in_one_sentence(report_of(row(64, "sinkhorn", 10, 0.0), row(64, "asap", 9, 0.1), layers=alone))
+    told = in_few_words(report_of(row(64, "sinkhorn", 10, 0.0), row(64, "asap", 9, 0.1), layers=alone))
     assert "the teacher's attention, Sinkhorn with T = 10, takes 6.0 times as long as ASAP's in" in told
     assert "80 times as long in the log domain" in told
 
